@@ -1,0 +1,1131 @@
+#!/usr/bin/env -S node --import tsx
+/**
+ * load_balancer.ts - spread TCP connections over a set of servers.
+ *
+ * Picks a server for each client connection and copies bytes both ways until both sides have finished. It never reads
+ * the bytes, so it carries any protocol over TCP; it does not cache, pool or encrypt.
+ *
+ *   tsx load_balancer.ts round-robin
+ *   tsx load_balancer.ts least-connections --port 8080 --servers 10.0.0.1:80,10.0.0.2:80*2
+ *
+ * What it promises about bytes, half-closes, resets, retries and limits is listed in README.md.
+ */
+import { execFileSync } from "node:child_process";
+import { lookup } from "node:dns/promises";
+import { readdirSync } from "node:fs";
+import { connect, createServer, isIP, type Server as Listener, type Socket } from "node:net";
+import {
+  type Address, amount, formatAddress, hostName, isMain, type Kind, listen, mulberry32, oneOf, onStopSignals, type Options,
+  parseAddress, parseCommandLine, portNumber, readValue, reasonOf, RunError, runScript, seedNumber, UsageError, type Values, wholeNumber,
+} from "./lib.ts";
+
+/** The servers to balance over, when --servers names no others. */
+const SERVERS = ["127.0.0.1:65433", "127.0.0.1:65434", "127.0.0.1:65435", "127.0.0.1:65436", "127.0.0.1:65437"];
+
+// ─── Servers ─────────────────────────────────────────────────────────────────
+// What the balancer knows about each server. The algorithms read it, the health section and the relay write it.
+
+/** A server as the command line names it. */
+export type ServerSpec = Address & { readonly weight: number };
+
+export interface Server {
+  readonly address: Address;
+  /** `127.0.0.1:65433`, its name in logs and in the status. */
+  readonly name: string;
+  weight: number;
+  up: boolean;
+  draining: boolean;
+  /** Came back on probation: one connection at a time until one of them succeeds. */
+  onTrial: boolean;
+  /** Failures and successes in a row, of checks and of real connects alike. */
+  failures: number;
+  successes: number;
+  /** The last failures were of a kind that a bare connect cannot refute: accepted, and closed at once. */
+  suspect: boolean;
+  /** How long it will be left alone next time, in seconds, when no check can tell whether it is back; and until when it is now. */
+  penalty: number;
+  heldUntil: number;
+  /** Gave a byte to a client since the last look. */
+  spoke: boolean;
+  /** Open connections, counted from the pick. */
+  active: number;
+  total: number;
+  connectErrors: number;
+  checkFailures: number;
+  bytesToServer: number;
+  bytesToClient: number;
+  /** Exponentially weighted means in seconds, null before the first sample. */
+  connectTime: number | null;
+  turnTime: number | null;
+  /** Smooth round robin's running balance. */
+  credit: number;
+  /** Peak EWMA of its turn times in seconds, as it was at `costAt`; 0 without history. See `observe`. */
+  cost: number;
+  costAt: number;
+  /** When each connection that waits for an answer began to, in seconds, the oldest first (kept for `least-latency` only). */
+  readonly asked: Map<object, number>;
+  oldestAsked: number;
+  /** Of its name, for `source-hash`. */
+  readonly hash: number;
+  /** Its next check, or its next chance. */
+  timer: NodeJS.Timeout | undefined;
+}
+
+/** A server as it is before anything is known of it. */
+export function newServer({ weight, ...address }: ServerSpec): Server {
+  const name = formatAddress(address);
+  return {
+    address, name, weight, up: true, draining: false, onTrial: false, failures: 0, successes: 0, suspect: false,
+    penalty: PENALTY.first, heldUntil: 0, spoke: false, active: 0, total: 0, connectErrors: 0, checkFailures: 0, bytesToServer: 0, bytesToClient: 0,
+    connectTime: null, turnTime: null, credit: 0, cost: 0, costAt: 0, asked: new Map(), oldestAsked: Infinity,
+    hash: hash(name), timer: undefined,
+  };
+}
+
+/** `host:port` or `host:port*weight`. */
+const serverSpec: Kind<ServerSpec> = {
+  expected: "host:port or host:port*weight, with a port from 1 to 65535 and a weight from 1 to 1000",
+  read(text) {
+    const [place = "", stars, rest] = text.split("*");
+    const address = parseAddress(place);
+    const weight = stars === undefined ? 1 : wholeNumber(1, 1000).read(stars);
+    return address === undefined || address.port === 0 || weight === undefined || rest !== undefined ? undefined : { ...address, weight };
+  },
+};
+
+/** Reads a list of `serverSpec`s. Throws a UsageError about the first one that is wrong, or there twice. */
+export function parseServers(texts: readonly string[]): ServerSpec[] {
+  const specs = texts.map((text) => readValue("server", serverSpec, text.trim()));
+  const names = specs.map(formatAddress);
+  const twice = names.find((name, index) => names.indexOf(name) !== index);
+  if (twice !== undefined) throw new UsageError(`Bad server ${JSON.stringify(twice)}: expected each server once`);
+  return specs;
+}
+
+// ─── Algorithms ──────────────────────────────────────────────────────────────
+// Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the table: help, validation,
+// tests and the laboratory derive from it.
+
+/** Picks one of `servers`, which is never empty and holds only servers that may be picked now. */
+export type Picker = (servers: readonly Server[], clientAddress: string) => Server;
+
+/** What an algorithm may use of the world: random numbers in [0, 1), and a monotonic clock in seconds. */
+export type Sources = { readonly random: () => number; readonly now: () => number };
+
+/** Each entry makes a fresh picker, so that two balancers never share anything. */
+export const algorithms = {
+  "round-robin": () => takeTurns,
+
+  "least-connections": () => (servers) => {
+    let least = first(servers);
+    let ties = 0;
+    for (const server of servers) {
+      const difference = server.active * least.weight - least.active * server.weight; // per weight, without dividing
+      if (difference < 0) [least, ties] = [server, 1];
+      else if (difference === 0) ties += 1;
+    }
+    return ties === 1 ? least : takeTurns(servers.filter((server) => server.active * least.weight === least.active * server.weight));
+  },
+
+  random: ({ random }) => (servers) => {
+    let left = random() * servers.reduce((sum, server) => sum + server.weight, 0);
+    return servers.find((server) => (left -= server.weight) < 0) ?? first(servers);
+  },
+
+  // Mitzenmacher 2001: the second choice takes nearly all of the gain. The two must differ, or one pick in n is blind.
+  "two-choices": ({ random }) => (servers) => {
+    const one = Math.floor(random() * servers.length);
+    const other = Math.floor(random() * (servers.length - 1));
+    const a = servers[one] ?? first(servers);
+    const b = servers[other < one ? other : other + 1] ?? a;
+    return b.active * a.weight < a.active * b.weight ? b : a; // on a tie the first, which is a random one
+  },
+
+  "least-latency": ({ random, now }) => (servers) => {
+    const time = now();
+    const start = Math.floor(random() * servers.length); // ties fall to a random one
+    let best = first(servers);
+    let lowest = Infinity;
+    const unknown = typicalCost(servers, time);
+    for (let i = 0; i < servers.length; i += 1) {
+      const server = servers[(start + i) % servers.length] ?? best;
+      const load = (costOf(server, time, unknown) * (server.active + 1)) / server.weight;
+      if (load < lowest) [lowest, best] = [load, server];
+    }
+    return best;
+  },
+
+  // Weighted rendezvous hashing (Thaler & Ravishankar 1998): each server scores each client; a server that leaves takes
+  // only its own clients with it. The highest -weight / ln(u) wins, which for equal weights is the highest u.
+  "source-hash": () => (servers, clientAddress) => {
+    const client = hash(clientAddress);
+    let best = first(servers);
+    let highest = -1;
+    for (const server of servers) {
+      const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
+      if (server.weight === best.weight ? u > highest : Math.log(u) / server.weight > Math.log(highest) / best.weight) [highest, best] = [u, server];
+    }
+    return best;
+  },
+} satisfies Record<string, (sources: Sources) => Picker>;
+
+export type Algorithm = keyof typeof algorithms;
+const ALGORITHMS = Object.keys(algorithms).filter((name): name is Algorithm => name in algorithms);
+
+function first(servers: readonly Server[]): Server {
+  const server = servers[0];
+  if (server === undefined) throw new RangeError("an algorithm picks from at least one server");
+  return server;
+}
+
+/** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a b c. */
+function takeTurns(servers: readonly Server[]): Server {
+  let total = 0;
+  let best: Server | undefined;
+  for (const server of servers) {
+    server.credit += server.weight;
+    total += server.weight;
+    if (best === undefined || server.credit > best.credit) best = server;
+  }
+  best ??= first(servers);
+  best.credit -= total;
+  return best;
+}
+
+/** A cost that a server has shown falls to 1/e of itself in this many seconds without a new sample. */
+const DECAY = 10;
+/** What a server is taken to need, in seconds, while no server has any history. */
+const DEFAULT_COST = 0.03;
+
+/** Takes one turn time into the server's peak EWMA (Finagle's): a slower one counts at once, a faster one by and by. */
+export function observe(server: Server, seconds: number, now: number): void {
+  const kept = Math.exp((server.costAt - now) / DECAY);
+  const decayed = server.cost * kept;
+  server.cost = seconds > decayed ? seconds : decayed + seconds * (1 - kept);
+  server.costAt = now;
+}
+
+/**
+ * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read, so that a once-slow server is tried
+ * again; and a turn that has already lasted longer counts as it stands: its server is slow now, before its answer proves it.
+ */
+export function costOf(server: Server, now: number, unknown: number): number {
+  const shown = server.cost > 0 ? server.cost * Math.exp((server.costAt - now) / DECAY) : unknown;
+  return Math.max(shown, now - server.oldestAsked);
+}
+
+/** What to expect of a server without history: the mean of those that have one. */
+function typicalCost(servers: readonly Server[], now: number): number {
+  const known = servers.filter((server) => server.cost > 0);
+  return known.reduce((sum, server) => sum + costOf(server, now, 0), 0) / known.length || DEFAULT_COST;
+}
+
+/** FNV-1a, 32 bits. */
+function hash(text: string): number {
+  let value = 0x811c9dc5;
+  for (let i = 0; i < text.length; i += 1) value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
+  return value >>> 0;
+}
+
+/** Spreads every bit of a hash over all 32 (MurmurHash3's finalizer). */
+function mix(value: number): number {
+  value = Math.imul(value ^ (value >>> 16), 0x85ebca6b);
+  value = Math.imul(value ^ (value >>> 13), 0xc2b2ae35);
+  return (value ^ (value >>> 16)) >>> 0;
+}
+
+// ─── Relay ───────────────────────────────────────────────────────────────────
+// A connection is two sockets, bytes both ways, and one place (`end`) that decides how it ends. The handlers are shared by
+// all connections and find theirs through the socket: closures for each would cost more than the forwarding.
+
+/** How an accepted connection may end. */
+export const REASONS = ["ok", "client_reset", "server_reset", "idle_timeout", "no_server", "queue_timeout", "limit", "drain_forced"] as const;
+export type Reason = (typeof REASONS)[number];
+
+/** Bytes that a socket may hold back for a slow reader before its source is paused; also the size of one read. */
+const BUFFER_SIZE = 64 * 1024;
+/** A read of this many bytes or more is a bulk transfer, and worth a buffer of its own. */
+const BULK = 16 * 1024;
+const NOTHING = Buffer.alloc(0);
+
+/**
+ * Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data and a clean end.
+ * A write of nothing asks the kernel for the error; on a socket that has been ended, only a later read does.
+ */
+const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
+const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
+
+declare module "node:net" {
+  interface Socket {
+    /** The connection that it is a side of. */
+    connection?: Connection | undefined;
+  }
+}
+
+class Connection {
+  readonly balancer: LoadBalancer;
+  readonly client: Socket;
+  readonly clientAddress: string;
+  readonly clientName: string;
+  readonly acceptedAt: number;
+  /** The socket to the server, from the dial on. */
+  upstream: Socket | undefined = undefined;
+  /** The server that counts this connection as one of its own. */
+  server: Server | undefined = undefined;
+  serverName: string | null = null;
+  /** Servers that could not be connected to. */
+  tried: Server[] = [];
+  /** Sent by the client before there was a server to send it to. */
+  early: Buffer[] = [];
+  earlyBytes = 0;
+  relaying = false;
+  clientEnded = false;
+  serverEnded = false;
+  clientClosed = false;
+  reason: Reason | undefined = undefined;
+  bytesToServer = 0;
+  bytesToClient = 0;
+  /** Bytes went that way since the last sweep. */
+  movedToServer = false;
+  movedToClient = false;
+  dialledAt = 0;
+  connectedAt = 0;
+  quietSince: number;
+  /** When the client began the turn that the server has not answered yet; 0 between turns. */
+  askedAt = 0;
+
+  constructor(balancer: LoadBalancer, client: Socket) {
+    this.balancer = balancer;
+    this.client = client;
+    this.acceptedAt = this.quietSince = balancer.now();
+    client.connection = this;
+    client.on("error", onError).on("data", onClientData).on("end", onEnd).on("close", onClose);
+    const { remoteAddress, remotePort } = client; // undefined once the client has gone, so read now
+    this.clientAddress = remoteAddress?.replace(/^::ffff:/, "") ?? "unknown";
+    this.clientName = formatAddress({ host: this.clientAddress, port: remotePort ?? 0 });
+  }
+
+  /** Starts an attempt at `server`. It ends in `balancer.connected` or `balancer.connectFailed`, or with the connection. */
+  dial(server: Server): void {
+    this.dialledAt = this.balancer.now();
+    const { onread } = this.balancer.readBuffers;
+    const options = { ...server.address, onread, allowHalfOpen: true, noDelay: true, autoSelectFamily: false, highWaterMark: BUFFER_SIZE };
+    const upstream = connect(options);
+    upstream.connection = this;
+    this.upstream = upstream.on("error", onError).on("connect", onConnect).on("end", onEnd).on("close", onClose);
+  }
+
+  /** Gives up the current attempt, without a word to its socket's handlers. */
+  abandonDial(): void {
+    if (this.upstream === undefined) return;
+    this.upstream.connection = undefined;
+    this.upstream.destroy();
+    this.upstream = undefined;
+  }
+
+  /** The server is there: everything that waited for it goes out. */
+  startRelay(upstream: Socket): void {
+    this.relaying = true;
+    this.connectedAt = this.quietSince = this.balancer.now();
+    const { early } = this;
+    this.early = [];
+    for (const chunk of early) this.toServer(upstream, chunk);
+    if (!upstream.writableNeedDrain) this.client.resume();
+    if (this.clientEnded) this.balancer.halfCloseSoon(this);
+  }
+
+  fromClient(chunk: Buffer): void {
+    if (this.relaying && this.upstream !== undefined) return this.toServer(this.upstream, chunk);
+    this.early.push(chunk);
+    this.earlyBytes += chunk.length;
+    if (this.earlyBytes >= BUFFER_SIZE) this.client.pause();
+  }
+
+  toServer(upstream: Socket, chunk: Buffer): void {
+    this.movedToServer = true;
+    this.bytesToServer += chunk.length;
+    if (this.server !== undefined) this.server.bytesToServer += chunk.length;
+    if (this.askedAt === 0) this.balancer.asked(this);
+    if (upstream.write(chunk)) return;
+    this.client.pause();
+    upstream.once("drain", onDrain);
+  }
+
+  /** Returns false when no more should be read for now. */
+  toClient(upstream: Socket, size: number, buffer: Uint8Array): boolean {
+    const { server, client } = this;
+    if (server !== undefined) {
+      server.bytesToClient += size;
+      if (this.bytesToClient === 0 || !server.spoke) this.balancer.spoke(server);
+      if (this.askedAt !== 0) this.balancer.answered(this, server);
+    }
+    this.movedToClient = true;
+    this.bytesToClient += size;
+    if (!this.balancer.readBuffers.writeTo(client, size, buffer)) {
+      client.once("drain", onDrain);
+      return false;
+    }
+    if (!HIDES_RESETS || !upstream.writableEnded) return true;
+    this.balancer.resumeSoon(upstream); // by then a reset behind these bytes shows as one
+    return false;
+  }
+
+  /** One side has said its last byte. */
+  sideEnded(side: Socket): void {
+    if (side === this.client) this.clientEnded = true;
+    else this.serverEnded = true;
+    if (this.closedEarly(side)) this.balancer.failed(this.server, "accepted, and closed without a byte", true);
+    if (this.relaying) this.balancer.halfCloseSoon(this);
+    else if (this.bytesToServer + this.earlyBytes === 0) this.balancer.leaveQueue(this);
+  }
+
+  /** A server that closes within a second, unasked and without a byte, has not really accepted. */
+  closedEarly(side: Socket): boolean {
+    return side === this.upstream && this.relaying && this.bytesToClient === 0 && !this.clientEnded && this.balancer.now() - this.connectedAt < 1;
+  }
+
+  /** Passes on the ends that have come in. With both there and nothing left to write, one close each does for two shutdowns. */
+  halfClose(): void {
+    const { client, upstream } = this;
+    if (this.reason !== undefined || upstream === undefined) return;
+    if (this.clientEnded && this.serverEnded && client.writableLength === 0 && upstream.writableLength === 0) {
+      client.destroy();
+      upstream.destroy();
+      return;
+    }
+    if (this.clientEnded && !upstream.writableEnded) upstream.end();
+    if (this.serverEnded && !client.writableEnded) client.end();
+  }
+
+  /** Ends the connection for `reason`, in the way that this reason looks to each side. The first reason stands. */
+  end(reason: Reason): void {
+    if (this.reason !== undefined) return;
+    this.reason = reason;
+    this.early = [];
+    this.balancer.forget(this);
+    for (const socket of [this.client, this.upstream]) {
+      if (socket === undefined || socket.destroyed) continue;
+      if (reason === "client_reset" || reason === "server_reset") this.passOnReset(socket);
+      else if (reason === "idle_timeout" && socket.writableLength === 0) socket.destroy();
+      else reset(socket);
+    }
+  }
+
+  /** What was received before a reset goes first; a reset discards even what the kernel still holds, hence the grace. */
+  passOnReset(socket: Socket): void {
+    const moved = socket === this.client ? this.movedToClient : this.movedToServer;
+    if (moved || socket.writableLength > 0 || isShuttingDown(socket)) this.balancer.resetSoon(socket);
+    else reset(socket);
+  }
+
+  sideClosed(side: Socket): void {
+    const ended = side === this.client ? this.clientEnded : this.serverEnded;
+    if (side === this.client) this.clientClosed = true;
+    else this.upstream = undefined;
+    if (!ended) this.end(side === this.client ? "client_reset" : "server_reset");
+    if (side !== this.client) this.balancer.leaveServer(this);
+    if (this.clientClosed && this.upstream === undefined) this.balancer.ended(this);
+  }
+}
+
+function onClientData(this: Socket, chunk: Buffer): void {
+  if (this.connection?.reason === undefined) this.connection?.fromClient(chunk);
+}
+
+function onServerData(this: Socket, size: number, buffer: Uint8Array): boolean {
+  return this.connection !== undefined && this.connection.reason === undefined && this.connection.toClient(this, size, buffer);
+}
+
+function onConnect(this: Socket): void {
+  this.connection?.balancer.connected(this.connection, this);
+}
+
+function onEnd(this: Socket): void {
+  if (HIDES_RESETS && !this.writableEnded && !this.destroyed) this.write(NOTHING);
+  this.connection?.sideEnded(this);
+}
+
+/** What was held back for `this` has been written: its source may go on. */
+function onDrain(this: Socket): void {
+  const connection = this.connection;
+  const source = this === connection?.client ? connection.upstream : connection?.client;
+  if (connection?.reason === undefined) source?.resume();
+}
+
+function onError(this: Socket, error: Error): void {
+  const connection = this.connection;
+  if (connection === undefined) return; // an attempt that was given up
+  if (this === connection.client) return connection.end("client_reset");
+  if (!connection.relaying) return connection.balancer.connectFailed(connection, error);
+  if (connection.closedEarly(this)) connection.balancer.failed(connection.server, "accepted, and reset without a byte", true);
+  connection.end("server_reset");
+}
+
+function onClose(this: Socket): void {
+  this.connection?.sideClosed(this);
+}
+
+/** Its last bytes are with the kernel and the FIN is on its way: libuv refuses to reset such a socket. */
+const isShuttingDown = (socket: Socket): boolean => socket.writableEnded && socket.writableLength === 0 && !socket.writableFinished;
+
+function reset(socket: Socket): void {
+  if (socket.connecting || isShuttingDown(socket)) socket.destroy();
+  else socket.resetAndDestroy();
+}
+
+/**
+ * The buffers into which servers' bytes are read. Small reads of all connections share one and are copied out at once,
+ * so that an idle connection holds none. A bulk transfer reads into a buffer of its own, which is written as it stands;
+ * it is read into again only if that write left nothing queued, because what is queued still points into it.
+ */
+class ReadBuffers {
+  readonly #shared: Uint8Array = Buffer.allocUnsafeSlow(BUFFER_SIZE);
+  #next = this.#shared;
+  /** For `connect`: Node asks for the next buffer at the start, and after each callback. */
+  readonly onread = { buffer: (): Uint8Array => this.#take(), callback: onServerData };
+
+  #take(): Uint8Array {
+    const next = this.#next;
+    this.#next = this.#shared;
+    return next;
+  }
+
+  /** Writes the first `size` bytes of `buffer` to `socket`; false when it should not be given more. */
+  writeTo(socket: Socket, size: number, buffer: Uint8Array): boolean {
+    const bytes = buffer.subarray(0, size);
+    const bulk = size >= BULK;
+    if (buffer === this.#shared) {
+      if (bulk) this.#next = Buffer.allocUnsafeSlow(BUFFER_SIZE);
+      return socket.write(Buffer.from(bytes));
+    }
+    const more = socket.write(bytes);
+    if (bulk) this.#next = socket.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BUFFER_SIZE);
+    return more;
+  }
+}
+
+/** Things that all may wait equally long: the first in is the first to expire, so one timer serves them all. */
+class Deadlines<T> {
+  readonly #deadlines = new Map<T, number>();
+  readonly #wait: number;
+  readonly #expire: (item: T) => void;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(seconds: number, expire: (item: T) => void) {
+    this.#wait = seconds * 1000;
+    this.#expire = expire;
+  }
+
+  get size(): number {
+    return this.#deadlines.size;
+  }
+
+  [Symbol.iterator](): IterableIterator<T> {
+    return this.#deadlines.keys();
+  }
+
+  add(item: T): void {
+    this.#deadlines.set(item, performance.now() + this.#wait);
+    this.#timer ??= setTimeout(() => this.#look(), this.#wait).unref();
+  }
+
+  delete(item: T): boolean {
+    return this.#deadlines.delete(item);
+  }
+
+  #look(): void {
+    this.#timer = undefined;
+    for (const [item, deadline] of this.#deadlines) {
+      const left = deadline - performance.now();
+      if (left > 0) {
+        this.#timer ??= setTimeout(() => this.#look(), left).unref();
+        return;
+      }
+      this.#deadlines.delete(item);
+      this.#expire(item);
+    }
+  }
+}
+
+/** Sockets that are to be reset when what was written to them has had its chance to arrive: a few of them, looked at often. */
+class Resets {
+  /** How long unwritten bytes are waited for, and how long the kernel has for those that it was given; in ms. */
+  static readonly PATIENCE = 2000;
+  static readonly GRACE = 50;
+  readonly #waiting = new Map<Socket, { readonly deadline: number; at: number }>();
+  #timer: NodeJS.Timeout | undefined;
+
+  add(socket: Socket): void {
+    const now = performance.now();
+    socket.pause();
+    this.#waiting.set(socket, { deadline: now + Resets.PATIENCE, at: now + Resets.GRACE });
+    this.#timer ??= setInterval(() => this.#look(performance.now()), Resets.GRACE / 2);
+  }
+
+  #look(now: number): void {
+    for (const [socket, when] of this.#waiting) {
+      if (socket.writableLength > 0) when.at = now + Resets.GRACE;
+      if (now < Math.min(when.at, when.deadline) && !socket.destroyed) continue;
+      this.#waiting.delete(socket);
+      if (!socket.destroyed) reset(socket);
+    }
+    if (this.#waiting.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+}
+
+// ─── Health ──────────────────────────────────────────────────────────────────
+// Active checks, spread over the interval, and the failures of real connections, in one count of failures in a row.
+
+/** Seconds that a failed server is left alone when no check can tell that it is back: at first, and at most. */
+const PENALTY = { first: 10, most: 60 } as const;
+export const CHECKS = ["tcp", "ping", "none"] as const;
+type Check = (typeof CHECKS)[number];
+type HealthSettings = Pick<LoadBalancerOptions, "check" | "checkInterval" | "connectTimeout" | "fall" | "rise">;
+
+/** Connects to `server`, for `ping` asks as well, and reports once: undefined for success, else why not. */
+function probe(server: Server, check: Check, seconds: number, report: (why: string | undefined) => void): void {
+  const socket = connect({ ...server.address, autoSelectFamily: false });
+  let answer = "";
+  const finish = (why: string | undefined): void => {
+    clearTimeout(timer);
+    socket.removeAllListeners().on("error", () => undefined).destroy();
+    report(why);
+  };
+  const timer = setTimeout(() => finish(check === "tcp" ? "no connection in time" : "no PONG! in time"), seconds * 1000);
+  socket.on("error", (error) => finish(reasonOf(error)));
+  if (check === "tcp") return void socket.on("connect", () => finish(undefined));
+  socket.on("connect", () => socket.write("PING!")).on("end", () => finish("closed before its PONG!"));
+  socket.on("data", (bytes) => {
+    answer += bytes.toString("latin1");
+    if (answer.length >= 5) finish(answer === "PONG!" ? undefined : "another answer than PONG!");
+  });
+}
+
+/** Decides from successes and failures which servers are up. `changed` hears of every change. */
+class Health {
+  readonly #settings: HealthSettings;
+  readonly #changed: (server: Server, why: string) => void;
+
+  constructor(settings: HealthSettings, changed: (server: Server, why: string) => void) {
+    this.#settings = settings;
+    this.#changed = changed;
+  }
+
+  /** Starts the checks of a server; `phase` from 0 to 1 is its place in the interval. */
+  start(server: Server, phase: number): void {
+    const { check, checkInterval } = this.#settings;
+    if (check === "none") return;
+    server.timer = setTimeout(() => {
+      this.#check(server);
+      server.timer = setInterval(() => this.#check(server), checkInterval * 1000);
+    }, phase * checkInterval * 1000);
+  }
+
+  stop(server: Server): void {
+    clearTimeout(server.timer);
+    server.timer = undefined;
+  }
+
+  #check(server: Server): void {
+    const { check, checkInterval, connectTimeout } = this.#settings;
+    const busy = server.spoke; // a full server lets the check wait, but it answers its clients
+    server.spoke = false;
+    if (check === "ping" && busy) return this.succeeded(server, true);
+    probe(server, check, check === "ping" ? checkInterval : Math.min(checkInterval, connectTimeout), (why) => {
+      if (server.timer === undefined) return; // stopped meanwhile
+      if (why === undefined) return this.succeeded(server, check === "ping");
+      if (check === "ping" && server.spoke) return;
+      server.checkFailures += 1;
+      this.failed(server, why, false);
+    });
+  }
+
+  /** Takes in a success. A bare connect (`spoke` false) does not clear a server that accepts and closes at once. */
+  succeeded(server: Server, spoke: boolean): void {
+    if (server.up && server.suspect && !spoke) return;
+    server.failures = 0;
+    server.successes += 1;
+    if (spoke) [server.suspect, server.penalty] = [false, PENALTY.first];
+    const isBack = !server.up && server.successes >= this.#settings.rise && performance.now() >= server.heldUntil;
+    if (isBack) this.#set(server, true, server.suspect, `${server.successes} successes in a row`);
+    else if (server.up && server.onTrial) this.#set(server, true, false, "its trial went well");
+  }
+
+  /** Takes in a failure; `suspect` when the connect itself had succeeded. */
+  failed(server: Server, why: string, suspect: boolean): void {
+    const { fall, check } = this.#settings;
+    const relapsed = server.onTrial;
+    server.successes = 0;
+    server.failures += 1;
+    server.suspect ||= suspect;
+    if (!server.up || (server.failures < fall && !relapsed)) return;
+    this.#set(server, false, false, why);
+    if (check !== "none" && !relapsed) return; // the checks will tell when it is back
+    server.heldUntil = performance.now() + server.penalty * 1000;
+    if (check === "none") setTimeout(() => { if (!server.up) this.#set(server, true, true, "to be tried by one connection"); }, server.penalty * 1000).unref();
+    server.penalty = Math.min(server.penalty * 2, PENALTY.most);
+  }
+
+  #set(server: Server, up: boolean, onTrial: boolean, why: string): void {
+    Object.assign(server, { up, onTrial, successes: 0 });
+    if (up) server.failures = 0;
+    this.#changed(server, why);
+  }
+}
+
+// ─── Balancer ────────────────────────────────────────────────────────────────
+// Gives each client a server, counts, and knows when to stop. Everything that changes while it runs is here, in a
+// `Connection` or in a `Server`.
+
+export interface Status {
+  algorithm: Algorithm;
+  listening: string;
+  uptime: number;
+  accepted: number;
+  active: number;
+  queued: number;
+  retries: number;
+  ended: Record<Reason, number>;
+  servers: ({ server: string; state: "up" | "down" | "draining" }
+    & Pick<Server, "weight" | "active" | "total" | "connectErrors" | "checkFailures" | "bytesToServer" | "bytesToClient" | "connectTime" | "turnTime">)[];
+}
+
+/** Failures to connect that are this machine's shortage, not the server's fault. */
+const OUR_SHORTAGE = ["EMFILE", "ENFILE", "EADDRNOTAVAIL", "ENOBUFS", "ENOMEM"];
+
+export class LoadBalancer {
+  readonly options: LoadBalancerOptions;
+  readonly health: Health;
+  readonly readBuffers = new ReadBuffers();
+  servers: Server[] = [];
+  /** Those that may be picked now: up, not draining, with a connection free. */
+  #eligible: Server[] = [];
+  readonly #pick: Picker;
+  readonly #log: Log;
+  readonly #listener: Listener;
+  #listening = "";
+  readonly #startedAt = this.now();
+  readonly #open = new Set<Connection>();
+  readonly #queue: Deadlines<Connection>;
+  readonly #dialling: Deadlines<Connection>;
+  readonly #resets = new Resets();
+  readonly #sweeper: NodeJS.Timeout;
+  #ending: Connection[] = [];
+  #resuming: Socket[] = [];
+  #turnScheduled = false;
+  #accepted = 0;
+  #retries = 0;
+  readonly #ended: Record<Reason, number> = Object.fromEntries(REASONS.map((reason) => [reason, 0])) as Record<Reason, number>;
+  #stopped: (() => void) | undefined;
+
+  constructor(options: LoadBalancerOptions, log: Log) {
+    this.options = options;
+    this.#log = log;
+    this.#pick = algorithms[options.algorithm]({ random: mulberry32(options.seed), now: () => this.now() });
+    this.health = new Health(options, (server, why) => {
+      log.server(server, why);
+      this.#refresh();
+    });
+    this.#queue = new Deadlines(options.queueTimeout, (connection) => connection.end("queue_timeout"));
+    this.#dialling = new Deadlines(options.connectTimeout, (connection) => this.connectFailed(connection, new Error("no answer in time")));
+    this.#listener = createServer({ allowHalfOpen: true, noDelay: true, highWaterMark: BUFFER_SIZE }, (client) => this.#accept(client));
+    const period = Math.min(1, options.idleTimeout > 0 ? options.idleTimeout / 4 : 1);
+    this.#sweeper = setInterval(() => this.#sweep(), period * 1000);
+    this.setServers(options.servers);
+  }
+
+  /** Monotonic, in seconds. */
+  now(): number {
+    return performance.now() / 1000;
+  }
+
+  /** Starts listening; returns the real address. Throws RunError. */
+  async listen(): Promise<Address> {
+    const { host, port } = this.options;
+    const address = await listen(this.#listener, { host, port, backlog: 4096 });
+    this.#listening = formatAddress(address);
+    return address;
+  }
+
+  /** Balances over `specs` from now on. Servers that stay keep their counts; those that go finish their connections. */
+  setServers(specs: readonly ServerSpec[]): void {
+    const known = new Map(this.servers.map((server) => [server.name, server]));
+    this.servers = specs.map((spec) => {
+      const server = known.get(formatAddress(spec)) ?? newServer(spec);
+      server.weight = spec.weight;
+      return server;
+    });
+    for (const server of known.values()) if (!this.servers.includes(server)) this.health.stop(server);
+    this.servers.forEach((server, place) => { if (!known.has(server.name)) this.health.start(server, place / this.servers.length); });
+    this.#refresh();
+  }
+
+  #accept(client: Socket): void {
+    this.#accepted += 1;
+    const connection = new Connection(this, client);
+    this.#open.add(connection);
+    if (this.#open.size > this.options.maxConnections) connection.end("limit");
+    else this.#place(connection);
+  }
+
+  // --- choosing ---
+
+  #limitOf(server: Server): number {
+    return server.onTrial ? 1 : this.options.serverConnections || Infinity;
+  }
+
+  /** To be called when a server may have become eligible, or ceased to be. */
+  #refresh(): void {
+    this.#eligible = this.servers.filter((server) => server.up && !server.draining && server.active < this.#limitOf(server));
+    for (const connection of this.#queue) {
+      const choice = this.#choose(connection);
+      if (choice === "wait" && this.#eligible.length === 0) return;
+      if (choice === "wait") continue;
+      this.#queue.delete(connection);
+      this.#assign(connection, choice);
+    }
+  }
+
+  /** A server that has not been tried; `wait` while all of those are full; undefined when there is none left. */
+  #choose({ tried, clientAddress }: Connection): Server | "wait" | undefined {
+    const isUntried = (server: Server): boolean => !tried.includes(server);
+    const free = tried.length === 0 ? this.#eligible : this.#eligible.filter(isUntried);
+    if (free.length > 0) return this.#pick(free, clientAddress);
+    const rest = this.servers.filter((server) => !server.draining && isUntried(server));
+    if (rest.some((server) => server.up)) return "wait";
+    const down = rest.filter((server) => server.active < this.#limitOf(server)); // a last resort
+    return down.length > 0 ? this.#pick(down, clientAddress) : rest.length > 0 ? "wait" : undefined;
+  }
+
+  #place(connection: Connection): void {
+    const choice = this.#choose(connection);
+    if (choice === "wait") this.#queue.add(connection);
+    else this.#assign(connection, choice);
+  }
+
+  #assign(connection: Connection, server: Server | undefined): void {
+    if (server === undefined) return connection.end("no_server");
+    if (connection.tried.length > 0) this.#retries += 1;
+    connection.server = server;
+    connection.serverName = server.name;
+    server.active += 1;
+    server.total += 1;
+    if (server.active === this.#limitOf(server)) this.#refresh();
+    this.#dialling.add(connection);
+    connection.dial(server);
+  }
+
+  /** Un-counts a connection on its server: once, however often it is called. */
+  leaveServer(connection: Connection): void {
+    const { server } = connection;
+    if (server === undefined) return;
+    if (connection.askedAt !== 0) this.#forgetTurn(connection, server);
+    connection.server = undefined;
+    server.active -= 1;
+    if (server.onTrial && connection.relaying && connection.reason === undefined) this.health.succeeded(server, true);
+    if (server.active === this.#limitOf(server) - 1) this.#refresh();
+  }
+
+  leaveQueue(connection: Connection): void {
+    if (this.#queue.delete(connection)) connection.end("client_reset");
+  }
+
+  // --- what connections report ---
+
+  connected(connection: Connection, upstream: Socket): void {
+    const { server } = connection;
+    this.#dialling.delete(connection);
+    if (server === undefined) return;
+    server.connectTime = smooth(server.connectTime, this.now() - connection.dialledAt);
+    if (server.failures > 0 || !server.up || server.onTrial) this.health.succeeded(server, false);
+    this.#log.connected(connection);
+    connection.startRelay(upstream);
+  }
+
+  /** An attempt failed: the connection goes to a server that it has not tried. */
+  connectFailed(connection: Connection, error: unknown): void {
+    const { server } = connection;
+    this.#dialling.delete(connection);
+    connection.abandonDial();
+    if (server === undefined) return;
+    const code = error instanceof Error && "code" in error ? String(error.code) : "";
+    connection.tried.push(server);
+    if (!OUR_SHORTAGE.includes(code)) {
+      server.connectErrors += 1;
+      observe(server, this.options.connectTimeout, this.now()); // a fast failure must not look like a fast server
+      this.health.failed(server, reasonOf(error), false);
+    }
+    this.leaveServer(connection);
+    if (code === "EMFILE" || code === "ENFILE") connection.end("limit");
+    else if (connection.reason === undefined) this.#place(connection);
+  }
+
+  failed(server: Server | undefined, why: string, suspect: boolean): void {
+    if (server !== undefined) this.health.failed(server, why, suspect);
+  }
+
+  /** The client has begun a turn. */
+  asked(connection: Connection): void {
+    connection.askedAt = this.now();
+    const { server } = connection;
+    if (server === undefined || this.options.algorithm !== "least-latency") return;
+    server.asked.set(connection, connection.askedAt);
+    server.oldestAsked = Math.min(server.oldestAsked, connection.askedAt);
+  }
+
+  /** The server's first byte of an answer. */
+  answered(connection: Connection, server: Server): void {
+    const now = this.now();
+    const seconds = now - connection.askedAt;
+    server.turnTime = smooth(server.turnTime, seconds);
+    observe(server, seconds, now);
+    this.#forgetTurn(connection, server);
+  }
+
+  #forgetTurn(connection: Connection, server: Server): void {
+    if (server.asked.delete(connection) && connection.askedAt === server.oldestAsked) {
+      server.oldestAsked = server.asked.values().next().value ?? Infinity;
+    }
+    connection.askedAt = 0;
+  }
+
+  /** A server gave a byte: it is well. */
+  spoke(server: Server): void {
+    server.spoke = true;
+    if (server.failures > 0 || server.suspect || server.onTrial || !server.up) this.health.succeeded(server, true);
+  }
+
+  /** The connection is about to end: it no longer waits for anything. */
+  forget(connection: Connection): void {
+    this.#queue.delete(connection);
+    this.#dialling.delete(connection);
+  }
+
+  resetSoon(socket: Socket): void {
+    this.#resets.add(socket);
+  }
+
+  /** Both its sockets are closed. */
+  ended(connection: Connection): void {
+    if (!this.#open.delete(connection)) return;
+    connection.reason ??= "ok";
+    this.#ended[connection.reason] += 1;
+    this.#log.ended(connection);
+    if (this.#open.size === 0) this.#stopped?.();
+  }
+
+  // --- at the end of the loop's turn ---
+
+  halfCloseSoon(connection: Connection): void {
+    this.#ending.push(connection);
+    this.#scheduleTurn();
+  }
+
+  resumeSoon(socket: Socket): void {
+    this.#resuming.push(socket);
+    this.#scheduleTurn();
+  }
+
+  #scheduleTurn(): void {
+    if (this.#turnScheduled) return;
+    this.#turnScheduled = true;
+    setImmediate(() => {
+      const [ending, resuming] = [this.#ending, this.#resuming];
+      [this.#ending, this.#resuming, this.#turnScheduled] = [[], [], false];
+      for (const connection of ending) connection.halfClose();
+      for (const socket of resuming) if (!socket.destroyed) socket.resume();
+    });
+  }
+
+  // --- time ---
+
+  #sweep(): void {
+    const { idleTimeout } = this.options;
+    const now = this.now();
+    for (const connection of this.#open) {
+      if (connection.movedToServer || connection.movedToClient) {
+        connection.quietSince = now;
+        connection.movedToServer = connection.movedToClient = false;
+      } else if (connection.relaying && idleTimeout > 0 && now - connection.quietSince >= idleTimeout) connection.end("idle_timeout");
+    }
+  }
+
+  /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how many that were. */
+  async stop(seconds: number): Promise<number> {
+    const finished = new Promise<void>((resolve) => { this.#stopped = resolve; });
+    if (this.#listener.listening) this.#listener.close();
+    const deadline = setTimeout(() => this.cut(), seconds * 1000);
+    if (this.#open.size > 0) await finished;
+    clearTimeout(deadline);
+    clearInterval(this.#sweeper);
+    for (const server of this.servers) this.health.stop(server);
+    this.#log.flush();
+    return this.#ended.drain_forced;
+  }
+
+  /** Resets every open connection. */
+  cut(): void {
+    for (const connection of this.#open) connection.end("drain_forced");
+  }
+
+  /** What section by section the status page shows. At every moment accepted = active + queued + the sum of ended. */
+  status(): Status {
+    return {
+      algorithm: this.options.algorithm, listening: this.#listening, uptime: this.now() - this.#startedAt, accepted: this.#accepted,
+      active: this.#open.size - this.#queue.size, queued: this.#queue.size, retries: this.#retries, ended: { ...this.#ended },
+      servers: this.servers.map((server) => ({
+        server: server.name, state: server.draining ? "draining" : server.up ? "up" : "down", weight: server.weight, active: server.active,
+        total: server.total, connectErrors: server.connectErrors, checkFailures: server.checkFailures, bytesToServer: server.bytesToServer,
+        bytesToClient: server.bytesToClient, connectTime: server.connectTime, turnTime: server.turnTime,
+      })),
+    };
+  }
+}
+
+/** An exponentially weighted mean that gives a new sample an eighth of the weight (as TCP does with round trips, RFC 6298). */
+const smooth = (mean: number | null, sample: number): number => (mean === null ? sample : mean + (sample - mean) / 8);
+
+// ─── Log ─────────────────────────────────────────────────────────────────────
+// Lines wait a moment and are written together. A reader of the log that is too slow costs lines, not memory.
+
+export const LOGS = ["text", "json", "none"] as const;
+
+export class Log {
+  static readonly #MOST = 1 << 20;
+  readonly #format: (typeof LOGS)[number];
+  #lines: string[] = [];
+  #dropped = 0;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(format: (typeof LOGS)[number]) {
+    this.#format = format;
+  }
+
+  connected({ clientName, serverName }: Connection): void {
+    if (this.#format === "text") this.#line(`Connected client ${clientName} to server ${serverName}`);
+  }
+
+  ended({ clientName, serverName, balancer, acceptedAt, bytesToServer, bytesToClient, reason }: Connection): void {
+    if (this.#format === "none" || (this.#format === "text" && reason === "ok")) return;
+    const seconds = Number((balancer.now() - acceptedAt).toFixed(6));
+    if (this.#format === "json") this.#line(JSON.stringify({ client: clientName, server: serverName, seconds, bytesToServer, bytesToClient, reason }));
+    else this.#line(`Connection of client ${clientName} to ${serverName === null ? "no server" : `server ${serverName}`} ended after ${seconds.toFixed(3)} s: ${reason}`);
+  }
+
+  /** In json the lines are about connections, so these go to stderr. */
+  server(server: Server, why: string): void {
+    const line = escapeControls(`Server ${server.name} is ${server.up ? (server.onTrial ? "on trial" : "up") : "down"}: ${why}`);
+    if (this.#format === "text") this.#line(line);
+    else if (this.#format === "json") console.error(line);
+  }
+
+  #line(line: string): void {
+    if (process.stdout.writableLength > Log.#MOST) this.#dropped += 1;
+    else this.#lines.push(line);
+    this.#timer ??= setTimeout(() => this.flush(), 50);
+  }
+
+  flush(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    if (this.#dropped > 0 && this.#lines.length > 0) console.error(`${this.#dropped} log lines were dropped: their reader was too slow`);
+    if (this.#lines.length > 0) process.stdout.write(`${this.#lines.join("\n")}\n`);
+    [this.#lines, this.#dropped] = [[], 0];
+  }
+}
+
+/** Shows control characters as \x1b, so that nothing in a line can end it or move the terminal's cursor. */
+const escapeControls = (text: string): string => text.replace(/[\x00-\x1f\x7f-\x9f]/g, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
+
+// ─── Command line ────────────────────────────────────────────────────────────
+
+const seconds = amount("seconds");
+const serverList: Kind<string> = { expected: "host:port[*weight],...", read: (text) => text || undefined };
+
+const OPTIONS = {
+  host: { kind: hostName, value: "HOST", fallback: "127.0.0.1", help: "address to listen on" },
+  port: { kind: portNumber, value: "PORT", fallback: "65432", help: "port to listen on; 0 = any free one" },
+  servers: { kind: serverList, value: "LIST", fallback: SERVERS.join(","), help: "host:port[*weight],..." },
+  connectTimeout: { kind: seconds, value: "SECONDS", fallback: "2", help: "for one attempt to connect to a server" },
+  idleTimeout: { kind: seconds, value: "SECONDS", fallback: "600", help: "no byte either way for this long ends a connection; 0 = never" },
+  maxConnections: { kind: wholeNumber(1), value: "N", help: "clients at once (default: what the file-descriptor limit allows)" },
+  serverConnections: { kind: wholeNumber(0), value: "N", fallback: "0", help: "connections per server at once, further clients queue; 0 = no limit" },
+  queueTimeout: { kind: seconds, value: "SECONDS", fallback: "30", help: "longest wait in that queue" },
+  check: { kind: oneOf(CHECKS), value: "tcp|ping|none", fallback: "tcp", help: "active health check" },
+  checkInterval: { kind: seconds, value: "SECONDS", fallback: "2", help: "between two checks of a server" },
+  fall: { kind: wholeNumber(1), value: "N", fallback: "3", help: "failures in a row that take a server down" },
+  rise: { kind: wholeNumber(1), value: "N", fallback: "2", help: "successes in a row that bring it up again" },
+  drainTimeout: { kind: seconds, value: "SECONDS", fallback: "30", help: "how long SIGTERM waits for open connections" },
+  log: { kind: oneOf(LOGS), value: "text|json|none", fallback: "text", help: "what to print about connections" },
+  seed: { kind: seedNumber, value: "N", help: "repeats the random picks of a run (default: drawn)" },
+} as const satisfies Options;
+
+export type LoadBalancerOptions = Omit<Values<typeof OPTIONS>, "servers" | "maxConnections" | "seed">
+  & { algorithm: Algorithm; servers: readonly ServerSpec[]; maxConnections: number; seed: number };
+
+/** A balancer that is listening. What `options` leaves out is as on the command line. Throws RunError. */
+export async function startLoadBalancer(options: Partial<LoadBalancerOptions> & { algorithm: Algorithm }): Promise<{ balancer: LoadBalancer; address: Address }> {
+  const { servers: names, maxConnections, seed, ...defaults } = parseCommandLine(OPTIONS, []).values;
+  const servers = await resolveNames(options.servers ?? parseServers(names.split(",")));
+  const settings = { ...defaults, seed: Math.floor(Math.random() * 2 ** 32), maxConnections: Infinity, ...options, servers };
+  settings.maxConnections = allowedConnections(settings.maxConnections, servers.length);
+  const balancer = new LoadBalancer(settings, new Log(settings.log));
+  try {
+    return { balancer, address: await balancer.listen() };
+  } catch (error) {
+    await balancer.stop(0);
+    throw error;
+  }
+}
+
+/** Every address of every name: a look-up for each connection would cost a thread each time. Throws RunError. */
+async function resolveNames(specs: readonly ServerSpec[]): Promise<ServerSpec[]> {
+  const resolved = await Promise.all(specs.map(async (spec) => {
+    if (isIP(spec.host)) return [spec];
+    const addresses = await lookup(spec.host, { all: true }).catch((error: unknown) => { throw new RunError(`Cannot find server ${JSON.stringify(formatAddress(spec))}: ${reasonOf(error)}`); });
+    return addresses.map(({ address }) => ({ ...spec, host: address }));
+  }));
+  return [...new Map(resolved.flat().map((spec) => [formatAddress(spec), spec])).values()];
+}
+
+/** How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`, and says so when that is more. */
+function allowedConnections(wanted: number, servers: number): number {
+  const limit = Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity;
+  const spare = readdirSync("/dev/fd").length + 16 + Math.min(servers, 200); // what is open, what Node may open, checks under way
+  const allowed = Math.max(1, Math.floor((limit - spare) / 2));
+  if (wanted !== Infinity && wanted > allowed) console.error(`--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and the limit is ${limit}: allowing ${allowed}`);
+  return Math.min(wanted, allowed);
+}
+
+const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;
+
+/** Throws a UsageError that names the algorithms there are. */
+export function readAlgorithm(name: string): Algorithm {
+  const algorithm = ALGORITHMS.find((known) => known === name);
+  if (algorithm === undefined) throw new UsageError(`Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`);
+  return algorithm;
+}
+
+async function main([algorithm, ...rest]: string[], { servers, maxConnections, seed, ...values }: Values<typeof OPTIONS>): Promise<number> {
+  if (algorithm === undefined) throw new UsageError("");
+  if (rest[0] !== undefined) throw new UsageError(`Bad argument ${JSON.stringify(rest[0])}: expected one algorithm and options`);
+  const { balancer, address } = await startLoadBalancer({
+    ...values, algorithm: readAlgorithm(algorithm), servers: parseServers(servers.split(",")),
+    ...(maxConnections === undefined ? {} : { maxConnections }), ...(seed === undefined ? {} : { seed }),
+  });
+  const stopping = new Promise<number>((resolve) => {
+    onStopSignals(() => resolve(balancer.stop(values.drainTimeout)), () => balancer.cut());
+    process.once("uncaughtException", (error) => { // a bug: say so, give the others a moment, and do not go on with broken state
+      console.error(error.stack);
+      resolve(balancer.stop(1).then((cut) => cut + 1));
+    });
+  });
+  console.log(`Listening on ${formatAddress(address)}`);
+  const cut = await stopping;
+  if (cut > 0) console.error(`${cut} ${cut === 1 ? "connection was" : "connections were"} cut off when the drain ended`);
+  return cut > 0 ? 1 : 0;
+}
+
+if (isMain(import.meta)) await runScript({ usage: USAGE, options: OPTIONS, main });
