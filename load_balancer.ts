@@ -57,7 +57,7 @@ export interface Server {
   /** Exponentially weighted means in seconds, null before the first sample. */
   connectTime: number | null;
   turnTime: number | null;
-  /** Smooth round robin's running balance. */
+  /** Where it stands in taking turns: what that means is the algorithm's own affair. */
   credit: number;
   /** Peak EWMA of its turn times in seconds, as it was at `costAt`; 0 without history. See `observe`. */
   cost: number;
@@ -116,15 +116,19 @@ export type Sources = { readonly random: () => number; readonly now: () => numbe
 export const algorithms = {
   "round-robin": () => takeTurns,
 
-  "least-connections": () => (servers) => {
-    let least = first(servers);
-    let ties = 0;
-    for (const server of servers) {
-      const difference = server.active * least.weight - least.active * server.weight; // per weight, without dividing
-      if (difference < 0) [least, ties] = [server, 1];
-      else if (difference === 0) ties += 1;
-    }
-    return ties === 1 ? least : takeTurns(servers.filter((server) => server.active * least.weight === least.active * server.weight));
+  // Ties take turns by a clock that each pick moves on by 1 / weight (start-time fair queueing, Goyal et al. 1996).
+  "least-connections": () => {
+    let clock = 0;
+    return (servers) => {
+      let best = first(servers);
+      for (const server of servers) {
+        const difference = server.active * best.weight - best.active * server.weight; // per weight, without dividing
+        if (difference < 0 || (difference === 0 && Math.max(clock, server.credit) < Math.max(clock, best.credit))) best = server;
+      }
+      clock = Math.max(clock, best.credit);
+      best.credit = clock + 1 / best.weight;
+      return best;
+    };
   },
 
   random: ({ random }) => (servers) => {
