@@ -12,10 +12,12 @@
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { readdirSync } from "node:fs";
+import { readdirSync, unwatchFile, watchFile } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { connect, createServer, isIP, type Server as Listener, type Socket } from "node:net";
 import {
-  type Address, amount, formatAddress, hostName, isMain, type Kind, listen, mulberry32, oneOf, onStopSignals, type Options,
+  type Address, amount, anyText, formatAddress, hostName, isMain, type Kind, listen, mulberry32, oneOf, onStopSignals, type Options,
   parseAddress, parseCommandLine, portNumber, readValue, reasonOf, RunError, runScript, seedNumber, UsageError, type Values, wholeNumber,
 } from "./lib.ts";
 
@@ -32,9 +34,14 @@ export interface Server {
   readonly address: Address;
   /** `127.0.0.1:65433`, its name in logs and in the status. */
   readonly name: string;
+  /** What the algorithms see: less than `fullWeight` during a slow start. */
   weight: number;
+  fullWeight: number;
   up: boolean;
   draining: boolean;
+  /** Since when it is up or down (on the balancer's clock, in seconds), and why it is down. */
+  since: number;
+  why: string;
   /** Came back on probation: one connection at a time until one of them succeeds. */
   onTrial: boolean;
   /** Failures and successes in a row, of checks and of real connects alike. */
@@ -57,6 +64,8 @@ export interface Server {
   /** Exponentially weighted means in seconds, null before the first sample. */
   connectTime: number | null;
   turnTime: number | null;
+  readonly connectTimes: Histogram;
+  readonly turnTimes: Histogram;
   /** Where it stands in taking turns: what that means is the algorithm's own affair. */
   credit: number;
   /** Peak EWMA of its turn times in seconds, as it was at `costAt`; 0 without history. See `observe`. */
@@ -75,11 +84,29 @@ export interface Server {
 export function newServer({ weight, ...address }: ServerSpec): Server {
   const name = formatAddress(address);
   return {
-    address, name, weight, up: true, draining: false, onTrial: false, failures: 0, successes: 0, suspect: false,
+    address, name, weight, fullWeight: weight, up: true, draining: false, since: clock(), why: "", onTrial: false, failures: 0, successes: 0, suspect: false,
     penalty: PENALTY.first, heldUntil: 0, spoke: false, active: 0, total: 0, connectErrors: 0, checkFailures: 0, bytesToServer: 0, bytesToClient: 0,
-    connectTime: null, turnTime: null, credit: 0, cost: 0, costAt: 0, asked: new Map(), oldestAsked: Infinity,
+    connectTime: null, turnTime: null, connectTimes: newHistogram(), turnTimes: newHistogram(), credit: 0, cost: 0, costAt: 0, asked: new Map(), oldestAsked: Infinity,
     hash: hash(name), timer: undefined,
   };
+}
+
+/** Monotonic, in seconds. */
+const clock = (): number => performance.now() / 1000;
+
+/** How many samples were at most each of BUCKETS seconds and above the one before; the last count is for those above all. */
+export interface Histogram {
+  readonly counts: number[];
+  sum: number;
+}
+const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+const newHistogram = (): Histogram => ({ counts: Array.from({ length: BUCKETS.length + 1 }, () => 0), sum: 0 });
+
+function count(histogram: Histogram, seconds: number): void {
+  let bucket = 0;
+  while (seconds > (BUCKETS[bucket] ?? Infinity)) bucket += 1;
+  histogram.counts[bucket] = (histogram.counts[bucket] ?? 0) + 1;
+  histogram.sum += seconds;
 }
 
 /** `host:port` or `host:port*weight`. */
@@ -95,11 +122,67 @@ const serverSpec: Kind<ServerSpec> = {
 
 /** Reads a list of `serverSpec`s. Throws a UsageError about the first one that is wrong, or there twice. */
 export function parseServers(texts: readonly string[]): ServerSpec[] {
-  const specs = texts.map((text) => readValue("server", serverSpec, text.trim()));
-  const names = specs.map(formatAddress);
-  const twice = names.find((name, index) => names.indexOf(name) !== index);
-  if (twice !== undefined) throw new UsageError(`Bad server ${JSON.stringify(twice)}: expected each server once`);
-  return specs;
+  const specs = new Map<string, ServerSpec>();
+  for (const text of texts) addServer(specs, text.trim());
+  return [...specs.values()];
+}
+
+function addServer(specs: Map<string, ServerSpec>, text: string): void {
+  const spec = readValue("server", serverSpec, text);
+  const name = formatAddress(spec);
+  if (specs.has(name)) throw new UsageError(`Bad server ${JSON.stringify(name)}: expected each server once`);
+  specs.set(name, spec);
+}
+
+/** Reads a servers file: one server a line, `#` starts a comment. Throws a RunError that names the line. */
+export async function readServersFile(file: string): Promise<ServerSpec[]> {
+  const text = await readFile(file, "utf8").catch((error: unknown) => { throw new RunError(`Cannot read ${file}: ${reasonOf(error)}`); });
+  const specs = new Map<string, ServerSpec>();
+  for (const [index, line] of text.split("\n").entries()) {
+    const entry = line.replace(/#.*/, "").trim();
+    try {
+      if (entry !== "") addServer(specs, entry);
+    } catch (error) {
+      throw new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
+    }
+  }
+  if (specs.size === 0) throw new RunError(`${file}:1: no server in the file: expected one host:port[*weight] a line`);
+  return [...specs.values()];
+}
+
+/** The addresses of a host name. */
+export type Resolver = (name: string) => Promise<readonly string[]>;
+const systemResolver: Resolver = async (name) => (await lookup(name, { all: true })).map(({ address }) => address);
+
+/**
+ * What the configured servers are at the moment: every address of a name is a server, so that DNS can be the directory.
+ * A name is looked up here, not for each connection, which would cost a thread each time. When that fails its last good
+ * answer stays; a name that has never had one stands for itself, and is down as long as it does not resolve.
+ */
+export class Directory {
+  specs: readonly ServerSpec[];
+  readonly #resolve: Resolver;
+  readonly #known = new Map<string, readonly string[]>();
+
+  constructor(specs: readonly ServerSpec[], resolve = systemResolver) {
+    this.specs = specs;
+    this.#resolve = resolve;
+  }
+
+  get hasNames(): boolean {
+    return this.specs.some(({ host }) => isIP(host) === 0);
+  }
+
+  /** Looks up every name and returns the servers that there are, each once. */
+  async lookUp(): Promise<ServerSpec[]> {
+    const names = [...new Set(this.specs.map(({ host }) => host).filter((host) => isIP(host) === 0))];
+    await Promise.all(names.map(async (name) => {
+      const addresses = await this.#resolve(name).catch(() => []);
+      if (addresses.length > 0) this.#known.set(name, [...addresses].sort());
+    }));
+    const servers = this.specs.flatMap((spec) => (this.#known.get(spec.host) ?? [spec.host]).map((host) => ({ ...spec, host })));
+    return [...new Map(servers.map((server) => [formatAddress(server), server])).values()];
+  }
 }
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
@@ -174,7 +257,7 @@ export const algorithms = {
 } satisfies Record<string, (sources: Sources) => Picker>;
 
 export type Algorithm = keyof typeof algorithms;
-const ALGORITHMS = Object.keys(algorithms).filter((name): name is Algorithm => name in algorithms);
+export const ALGORITHMS = Object.keys(algorithms).filter((name): name is Algorithm => name in algorithms);
 
 function first(servers: readonly Server[]): Server {
   const server = servers[0];
@@ -258,6 +341,8 @@ const NOTHING = Buffer.alloc(0);
  */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
+/** Reading of a client stops behind a chunk that `reread` puts back, which takes this; what may be written to it is counted, not asked of the stream. */
+const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 
 declare module "node:net" {
   interface Socket {
@@ -283,6 +368,7 @@ class Connection {
   early: Buffer[] = [];
   earlyBytes = 0;
   relaying = false;
+  rereading = false;
   clientEnded = false;
   serverEnded = false;
   clientClosed = false;
@@ -305,7 +391,7 @@ class Connection {
     client.connection = this;
     client.on("error", onError).on("data", onClientData).on("end", onEnd).on("close", onClose);
     const { remoteAddress, remotePort } = client; // undefined once the client has gone, so read now
-    this.clientAddress = remoteAddress?.replace(/^::ffff:/, "") ?? "unknown";
+    this.clientAddress = remoteAddress?.replace(/^::ffff:(?=\d+\.)/, "") ?? "unknown";
     this.clientName = formatAddress({ host: this.clientAddress, port: remotePort ?? 0 });
   }
 
@@ -333,6 +419,7 @@ class Connection {
     this.connectedAt = this.quietSince = this.balancer.now();
     const { early } = this;
     this.early = [];
+    if (this.balancer.options.sendProxy) upstream.write(proxyHeader(this.client));
     for (const chunk of early) this.toServer(upstream, chunk);
     if (!upstream.writableNeedDrain) this.client.resume();
     if (this.clientEnded) this.balancer.halfCloseSoon(this);
@@ -343,6 +430,15 @@ class Connection {
     this.early.push(chunk);
     this.earlyBytes += chunk.length;
     if (this.earlyBytes >= BUFFER_SIZE) this.client.pause();
+  }
+
+  /** Puts `chunk` back for the next turn, once: by then a reset behind it shows as one. */
+  reread(chunk: Buffer): boolean {
+    this.rereading = !this.rereading;
+    if (!this.rereading) return false;
+    this.client.pause().unshift(chunk);
+    this.balancer.resumeSoon(this.client);
+    return true;
   }
 
   toServer(upstream: Socket, chunk: Buffer): void {
@@ -417,9 +513,16 @@ class Connection {
 
   /** What was received before a reset goes first; a reset discards even what the kernel still holds, hence the grace. */
   passOnReset(socket: Socket): void {
-    const moved = socket === this.client ? this.movedToClient : this.movedToServer;
+    const moved = (socket === this.client ? this.movedToClient : this.movedToServer) || (this.balancer.now() - this.quietSince) * 1000 < Resets.GRACE;
     if (moved || socket.writableLength > 0 || isShuttingDown(socket)) this.balancer.resetSoon(socket);
     else reset(socket);
+  }
+
+  /** A side that is not read from shows no reset by itself; a write of nothing does. To be called now and then. */
+  askStoppedSide(): void {
+    const { client, upstream } = this;
+    const stopped = !this.relaying ? this.earlyBytes >= BUFFER_SIZE && client : upstream?.writableNeedDrain ? client : client.writableNeedDrain && upstream;
+    if (stopped && stopped.writable && stopped.writableLength === 0) stopped.write(NOTHING);
   }
 
   sideClosed(side: Socket): void {
@@ -432,8 +535,18 @@ class Connection {
   }
 }
 
+/** The PROXY protocol's first line (version 1), which tells a server whom the bytes come from. */
+function proxyHeader({ remoteAddress, remotePort, localAddress, localPort }: Socket): string {
+  const [from = "", to = ""] = [remoteAddress, localAddress].map((address) => address?.replace(/^::ffff:(?=\d+\.)/, ""));
+  return isIP(from) === 0 || isIP(from) !== isIP(to) ? PROXY_UNKNOWN : `PROXY TCP${isIP(from)} ${from} ${to} ${remotePort} ${localPort}\r\n`;
+}
+const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
+
 function onClientData(this: Socket, chunk: Buffer): void {
-  if (this.connection?.reason === undefined) this.connection?.fromClient(chunk);
+  const connection = this.connection;
+  if (connection === undefined || connection.reason !== undefined) return;
+  if (HIDES_RESETS && this.writableEnded && connection.reread(chunk)) return;
+  connection.fromClient(chunk);
 }
 
 function onServerData(this: Socket, size: number, buffer: Uint8Array): boolean {
@@ -500,11 +613,12 @@ class ReadBuffers {
     const bulk = size >= BULK;
     if (buffer === this.#shared) {
       if (bulk) this.#next = Buffer.allocUnsafeSlow(BUFFER_SIZE);
-      return socket.write(Buffer.from(bytes));
+      socket.write(Buffer.from(bytes));
+    } else {
+      socket.write(bytes);
+      if (bulk) this.#next = socket.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BUFFER_SIZE);
     }
-    const more = socket.write(bytes);
-    if (bulk) this.#next = socket.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BUFFER_SIZE);
-    return more;
+    return socket.writableLength < BUFFER_SIZE;
   }
 }
 
@@ -584,23 +698,25 @@ class Resets {
 
 /** Seconds that a failed server is left alone when no check can tell that it is back: at first, and at most. */
 const PENALTY = { first: 10, most: 60 } as const;
+/** The share of its weight with which a slow start begins. */
+const SLOWEST_START = 0.05;
 export const CHECKS = ["tcp", "ping", "none"] as const;
 type Check = (typeof CHECKS)[number];
-type HealthSettings = Pick<LoadBalancerOptions, "check" | "checkInterval" | "connectTimeout" | "fall" | "rise">;
+type HealthSettings = Pick<LoadBalancerOptions, "check" | "checkInterval" | "connectTimeout" | "fall" | "rise" | "sendProxy" | "slowStart">;
 
 /** Connects to `server`, for `ping` asks as well, and reports once: undefined for success, else why not. */
-function probe(server: Server, check: Check, seconds: number, report: (why: string | undefined) => void): void {
+function probe(server: Server, check: Check, seconds: number, hello: string, report: (why: string | undefined) => void): void {
   const socket = connect({ ...server.address, autoSelectFamily: false });
   let answer = "";
-  const finish = (why: string | undefined): void => {
+  const finish = (why: string | undefined, tellsNothing = false): void => {
     clearTimeout(timer);
     socket.removeAllListeners().on("error", () => undefined).destroy();
-    report(why);
+    if (!tellsNothing) report(why);
   };
   const timer = setTimeout(() => finish(check === "tcp" ? "no connection in time" : "no PONG! in time"), seconds * 1000);
-  socket.on("error", (error) => finish(reasonOf(error)));
+  socket.on("error", (error) => finish(reasonOf(error), OUR_SHORTAGE.includes(codeOf(error))));
   if (check === "tcp") return void socket.on("connect", () => finish(undefined));
-  socket.on("connect", () => socket.write("PING!")).on("end", () => finish("closed before its PONG!"));
+  socket.on("connect", () => socket.write(`${hello}PING!`)).on("end", () => finish("closed before its PONG!"));
   socket.on("data", (bytes) => {
     answer += bytes.toString("latin1");
     if (answer.length >= 5) finish(answer === "PONG!" ? undefined : "another answer than PONG!");
@@ -633,11 +749,11 @@ class Health {
   }
 
   #check(server: Server): void {
-    const { check, checkInterval, connectTimeout } = this.#settings;
+    const { check, checkInterval, connectTimeout, sendProxy } = this.#settings;
     const busy = server.spoke; // a full server lets the check wait, but it answers its clients
     server.spoke = false;
     if (check === "ping" && busy) return this.succeeded(server, true);
-    probe(server, check, check === "ping" ? checkInterval : Math.min(checkInterval, connectTimeout), (why) => {
+    probe(server, check, check === "ping" ? checkInterval : Math.min(checkInterval, connectTimeout), sendProxy ? PROXY_UNKNOWN : "", (why) => {
       if (server.timer === undefined) return; // stopped meanwhile
       if (why === undefined) return this.succeeded(server, check === "ping");
       if (check === "ping" && server.spoke) return;
@@ -672,8 +788,19 @@ class Health {
     server.penalty = Math.min(server.penalty * 2, PENALTY.most);
   }
 
+  /** Gives servers that came back their weight, in proportion to the time since; to be called now and then. */
+  warmUp(servers: readonly Server[]): void {
+    for (const server of servers) {
+      if (server.weight === server.fullWeight) continue;
+      const share = (clock() - server.since) / this.#settings.slowStart;
+      server.weight = server.fullWeight * Math.min(1, Math.max(SLOWEST_START, share));
+    }
+  }
+
   #set(server: Server, up: boolean, onTrial: boolean, why: string): void {
-    Object.assign(server, { up, onTrial, successes: 0 });
+    if (up !== server.up) server.since = clock();
+    if (up && !server.up && this.#settings.slowStart > 0) server.weight = server.fullWeight * SLOWEST_START;
+    Object.assign(server, { up, onTrial, successes: 0, why: up ? "" : why });
     if (up) server.failures = 0;
     this.#changed(server, why);
   }
@@ -692,18 +819,24 @@ export interface Status {
   queued: number;
   retries: number;
   ended: Record<Reason, number>;
-  servers: ({ server: string; state: "up" | "down" | "draining" }
+  /** Who stands at the head of the queue, and for how many seconds. */
+  waiting: { client: string; seconds: number }[];
+  /** `since`: seconds in this state; `why`: the last failure of one that is down. */
+  servers: ({ server: string; state: "up" | "down" | "draining"; since: number; why: string }
     & Pick<Server, "weight" | "active" | "total" | "connectErrors" | "checkFailures" | "bytesToServer" | "bytesToClient" | "connectTime" | "turnTime">)[];
 }
 
 /** Failures to connect that are this machine's shortage, not the server's fault. */
 const OUR_SHORTAGE = ["EMFILE", "ENFILE", "EADDRNOTAVAIL", "ENOBUFS", "ENOMEM"];
+const codeOf = (error: unknown): string => (error instanceof Error && "code" in error ? String(error.code) : "");
 
 export class LoadBalancer {
   readonly options: LoadBalancerOptions;
   readonly health: Health;
   readonly readBuffers = new ReadBuffers();
   servers: Server[] = [];
+  /** It has stopped listening and waits for the open connections. */
+  draining = false;
   /** Those that may be picked now: up, not draining, with a connection free. */
   #eligible: Server[] = [];
   readonly #pick: Picker;
@@ -723,6 +856,7 @@ export class LoadBalancer {
   #retries = 0;
   readonly #ended: Record<Reason, number> = Object.fromEntries(REASONS.map((reason) => [reason, 0])) as Record<Reason, number>;
   #stopped: (() => void) | undefined;
+  readonly #undo: (() => void)[] = [];
 
   constructor(options: LoadBalancerOptions, log: Log) {
     this.options = options;
@@ -734,21 +868,21 @@ export class LoadBalancer {
     });
     this.#queue = new Deadlines(options.queueTimeout, (connection) => connection.end("queue_timeout"));
     this.#dialling = new Deadlines(options.connectTimeout, (connection) => this.connectFailed(connection, new Error("no answer in time")));
-    this.#listener = createServer({ allowHalfOpen: true, noDelay: true, highWaterMark: BUFFER_SIZE }, (client) => this.#accept(client));
-    const period = Math.min(1, options.idleTimeout > 0 ? options.idleTimeout / 4 : 1);
+    this.#listener = createServer({ allowHalfOpen: true, noDelay: true, highWaterMark: CLIENT_HIGH_WATER_MARK }, (client) => this.#accept(client));
+    const period = Math.min(1, ...[options.idleTimeout, options.slowStart].filter((time) => time > 0).map((time) => time / 4));
     this.#sweeper = setInterval(() => this.#sweep(), period * 1000);
     this.setServers(options.servers);
   }
 
   /** Monotonic, in seconds. */
   now(): number {
-    return performance.now() / 1000;
+    return clock();
   }
 
   /** Starts listening; returns the real address. Throws RunError. */
   async listen(): Promise<Address> {
-    const { host, port } = this.options;
-    const address = await listen(this.#listener, { host, port, backlog: 4096 });
+    const { host, port, reusePort } = this.options;
+    const address = await listen(this.#listener, { host, port, backlog: 4096, ...(reusePort ? { reusePort } : {}) });
     this.#listening = formatAddress(address);
     return address;
   }
@@ -758,12 +892,21 @@ export class LoadBalancer {
     const known = new Map(this.servers.map((server) => [server.name, server]));
     this.servers = specs.map((spec) => {
       const server = known.get(formatAddress(spec)) ?? newServer(spec);
-      server.weight = spec.weight;
+      if (server.fullWeight !== spec.weight) server.weight = server.fullWeight = spec.weight;
       return server;
     });
     for (const server of known.values()) if (!this.servers.includes(server)) this.health.stop(server);
     this.servers.forEach((server, place) => { if (!known.has(server.name)) this.health.start(server, place / this.servers.length); });
     this.#refresh();
+  }
+
+  /** Gives a server no new connections, or gives it some again. False when there is no such server. */
+  setDraining(name: string, draining: boolean): boolean {
+    const server = this.servers.find((candidate) => candidate.name === name);
+    if (server === undefined) return false;
+    server.draining = draining;
+    this.#refresh();
+    return true;
   }
 
   #accept(client: Socket): void {
@@ -842,7 +985,9 @@ export class LoadBalancer {
     const { server } = connection;
     this.#dialling.delete(connection);
     if (server === undefined) return;
-    server.connectTime = smooth(server.connectTime, this.now() - connection.dialledAt);
+    const seconds = this.now() - connection.dialledAt;
+    server.connectTime = smooth(server.connectTime, seconds);
+    count(server.connectTimes, seconds);
     if (server.failures > 0 || !server.up || server.onTrial) this.health.succeeded(server, false);
     this.#log.connected(connection);
     connection.startRelay(upstream);
@@ -854,7 +999,7 @@ export class LoadBalancer {
     this.#dialling.delete(connection);
     connection.abandonDial();
     if (server === undefined) return;
-    const code = error instanceof Error && "code" in error ? String(error.code) : "";
+    const code = codeOf(error);
     connection.tried.push(server);
     if (!OUR_SHORTAGE.includes(code)) {
       server.connectErrors += 1;
@@ -884,6 +1029,7 @@ export class LoadBalancer {
     const now = this.now();
     const seconds = now - connection.askedAt;
     server.turnTime = smooth(server.turnTime, seconds);
+    count(server.turnTimes, seconds);
     observe(server, seconds, now);
     this.#forgetTurn(connection, server);
   }
@@ -946,9 +1092,11 @@ export class LoadBalancer {
   // --- time ---
 
   #sweep(): void {
-    const { idleTimeout } = this.options;
+    const { idleTimeout, slowStart } = this.options;
+    if (slowStart > 0) this.health.warmUp(this.servers);
     const now = this.now();
     for (const connection of this.#open) {
+      if (connection.reason === undefined) connection.askStoppedSide();
       if (connection.movedToServer || connection.movedToClient) {
         connection.quietSince = now;
         connection.movedToServer = connection.movedToClient = false;
@@ -958,6 +1106,7 @@ export class LoadBalancer {
 
   /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how many that were. */
   async stop(seconds: number): Promise<number> {
+    this.draining = true;
     const finished = new Promise<void>((resolve) => { this.#stopped = resolve; });
     if (this.#listener.listening) this.#listener.close();
     const deadline = setTimeout(() => this.cut(), seconds * 1000);
@@ -965,8 +1114,14 @@ export class LoadBalancer {
     clearTimeout(deadline);
     clearInterval(this.#sweeper);
     for (const server of this.servers) this.health.stop(server);
+    for (const undo of this.#undo) undo();
     this.#log.flush();
     return this.#ended.drain_forced;
+  }
+
+  /** Has `undo` called when the last connection has ended after `stop`. */
+  whenStopped(undo: () => void): void {
+    this.#undo.push(undo);
   }
 
   /** Resets every open connection. */
@@ -974,13 +1129,23 @@ export class LoadBalancer {
     for (const connection of this.#open) connection.end("drain_forced");
   }
 
-  /** What section by section the status page shows. At every moment accepted = active + queued + the sum of ended. */
+  #headOfQueue(): Status["waiting"] {
+    const waiting: Status["waiting"] = [];
+    for (const { clientName, acceptedAt } of this.#queue) {
+      if (waiting.push({ client: clientName, seconds: this.now() - acceptedAt }) === 10) break;
+    }
+    return waiting;
+  }
+
+  /** Everything that the status page and the metrics show. At every moment accepted = active + queued + the sum of ended. */
   status(): Status {
     return {
       algorithm: this.options.algorithm, listening: this.#listening, uptime: this.now() - this.#startedAt, accepted: this.#accepted,
       active: this.#open.size - this.#queue.size, queued: this.#queue.size, retries: this.#retries, ended: { ...this.#ended },
+      waiting: this.#headOfQueue(),
       servers: this.servers.map((server) => ({
-        server: server.name, state: server.draining ? "draining" : server.up ? "up" : "down", weight: server.weight, active: server.active,
+        server: server.name, state: server.draining ? "draining" : server.up ? "up" : "down", since: this.now() - server.since, why: server.why,
+        weight: server.fullWeight, active: server.active,
         total: server.total, connectErrors: server.connectErrors, checkFailures: server.checkFailures, bytesToServer: server.bytesToServer,
         bytesToClient: server.bytesToClient, connectTime: server.connectTime, turnTime: server.turnTime,
       })),
@@ -1043,15 +1208,168 @@ export class Log {
 /** Shows control characters as \x1b, so that nothing in a line can end it or move the terminal's cursor. */
 const escapeControls = (text: string): string => text.replace(/[\x00-\x1f\x7f-\x9f]/g, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
 
+// ─── Admin ───────────────────────────────────────────────────────────────────
+// A page, JSON and metrics made from `status()`, and the two switches of a server. HTTP is Node's; nothing here can hold
+// up the relay, and a page of another site can neither read nor switch anything.
+
+const JSON_TYPE = "application/json; charset=utf-8";
+
+/** A request reached through another name than ours may come from a page whose name was pointed at us (DNS rebinding). */
+function isForeign({ headers: { host = "", origin }, method }: IncomingMessage): boolean {
+  const name = /^(.*?)(:\d+)?$/.exec(host)?.[1] ?? "";
+  if (name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0) return true;
+  return method === "POST" && origin !== undefined && origin !== `http://${host}`;
+}
+
+/** Status code, content type and body for a request. */
+function answerAdmin(balancer: LoadBalancer, request: IncomingMessage): [code: number, type: string, body: string] {
+  if (isForeign(request)) return [403, "text/plain", "Forbidden: expected an address or localhost as the host, and no foreign origin\n"];
+  const path = request.url?.replace(/\?.*/, "") ?? "";
+  const [, encoded, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
+  if (encoded !== undefined) {
+    if (request.method !== "POST") return [405, "text/plain", "Expected POST\n"];
+    const server = decoded(encoded);
+    if (!balancer.setDraining(server, action === "drain")) return [404, "text/plain", "No such server\n"];
+    return [200, JSON_TYPE, JSON.stringify(balancer.status().servers.find((row) => row.server === server))];
+  }
+  const page = { "/": pageOf, "/status.json": jsonOf, "/metrics": metricsOf, "/healthz": healthOf }[path];
+  if (page === undefined) return [404, "text/plain", "Expected /, /status.json, /metrics, /healthz or /servers/HOST:PORT/drain or /ready\n"];
+  return request.method === "GET" || request.method === "HEAD" ? page(balancer) : [405, "text/plain", "Expected GET\n"];
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch (error) {
+    if (error instanceof URIError) return text;
+    throw error;
+  }
+}
+
+/** Serves the admin pages. Few clients at once, little time for each: they share descriptors and a core with the relay. */
+async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
+  const server = createHttpServer({ headersTimeout: 5000, requestTimeout: 5000, keepAliveTimeout: 5000, connectionsCheckingInterval: 1000 }, (request, response: ServerResponse) => {
+    const [code, type, body] = answerAdmin(balancer, request);
+    request.resume();
+    response.writeHead(code, { "content-type": type, "cache-control": "no-store", "x-content-type-options": "nosniff", "x-frame-options": "DENY" });
+    response.end(request.method === "HEAD" ? undefined : body);
+  });
+  server.maxConnections = ADMIN_CONNECTIONS;
+  balancer.whenStopped(() => { server.close(); server.closeAllConnections(); });
+  return listen(server, wanted);
+}
+const ADMIN_CONNECTIONS = 32;
+
+const jsonOf = (balancer: LoadBalancer): [number, string, string] => [200, JSON_TYPE, JSON.stringify(balancer.status())];
+
+function healthOf(balancer: LoadBalancer): [number, string, string] {
+  if (balancer.draining) return [503, "text/plain", "draining\n"];
+  const isUp = balancer.status().servers.some(({ state }) => state === "up");
+  return isUp ? [200, "text/plain", "ok\n"] : [503, "text/plain", "no server is up\n"];
+}
+
+/** The status in Prometheus' text format. */
+function metricsOf(balancer: LoadBalancer): [number, string, string] {
+  const { algorithm, uptime, accepted, active, queued, retries, ended, servers } = balancer.status();
+  const label = (name: string, value: string): string => `${name}="${value.replace(/[\\"\n]/g, (character) => (character === "\n" ? "\\n" : `\\${character}`))}"`;
+  const family = (name: string, type: "counter" | "gauge" | "histogram", help: string, samples: readonly (readonly [labels: string, value: number, suffix?: string])[]): string =>
+    [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...samples.map(([labels, value, suffix = ""]) => `${name}${suffix}${labels && `{${labels}}`} ${value}`)].join("\n");
+  const perServer = (value: (row: Status["servers"][number]) => number): [string, number][] => servers.map((row) => [label("server", row.server), value(row)]);
+  const histogram = (of: (server: Server) => Histogram): [string, number, string][] => balancer.servers.flatMap((server) => {
+    const { counts, sum } = of(server);
+    const name = label("server", server.name);
+    let total = 0;
+    const buckets = counts.map((count, i): [string, number, string] => [`${name},le="${BUCKETS[i] ?? "+Inf"}"`, (total += count), "_bucket"]);
+    return [...buckets, [name, sum, "_sum"], [name, total, "_count"]];
+  });
+  return [200, "text/plain; version=0.0.4; charset=utf-8", [
+    family("balancer_info", "gauge", "The algorithm that picks servers.", [[label("algorithm", algorithm), 1]]),
+    family("balancer_uptime_seconds", "gauge", "Seconds since the start.", [["", uptime]]),
+    family("balancer_connections_accepted_total", "counter", "Client connections accepted.", [["", accepted]]),
+    family("balancer_connections_active", "gauge", "Client connections open and not queued.", [["", active]]),
+    family("balancer_connections_queued", "gauge", "Client connections that wait for a server.", [["", queued]]),
+    family("balancer_connections_ended_total", "counter", "Client connections ended, by reason.", REASONS.map((reason) => [label("reason", reason), ended[reason]])),
+    family("balancer_retries_total", "counter", "Attempts at another server after a failed connect.", [["", retries]]),
+    family("balancer_server_up", "gauge", "Whether the server is up.", balancer.servers.map((server) => [label("server", server.name), Number(server.up)])),
+    family("balancer_server_draining", "gauge", "Whether the server gets no new connections.", balancer.servers.map((server) => [label("server", server.name), Number(server.draining)])),
+    family("balancer_server_weight", "gauge", "Configured weight.", perServer((row) => row.weight)),
+    family("balancer_server_connections_active", "gauge", "Open connections, counted from the pick.", perServer((row) => row.active)),
+    family("balancer_server_connections_total", "counter", "Connections given to the server.", perServer((row) => row.total)),
+    family("balancer_server_connect_errors_total", "counter", "Failed connects.", perServer((row) => row.connectErrors)),
+    family("balancer_server_check_failures_total", "counter", "Failed health checks.", perServer((row) => row.checkFailures)),
+    family("balancer_server_sent_bytes_total", "counter", "Bytes sent to the server.", perServer((row) => row.bytesToServer)),
+    family("balancer_server_received_bytes_total", "counter", "Bytes received from the server.", perServer((row) => row.bytesToClient)),
+    family("balancer_server_connect_seconds", "histogram", "Time to connect.", histogram((server) => server.connectTimes)),
+    family("balancer_server_turn_seconds", "histogram", "Time from a client's first byte to the server's next byte.", histogram((server) => server.turnTimes)),
+  ].join("\n") + "\n"];
+}
+
+/** The page is empty: its script fills in /status.json every second, as text, so that no name can become markup. */
+const pageOf = (): [number, string, string] => [200, "text/html; charset=utf-8", PAGE];
+
+const PAGE = `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Load balancer</title>
+<style>
+  :root { color-scheme: light dark; --ink: #1f2328; --muted: #59636e; --line: #d0d7de; --ground: #fff; --bad: #b35c00; --good: #00795a }
+  @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --muted: #9198a1; --line: #3d444d; --ground: #0d1117; --bad: #e69f00; --good: #2fbf94 } }
+  body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 76rem; margin: 0 auto; padding: 1rem }
+  h1 { font-size: 1.3rem; margin: 0 } h2 { font-size: 1.05rem; margin: 1.5rem 0 .3rem } p { margin: .2rem 0; color: var(--muted) }
+  #gone { color: var(--ground); background: var(--bad); padding: .4rem .7rem; border-radius: .3rem } #gone:empty { display: none }
+  dl { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: .6rem 0 } dt { color: var(--muted); font-size: .85rem } dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums }
+  table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line) }
+  th { font-weight: 500; color: var(--muted); font-size: .85rem } th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left } td:first-child { overflow-wrap: anywhere }
+  .down { color: var(--bad); font-weight: 600 } .up { color: var(--good) } .draining { color: var(--muted); font-weight: 600 }
+  @media (max-width: 45rem) {
+    thead { position: absolute; clip-path: inset(50%) } tr { display: grid; grid-template-columns: 1fr 1fr 1fr; padding: .6rem 0; border-bottom: 1px solid var(--line) }
+    td, td:first-child, td:nth-child(2) { border: 0; padding: .1rem 0; text-align: left } td:first-child { grid-column: 1 / -1; font-weight: 600 } td:nth-child(2) { grid-column: 1 / -1 }
+    td::before { content: attr(data-label); display: block; color: var(--muted); font-size: .75rem } td:first-child::before, td:nth-child(2)::before { content: none }
+  }
+</style></head><body>
+<h1>Load balancer</h1><p id="about">Loading…</p><p id="gone" role="alert"></p>
+<dl id="totals"></dl>
+<h2>Servers</h2><table><thead><tr id="head"></tr></thead><tbody id="servers"></tbody></table>
+<h2>How connections ended</h2><dl id="ended"></dl>
+<h2>Queue</h2><p id="queue"></p>
+<noscript><p>This page needs its script. <a href="/status.json">status.json</a> and <a href="/metrics">metrics</a> say the same.</p></noscript>
+<script>
+const at = (id) => document.getElementById(id);
+const make = (tag, text, label, kind) => { const e = document.createElement(tag); e.textContent = text; if (label) e.dataset.label = label; if (kind) e.className = kind; return e; };
+const time = (s) => s === null ? "–" : s < 1 ? (s * 1000).toFixed(1) + " ms" : s < 120 ? s.toFixed(1) + " s" : s < 7200 ? Math.round(s / 60) + " min" : s < 172800 ? Math.round(s / 3600) + " h" : Math.round(s / 86400) + " days";
+const size = (n) => { let i = 0; while (n >= 1000 && i < 5) { n /= 1000; i++; } return (i ? n.toFixed(1) : n) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][i]; };
+const pairs = (id, rows) => at(id).replaceChildren(...rows.map(([name, value]) => { const d = document.createElement("div"); d.append(make("dt", name), make("dd", value)); return d; }));
+const columns = [["server", (r) => r.server], ["state", (r) => r.state + " for " + time(r.since) + (r.why ? ": " + r.why : "")], ["weight", (r) => r.weight], ["open", (r) => r.active], ["total", (r) => r.total],
+  ["failed connects", (r) => r.connectErrors], ["failed checks", (r) => r.checkFailures], ["to server", (r) => size(r.bytesToServer)], ["to client", (r) => size(r.bytesToClient)], ["connect", (r) => time(r.connectTime)], ["turn", (r) => time(r.turnTime)]];
+at("head").replaceChildren(...columns.map(([name]) => { const th = make("th", name); th.scope = "col"; return th; }));
+function show(s) {
+  at("about").textContent = s.algorithm + " on " + s.listening + ", up for " + time(s.uptime);
+  const all = Object.values(s.ended).reduce((a, b) => a + b, 0);
+  const count = (state) => s.servers.filter((r) => r.state === state).length;
+  pairs("totals", [["servers up", count("up") + " of " + s.servers.length], ["down", count("down")], ["active", s.active], ["queued", s.queued], ["accepted", s.accepted], ["retries", s.retries], ["ended badly", all ? (100 * (all - s.ended.ok) / all).toFixed(2) + " %" : "–"]]);
+  const order = { down: 0, draining: 1, up: 2 };
+  at("servers").replaceChildren(...s.servers.slice().sort((a, b) => order[a.state] - order[b.state]).map((r) => { const tr = document.createElement("tr"); tr.append(...columns.map(([name, of], i) => make("td", of(r), name, i === 1 ? r.state : ""))); return tr; }));
+  pairs("ended", Object.entries(s.ended).map(([reason, n]) => [reason.replace("_", " "), n + (all && n ? " (" + (100 * n / all).toFixed(1) + " %)" : "")]));
+  at("queue").textContent = s.queued ? "Longest waiting: " + s.waiting.map((w) => w.client + " (" + time(w.seconds) + ")").join(", ") : "Nobody is waiting.";
+}
+async function refresh() {
+  try { show(await (await fetch("/status.json", { signal: AbortSignal.timeout(3000) })).json()); if (at("gone").textContent) at("gone").textContent = ""; }
+  catch (e) { if (!at("gone").textContent) at("gone").textContent = "No answer since " + new Date().toLocaleTimeString() + ": the balancer has gone or cannot be reached. The numbers below are old."; }
+  setTimeout(refresh, 1000);
+}
+refresh();
+</script></body></html>
+`;
+
 // ─── Command line ────────────────────────────────────────────────────────────
 
 const seconds = amount("seconds");
-const serverList: Kind<string> = { expected: "host:port[*weight],...", read: (text) => text || undefined };
+const serverList: Kind<readonly ServerSpec[]> = { expected: "host:port[*weight],...", read: (text) => parseServers(text.split(",")) };
+const adminAddress: Kind<Address> = { expected: "a port or host:port", read: (text) => parseAddress(text.includes(":") ? text : `127.0.0.1:${text}`) };
 
 const OPTIONS = {
   host: { kind: hostName, value: "HOST", fallback: "127.0.0.1", help: "address to listen on" },
   port: { kind: portNumber, value: "PORT", fallback: "65432", help: "port to listen on; 0 = any free one" },
-  servers: { kind: serverList, value: "LIST", fallback: SERVERS.join(","), help: "host:port[*weight],..." },
+  servers: { kind: serverList, value: "LIST", help: "host:port[*weight],... (default: 127.0.0.1 with the ports 65433 to 65437)" },
+  serversFile: { kind: anyText, value: "FILE", help: "one host:port[*weight] a line, # comments; read again on SIGHUP and when it changes" },
   connectTimeout: { kind: seconds, value: "SECONDS", fallback: "2", help: "for one attempt to connect to a server" },
   idleTimeout: { kind: seconds, value: "SECONDS", fallback: "600", help: "no byte either way for this long ends a connection; 0 = never" },
   maxConnections: { kind: wholeNumber(1), value: "N", help: "clients at once (default: what the file-descriptor limit allows)" },
@@ -1061,43 +1379,37 @@ const OPTIONS = {
   checkInterval: { kind: seconds, value: "SECONDS", fallback: "2", help: "between two checks of a server" },
   fall: { kind: wholeNumber(1), value: "N", fallback: "3", help: "failures in a row that take a server down" },
   rise: { kind: wholeNumber(1), value: "N", fallback: "2", help: "successes in a row that bring it up again" },
+  reusePort: { help: "several balancers may listen on the same port, one a core (Node 22.12 and later)" },
   drainTimeout: { kind: seconds, value: "SECONDS", fallback: "30", help: "how long SIGTERM waits for open connections" },
+  sendProxy: { help: "PROXY protocol (v1) header to the servers, so that they learn the client's address" },
+  slowStart: { kind: seconds, value: "SECONDS", fallback: "0", help: "a server that comes back gets its full weight only after this long" },
+  admin: { kind: adminAddress, value: "[HOST:]PORT", help: "status page, JSON, metrics (default: off; host 127.0.0.1)" },
   log: { kind: oneOf(LOGS), value: "text|json|none", fallback: "text", help: "what to print about connections" },
   seed: { kind: seedNumber, value: "N", help: "repeats the random picks of a run (default: drawn)" },
 } as const satisfies Options;
 
-export type LoadBalancerOptions = Omit<Values<typeof OPTIONS>, "servers" | "maxConnections" | "seed">
+export type LoadBalancerOptions = Omit<Values<typeof OPTIONS>, "servers" | "serversFile" | "maxConnections" | "seed">
   & { algorithm: Algorithm; servers: readonly ServerSpec[]; maxConnections: number; seed: number };
 
-/** A balancer that is listening. What `options` leaves out is as on the command line. Throws RunError. */
-export async function startLoadBalancer(options: Partial<LoadBalancerOptions> & { algorithm: Algorithm }): Promise<{ balancer: LoadBalancer; address: Address }> {
-  const { servers: names, maxConnections, seed, ...defaults } = parseCommandLine(OPTIONS, []).values;
-  const servers = await resolveNames(options.servers ?? parseServers(names.split(",")));
-  const settings = { ...defaults, seed: Math.floor(Math.random() * 2 ** 32), maxConnections: Infinity, ...options, servers };
-  settings.maxConnections = allowedConnections(settings.maxConnections, servers.length);
+/** A balancer that is listening, and where; the admin page too, if wanted. What `options` leaves out is as on the command line. Throws RunError. */
+export async function startLoadBalancer(options: Partial<LoadBalancerOptions> & { algorithm: Algorithm }): Promise<{ balancer: LoadBalancer; address: Address; admin: Address | undefined }> {
+  const { maxConnections, seed, servers, serversFile, ...defaults } = parseCommandLine(OPTIONS, []).values;
+  const settings = { ...defaults, servers: parseServers(SERVERS), seed: Math.floor(Math.random() * 2 ** 32), maxConnections: Infinity, ...options };
+  settings.maxConnections = allowedConnections(settings.maxConnections, settings.servers.length + (settings.admin === undefined ? 0 : ADMIN_CONNECTIONS));
   const balancer = new LoadBalancer(settings, new Log(settings.log));
   try {
-    return { balancer, address: await balancer.listen() };
+    const address = await balancer.listen();
+    return { balancer, address, admin: settings.admin && await startAdmin(balancer, settings.admin) };
   } catch (error) {
     await balancer.stop(0);
     throw error;
   }
 }
 
-/** Every address of every name: a look-up for each connection would cost a thread each time. Throws RunError. */
-async function resolveNames(specs: readonly ServerSpec[]): Promise<ServerSpec[]> {
-  const resolved = await Promise.all(specs.map(async (spec) => {
-    if (isIP(spec.host)) return [spec];
-    const addresses = await lookup(spec.host, { all: true }).catch((error: unknown) => { throw new RunError(`Cannot find server ${JSON.stringify(formatAddress(spec))}: ${reasonOf(error)}`); });
-    return addresses.map(({ address }) => ({ ...spec, host: address }));
-  }));
-  return [...new Map(resolved.flat().map((spec) => [formatAddress(spec), spec])).values()];
-}
-
 /** How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`, and says so when that is more. */
-function allowedConnections(wanted: number, servers: number): number {
+function allowedConnections(wanted: number, others: number): number {
   const limit = Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity;
-  const spare = readdirSync("/dev/fd").length + 16 + Math.min(servers, 200); // what is open, what Node may open, checks under way
+  const spare = readdirSync("/dev/fd").length + 16 + Math.min(others, 200); // what is open, what Node may open, checks under way and the admin page
   const allowed = Math.max(1, Math.floor((limit - spare) / 2));
   if (wanted !== Infinity && wanted > allowed) console.error(`--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and the limit is ${limit}: allowing ${allowed}`);
   return Math.min(wanted, allowed);
@@ -1112,13 +1424,44 @@ export function readAlgorithm(name: string): Algorithm {
   return algorithm;
 }
 
-async function main([algorithm, ...rest]: string[], { servers, maxConnections, seed, ...values }: Values<typeof OPTIONS>): Promise<number> {
-  if (algorithm === undefined) throw new UsageError("");
+/** Seconds between two looks at a servers file, and between two look-ups of host names. */
+const RELOAD = { file: 1, names: 10 } as const;
+
+/** Keeps the balancer's servers as the file and the resolver have them. */
+function follow(balancer: LoadBalancer, directory: Directory, file: string | undefined): void {
+  const update = async (): Promise<void> => balancer.setServers(await directory.lookUp());
+  const reload = async (): Promise<void> => {
+    if (file === undefined) return;
+    try {
+      directory.specs = await readServersFile(file);
+      await update();
+      console.error(`${file}: ${directory.specs.length} servers`);
+    } catch (error) {
+      console.error(`${reasonOf(error)}; the servers stay as they were`);
+    }
+  };
+  const names = setInterval(() => { if (directory.hasNames) void update(); }, RELOAD.names * 1000);
+  process.on("SIGHUP", () => void reload());
+  if (file !== undefined) watchFile(file, { interval: RELOAD.file * 1000 }, () => void reload());
+  balancer.whenStopped(() => {
+    clearInterval(names);
+    if (file !== undefined) unwatchFile(file);
+  });
+}
+
+async function main([name, ...rest]: string[], { servers, serversFile, maxConnections, seed, ...values }: Values<typeof OPTIONS>): Promise<number> {
+  if (name === undefined) throw new UsageError("");
   if (rest[0] !== undefined) throw new UsageError(`Bad argument ${JSON.stringify(rest[0])}: expected one algorithm and options`);
-  const { balancer, address } = await startLoadBalancer({
-    ...values, algorithm: readAlgorithm(algorithm), servers: parseServers(servers.split(",")),
+  const algorithm = readAlgorithm(name);
+  if (servers !== undefined && serversFile !== undefined) throw new UsageError(`Bad --servers-file ${JSON.stringify(serversFile)}: expected either --servers or --servers-file`);
+  const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+  if (values.reusePort && (major < 22 || (major === 22 && minor < 12))) throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${process.versions.node}`);
+  const directory = new Directory(serversFile === undefined ? servers ?? parseServers(SERVERS) : await readServersFile(serversFile));
+  const { balancer, address, admin } = await startLoadBalancer({
+    ...values, algorithm, servers: await directory.lookUp(),
     ...(maxConnections === undefined ? {} : { maxConnections }), ...(seed === undefined ? {} : { seed }),
   });
+  follow(balancer, directory, serversFile);
   const stopping = new Promise<number>((resolve) => {
     onStopSignals(() => resolve(balancer.stop(values.drainTimeout)), () => balancer.cut());
     process.once("uncaughtException", (error) => { // a bug: say so, give the others a moment, and do not go on with broken state
@@ -1127,6 +1470,7 @@ async function main([algorithm, ...rest]: string[], { servers, maxConnections, s
     });
   });
   console.log(`Listening on ${formatAddress(address)}`);
+  if (admin !== undefined) console.log(`Admin on http://${formatAddress(admin)}/`);
   const cut = await stopping;
   if (cut > 0) console.error(`${cut} ${cut === 1 ? "connection was" : "connections were"} cut off when the drain ended`);
   return cut > 0 ? 1 : 0;

@@ -9,7 +9,8 @@
  * The balancer runs in this process, so that only its own descriptors and memory are looked at; servers and clients are
  * children. A client's order (13 bytes) says which bytes it will send, which it wants, and the server answers with its
  * process id first: a reply that ends early and cleanly is excused only when that very process had been killed, because
- * the kernel ends a killed process's connections with a FIN.
+ * the kernel ends a killed process's connections with a FIN. (A client that has half-closed is excused for a server that
+ * reset it, too: under Node 20 and 22 the client itself cannot tell.)
  */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
@@ -50,9 +51,14 @@ async function send(socket: Socket, start: number, size: number): Promise<void> 
   for (let sent = 0; sent < size && !socket.destroyed;) {
     const chunk = streamBytes(start, sent, Math.min(size - sent, 60_000));
     sent += chunk.length;
-    if (!socket.write(chunk)) await Promise.race([once(socket, "drain"), once(socket, "close")]).catch(() => undefined);
+    if (!socket.write(chunk)) await drained(socket);
   }
 }
+
+const drained = (socket: Socket): Promise<void> => new Promise((resolve) => {
+  const done = (): void => { socket.off("drain", done).off("close", done); resolve(); };
+  socket.on("drain", done).on("close", done);
+});
 
 // ─── A server ────────────────────────────────────────────────────────────────
 
@@ -98,7 +104,7 @@ type Outcome = { readonly kind: "whole" | "broken" | "left" | "short"; readonly 
 /** One connection, and how it turned out. Wrong bytes throw. */
 async function client(port: number, random: () => number): Promise<Outcome> {
   const behaviour = BEHAVIOURS[Math.floor(random() * BEHAVIOURS.length)] ?? "plain";
-  const sizeOf = (): number => Math.floor(random() < 0.2 ? random() * 3_000_000 : random() * 20_000);
+  const sizeOf = (): number => Math.floor(random() * (random() < 0.03 ? 20_000_000 : random() < 0.2 ? 1_000_000 : 20_000));
   const [start, upload, download] = [Math.floor(random() * 2 ** 31), sizeOf(), sizeOf()];
   const socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
   let [server, received, cut, ended, wrong] = [0, 0, false, false, ""];
@@ -130,7 +136,10 @@ async function client(port: number, random: () => number): Promise<Outcome> {
     if (behaviour === "half-close") void sending.then(() => socket.end());
     if (behaviour === "leaves") setTimeout(() => socket.destroy(), random() * 100);
     if (behaviour === "resets") setTimeout(() => { if (!socket.destroyed) socket.resetAndDestroy(); }, random() * 100);
-    socket.once("end", () => void sending.then(() => socket.end()));
+    socket.once("end", () => {
+      if (!socket.writableEnded) socket.write(""); // Node 20 and 22 show data and a reset that come together as a clean end; this tells them apart
+      void sending.then(() => socket.end());
+    });
   }
   await Promise.race([closed, pause(20_000, undefined, { ref: false }).then(() => { throw new Error(`a ${behaviour} client hung at ${received} of ${download} bytes`); })]);
   if (wrong) throw new Error(wrong);
@@ -169,21 +178,18 @@ class Victim {
     this.child.on("message", ({ violation }: { violation: string }) => violated(violation));
   }
 
-  /** Returns the process id of the killed. */
-  async kill(): Promise<number> {
-    const { child } = this;
-    if (child?.pid === undefined || child.exitCode !== null || child.signalCode !== null) return 0;
-    child.kill("SIGKILL");
-    await once(child, "exit");
-    return child.pid;
+  async kill(): Promise<void> {
+    this.child?.kill("SIGKILL");
+    if (this.child !== undefined) await once(this.child, "exit");
   }
 }
 
 /** One act of violence against a random server. Returns once it is over and the server runs again. */
-async function violence(victim: Victim, random: () => number, killed: Set<number>, violated: (what: string) => void): Promise<string> {
+async function violence(victim: Victim, random: () => number, harmed: { killed: Set<number>; reset: Set<number> }, violated: (what: string) => void): Promise<string> {
   const act = ["kill", "stop", "reset"][Math.floor(random() * 3)] ?? "kill";
+  const pid = victim.child?.pid ?? 0;
   if (act === "kill") {
-    if (victim.child?.pid !== undefined) killed.add(victim.child.pid);
+    harmed.killed.add(pid);
     await victim.kill();
     await pause(random() * 1000);
     await victim.start(violated);
@@ -191,7 +197,10 @@ async function violence(victim: Victim, random: () => number, killed: Set<number
     victim.child?.kill("SIGSTOP");
     await pause(200 + random() * 1500);
     victim.child?.kill("SIGCONT");
-  } else victim.child?.send("reset");
+  } else {
+    harmed.reset.add(pid);
+    victim.child?.send("reset");
+  }
   return act;
 }
 
@@ -204,7 +213,7 @@ const OPTIONS = {
 async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPTIONS>): Promise<number> {
   const violations: string[] = [];
   const violated = (what: string): void => void violations.push(what);
-  const killed = new Set<number>();
+  const harmed = { killed: new Set<number>(), reset: new Set<number>() };
   const outcomes: Outcome[] = [];
   const acts: Record<string, number> = {};
   const victims = Array.from({ length: SERVERS }, () => new Victim());
@@ -230,7 +239,7 @@ async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPT
   const random = mulberry32(seed + 1);
   while (performance.now() < end) {
     const victim = victims[Math.floor(random() * SERVERS)];
-    if (victim) { const act = await violence(victim, random, killed, violated); acts[act] = (acts[act] ?? 0) + 1; }
+    if (victim) { const act = await violence(victim, random, harmed, violated); acts[act] = (acts[act] ?? 0) + 1; }
     await pause(random() * 600);
   }
   crowd.send("stop");
@@ -241,8 +250,9 @@ async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPT
   await pause(100);
   const { accepted, active, ended, retries, servers } = balancer.status();
   const after = descriptors();
-  for (const outcome of outcomes) {
-    if (outcome.kind === "short" && !(outcome.server === 0 ? killed.size > 0 : killed.has(outcome.server))) violated(`a ${outcome.behaviour} client's reply ended early and cleanly, and its server had not been killed`);
+  for (const { kind, server, behaviour } of outcomes) {
+    const excused = server === 0 ? harmed.killed.size > 0 : harmed.killed.has(server) || (behaviour === "half-close" && harmed.reset.has(server));
+    if (kind === "short" && !excused) violated(`a ${behaviour} client's reply ended early and cleanly, and its server had not been killed`);
   }
   if (active > 0 || servers.some((server) => server.active !== 0)) violated(`${active} connections are still open`);
   if (after > before + SERVERS) violated(`${after} descriptors are open, ${before} were before`); // a check or two may be under way

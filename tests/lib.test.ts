@@ -1,0 +1,175 @@
+/** lib.test.ts - command lines, addresses, signals and random numbers. */
+import { createServer } from "node:net";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { amount, anyText, formatAddress, hostName, listen, mulberry32, oneOf, onStopSignals, parseAddress, parseCommandLine, portNumber, readValue, reasonOf, RunError, UsageError, wholeNumber } from "../lib.ts";
+import { cleanUp, later, listening, run, start, within } from "./helpers.ts";
+
+const OPTIONS = {
+  port: { kind: portNumber, fallback: "65432", help: "" },
+  connectTimeout: { kind: amount("seconds"), help: "" },
+  log: { kind: oneOf(["text", "none"]), fallback: "text", help: "" },
+  quiet: { help: "" },
+} as const;
+
+/** The message of the UsageError that `argv` causes. */
+function complaint(...argv: string[]): string {
+  try {
+    parseCommandLine(OPTIONS, argv);
+  } catch (error) {
+    if (error instanceof UsageError) return error.message;
+    throw error;
+  }
+  return "";
+}
+
+// ─── Command lines ───────────────────────────────────────────────────────────
+
+const lines = suite("lib: command lines");
+lines.after.each(cleanUp);
+
+lines("reads options in both spellings, flags and positionals, in any order", () => {
+  const { positionals, values } = parseCommandLine(OPTIONS, ["a", "--port=80", "--quiet", "b", "--connect-timeout", ".5"]);
+  assert.equal(positionals, ["a", "b"]);
+  assert.equal(values, { port: 80, connectTimeout: 0.5, log: "text", quiet: true });
+});
+
+lines("gives fallbacks to what is absent, and undefined where there is none", () => {
+  assert.equal(parseCommandLine(OPTIONS, []).values, { port: 65432, connectTimeout: undefined, log: "text", quiet: false });
+});
+
+lines("takes a negative number for a positional, never for an option", () => {
+  assert.equal(parseCommandLine(OPTIONS, ["-3", "-.5"]).positionals, ["-3", "-.5"]);
+});
+
+lines("quotes a bad value and says what would be right", () => {
+  assert.is(complaint("--port", "70000"), 'Bad --port "70000": expected a whole number from 0 to 65535');
+  assert.is(complaint("--port", "-1"), 'Bad --port "-1": expected a whole number from 0 to 65535');
+  assert.is(complaint("--log=loud"), 'Bad --log "loud": expected text, none');
+  assert.is(complaint("--quiet=1"), 'Bad --quiet "1": expected no value');
+});
+
+lines("quotes an unknown option and names those there are", () => {
+  assert.is(complaint("--fast"), 'Unknown option "--fast": expected --port, --connect-timeout, --log, --quiet, --help');
+});
+
+lines("notices a missing value, at the end and before the next option", () => {
+  assert.match(complaint("--port"), /^Missing value of "--port"/);
+  assert.match(complaint("--port", "--quiet"), /^Missing value of "--port"/);
+});
+
+lines("reads whole numbers strictly", () => {
+  const kind = wholeNumber(1, 20);
+  assert.equal(["1", "20", "0", "21", "1.5", "1e1", " 1", "", "abc", "0x5"].map(kind.read), [1, 20, ...Array<undefined>(8).fill(undefined)]);
+});
+
+lines("reads amounts: decimals, but no sign, exponent or infinity, and not beyond what a timer holds", () => {
+  const kind = amount("seconds");
+  assert.equal(["0", ".5", "2.", "2000000"].map(kind.read), [0, 0.5, 2, 2_000_000]);
+  assert.equal(["-1", "1e3", "Infinity", "2000001", ".", ""].map(kind.read), Array(6).fill(undefined));
+});
+
+lines("refuses an empty text", () => {
+  assert.throws(() => readValue("--data", anyText, ""), (error: unknown) => error instanceof UsageError && error.message === 'Bad --data "": expected a text');
+});
+
+lines("every script explains itself on stdout", async () => {
+  const { code, stdout, stderr } = await run("client.ts", ["--help"]);
+  assert.is(code, 0);
+  assert.is(stderr, "");
+  assert.match(stdout, /^How to Use: tsx client\.ts\n[^]*--port PORT .*default 65432/);
+});
+
+lines("a reader that leaves early is no crash", async () => {
+  const { child, output, exited } = start("client.ts", ["--help"]);
+  child.stdout?.destroy(); // what it prints meets a closed pipe
+  assert.is(await within(exited, "client.ts --help"), 0);
+  assert.is(output.stderr, "");
+});
+
+lines.run();
+
+// ─── Addresses ───────────────────────────────────────────────────────────────
+
+const addresses = suite("lib: addresses");
+addresses.after.each(cleanUp);
+
+addresses("reads IPv4, names and IPv6, and writes them back the same", () => {
+  for (const text of ["127.0.0.1:80", "localhost:0", "[::1]:65433"]) {
+    const address = parseAddress(text);
+    assert.ok(address);
+    assert.is(formatAddress(address), text);
+  }
+});
+
+addresses("refuses what has no port, a bad one, or an IPv6 address without brackets", () => {
+  for (const text of ["127.0.0.1", ":80", "a:65536", "a:b", "::1:80", "a b:80", "[::1]", ""]) assert.is(parseAddress(text), undefined, text);
+});
+
+addresses("reads a host with or without brackets", () => {
+  assert.equal(["localhost", "127.0.0.1", "::1", "[::1]"].map(hostName.read), ["localhost", "127.0.0.1", "::1", "::1"]);
+  assert.equal(["", "a b", "[::1", "a/b"].map(hostName.read), Array(4).fill(undefined));
+});
+
+addresses("listening on port 0 gives the real port", async () => {
+  const server = createServer();
+  later(() => server.close());
+  const address = await listen(server, { host: "127.0.0.1", port: 0 });
+  assert.is(address.host, "127.0.0.1");
+  assert.ok(address.port > 0);
+});
+
+addresses("a port in use is one line in the system's words", async () => {
+  const { port } = await listening(() => undefined);
+  const error: unknown = await listen(createServer(), { host: "127.0.0.1", port }).catch((error: unknown) => error);
+  assert.instance(error, RunError);
+  assert.is(String(error), `Error: Cannot listen on 127.0.0.1:${port}: address already in use`);
+});
+
+addresses("says why in words: of the system, of the resolver, or the error's own", () => {
+  assert.is(reasonOf(Object.assign(new Error("connect ECONNREFUSED"), { code: "ECONNREFUSED", errno: -111 })), "connection refused");
+  assert.is(reasonOf(Object.assign(new Error("x"), { code: "ENOTFOUND" })), "the name does not resolve");
+  assert.is(reasonOf(new Error("its own")), "its own");
+  assert.is(reasonOf("text"), "text");
+});
+
+addresses.run();
+
+// ─── Signals and random numbers ──────────────────────────────────────────────
+
+const rest = suite("lib: signals and random numbers");
+rest.after.each(cleanUp);
+
+rest("a repeat of a signal within a second is the same signal; a later one is the second", () => {
+  const calls: string[] = [];
+  const clock = performance.now;
+  const before = { SIGINT: process.listeners("SIGINT"), SIGTERM: process.listeners("SIGTERM") };
+  later(() => { performance.now = clock; });
+  later(() => {
+    for (const signal of ["SIGINT", "SIGTERM"] as const) {
+      for (const listener of process.listeners(signal)) if (!before[signal].includes(listener)) process.off(signal, listener);
+    }
+  });
+  onStopSignals(() => calls.push("stop"), () => calls.push("now"));
+  for (const at of [5000, 5900, 6100]) {
+    performance.now = () => at;
+    process.emit(at === 5900 ? "SIGTERM" : "SIGINT");
+  }
+  assert.equal(calls, ["stop", "now"]);
+});
+
+rest("mulberry32 gives its published numbers, and others for another seed", () => {
+  const random = mulberry32(1);
+  assert.equal([random(), random(), random()], [0.6270739405881613, 0.002735721180215478, 0.5274470399599522]);
+  assert.is.not(mulberry32(2)(), mulberry32(1)());
+});
+
+rest("mulberry32 fills 0 to 1 evenly", () => {
+  const random = mulberry32(7);
+  const bins = Array<number>(10).fill(0);
+  for (let i = 0; i < 100_000; i++) bins[Math.floor(random() * 10)]! += 1;
+  const chiSquare = bins.reduce((sum, n) => sum + (n - 10_000) ** 2 / 10_000, 0);
+  assert.ok(chiSquare < 27.9, `chi-square ${chiSquare} with 9 degrees of freedom; 99.9 % lie below 27.9`);
+});
+
+rest.run();

@@ -1,0 +1,24 @@
+/** The README's options tables say what --help says. */
+import { readFile } from "node:fs/promises";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { cleanUp, run } from "./helpers.ts";
+
+const readme = suite("README");
+readme.after.each(cleanUp);
+
+for (const script of ["server", "load_balancer", "client", "stress_test", "generate_graphs"]) {
+  readme(`lists the options of ${script}.ts as --help does`, async () => {
+    const { stdout } = await run(`${script}.ts`, ["--help"]);
+    const text = await readFile(new URL("../README.md", import.meta.url), "utf8");
+    const table = new RegExp(`\\*\\*${script}\\.ts\\*\\*\\n\\n((?:\\|.*\\n)+)`).exec(text)?.[1] ?? "";
+    const documented = table.split("\n").slice(2).filter(Boolean).map((row) => row.replace(/^\| `|\|$/g, "").replaceAll("\\|", "/").split(/`? \| /).map((cell) => cell.trim()));
+    const offered = stdout.split("\n").filter((line) => line.startsWith("  --") && !line.startsWith("  --help")).map((line) => {
+      const [, flag = "", help = ""] = /^ {2}(\S+(?: \S+)?)\s{2,}(.*)$/.exec(line) ?? [];
+      return [flag.replaceAll("|", "/"), help.replaceAll("|", "/")];
+    });
+    assert.equal(documented, offered);
+  });
+}
+
+readme.run();
