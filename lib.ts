@@ -32,6 +32,7 @@ const numberKind = (shape: RegExp, min: number, max: number, expected: string): 
 export const wholeNumber = (min: number, max = 1_000_000_000): Kind<number> => numberKind(/^\d{1,16}$/, min, max, `a whole number from ${min} to ${max}`);
 /** A number of `unit`, not below 0; the upper limit keeps milliseconds within what timers can hold. */
 export const amount = (unit: string): Kind<number> => numberKind(/^(\d+\.?\d*|\.\d+)$/, 0, 2_000_000, `a number of ${unit} from 0 to 2000000`);
+export const someSeconds: Kind<number> = { expected: "a number of seconds above 0, at most 2000000", read: (text) => amount("seconds").read(text) || undefined };
 export const anyText: Kind<string> = { expected: "a text", read: (text) => text || undefined };
 export const oneOf = <const T extends string>(names: readonly T[]): Kind<T> => ({ expected: names.join(", "), read: (text) => names.find((name) => name === text) });
 

@@ -18,7 +18,7 @@ import { createServer as createHttpServer, type IncomingMessage, type ServerResp
 import { connect, createServer, isIP, type Server as Listener, type Socket } from "node:net";
 import {
   type Address, amount, anyText, formatAddress, hostName, isMain, type Kind, listen, mulberry32, oneOf, onStopSignals, type Options,
-  parseAddress, parseCommandLine, portNumber, readValue, reasonOf, RunError, runScript, seedNumber, UsageError, type Values, wholeNumber,
+  parseAddress, parseCommandLine, portNumber, readValue, reasonOf, RunError, runScript, seedNumber, someSeconds, UsageError, type Values, wholeNumber,
 } from "./lib.ts";
 
 /** The servers to balance over, when --servers names no others. */
@@ -1370,13 +1370,13 @@ const OPTIONS = {
   port: { kind: portNumber, value: "PORT", fallback: "65432", help: "port to listen on; 0 = any free one" },
   servers: { kind: serverList, value: "LIST", help: "host:port[*weight],... (default: 127.0.0.1 with the ports 65433 to 65437)" },
   serversFile: { kind: anyText, value: "FILE", help: "one host:port[*weight] a line, # comments; read again on SIGHUP and when it changes" },
-  connectTimeout: { kind: seconds, value: "SECONDS", fallback: "2", help: "for one attempt to connect to a server" },
+  connectTimeout: { kind: someSeconds, value: "SECONDS", fallback: "2", help: "for one attempt to connect to a server" },
   idleTimeout: { kind: seconds, value: "SECONDS", fallback: "600", help: "no byte either way for this long ends a connection; 0 = never" },
   maxConnections: { kind: wholeNumber(1), value: "N", help: "clients at once (default: what the file-descriptor limit allows)" },
   serverConnections: { kind: wholeNumber(0), value: "N", fallback: "0", help: "connections per server at once, further clients queue; 0 = no limit" },
   queueTimeout: { kind: seconds, value: "SECONDS", fallback: "30", help: "longest wait in that queue" },
   check: { kind: oneOf(CHECKS), value: "tcp|ping|none", fallback: "tcp", help: "active health check" },
-  checkInterval: { kind: seconds, value: "SECONDS", fallback: "2", help: "between two checks of a server" },
+  checkInterval: { kind: someSeconds, value: "SECONDS", fallback: "2", help: "between two checks of a server" },
   fall: { kind: wholeNumber(1), value: "N", fallback: "3", help: "failures in a row that take a server down" },
   rise: { kind: wholeNumber(1), value: "N", fallback: "2", help: "successes in a row that bring it up again" },
   reusePort: { help: "several balancers may listen on the same port, one a core (Node 22.12 and later)" },

@@ -18,7 +18,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Client, type FailureKind, failureKinds, RequestError, resolveAddress } from "./client.ts";
 import { carries, quantile } from "./generate_graphs.ts";
-import { type Address, amount, anyText, formatAddress, hostName, isMain, type Kind, mulberry32, onStopSignals, parseAddress, readValue, reasonOf, RunError, runScript, seedNumber, UsageError, type Values, wholeNumber } from "./lib.ts";
+import { type Address, amount, anyText, formatAddress, hostName, isMain, type Kind, mulberry32, onStopSignals, parseAddress, readValue, reasonOf, RunError, runScript, seedNumber, someSeconds, UsageError, type Values, wholeNumber } from "./lib.ts";
 import { algorithms } from "./load_balancer.ts";
 import { slowPhase } from "./server.ts";
 
@@ -554,7 +554,6 @@ function showLive(name: string, run: Run): () => void {
 // ─── Command line ────────────────────────────────────────────────────────────
 
 const plainName: Kind<string> = { expected: "a plain file name", read: (text) => (/^(?!\.{1,2}$)[^/\\\p{Cc}]+$/u.test(text) ? text : undefined) };
-const someSeconds: Kind<number> = { expected: "a number of seconds above 0, at most 2000000", read: (text) => amount("seconds").read(text) || undefined };
 const oneByOne: Kind<readonly number[]> = {
   expected: `a number of seconds, or ${SERVERS} of them with commas between`,
   read(text) {

@@ -65,19 +65,21 @@ usage("says in one line that its port is in use, and exits with 1", async () => 
   assert.is(code, 1);
 });
 
-usage("says in one line that a server's name does not resolve, and exits with 1", async () => {
-  const { code, stderr } = await run(SCRIPT, ["random", "--port", "0", "--servers", "no-such-name.invalid:80"]);
-  assert.match(stderr, /^Cannot find server "no-such-name\.invalid:80": .+\n$/);
-  assert.is(code, 1);
+usage("takes a server for down whose name does not resolve, and serves with the others", async () => {
+  const program = await startProgram(["no-such-name.invalid:80", (await echoing()).address]);
+  await program.printed(/Server no-such-name\.invalid:80 is down: the name does not resolve\n/);
+  assert.is(await ask(program.port), "hello");
+  assert.is(program.output.stderr, "");
 });
 
 usage("lists every option and the defaults for --help, and exits with 0", async () => {
   const { code, stdout, stderr } = await run(SCRIPT, ["--help"]);
   assert.ok(stdout.startsWith(USAGE));
-  for (const option of ["host", "port", "servers", "connect-timeout", "idle-timeout", "max-connections", "server-connections", "queue-timeout", "check", "check-interval", "fall", "rise", "drain-timeout", "log", "seed", "help"]) {
+  for (const option of ["host", "port", "servers", "servers-file", "connect-timeout", "idle-timeout", "max-connections", "server-connections", "queue-timeout", "check",
+    "check-interval", "fall", "rise", "reuse-port", "drain-timeout", "send-proxy", "slow-start", "admin", "log", "seed", "help"]) {
     assert.match(stdout, new RegExp(`^  --${option} .*\\S`, "m"));
   }
-  assert.match(stdout, /127\.0\.0\.1:65433,.*127\.0\.0\.1:65437/);
+  assert.match(stdout, /127\.0\.0\.1 with the ports 65433 to 65437/);
   assert.is(stderr, "");
   assert.is(code, 0);
 });

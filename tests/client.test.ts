@@ -150,6 +150,14 @@ failures("what nobody asked for fails the next request", async () => {
   assert.match(await failureOf(client.request()), /^wrong/);
 });
 
+failures("an answer that came before its request is none", async () => {
+  const { promise: refused, resolve } = deferred<void>();
+  const client = await clientOf((socket) => void socket.on("close", () => resolve()).write("PONG!"));
+  await within(client.connect(), "connecting");
+  await within(refused, "the client ending the connection");
+  assert.match(await failureOf(client.request()), /^wrong/);
+});
+
 failures("a connection that ends between two requests fails the second one, once", async () => {
   const ended: Promise<unknown>[] = [];
   const client = await clientOf((socket) => {

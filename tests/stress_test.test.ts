@@ -51,6 +51,11 @@ plans("rate 0 lets all arrive at once, and changes nothing about the requests", 
   assert.equal(burst.requests, drawPlan(100, 5, 30, seedsFrom(1)).requests);
 });
 
+plans("more clients leave the plan of the first ones as it was", () => {
+  const [few, many] = [drawPlan(50, 5, 30, seedsFrom(1)), drawPlan(90, 5, 30, seedsFrom(1))];
+  assert.equal(few, { requests: many.requests.slice(0, 50), arrivals: many.arrivals.slice(0, 50) });
+});
+
 plans("no two streams share a seed", () => {
   const nextSeed = seedsFrom(1);
   assert.is(new Set(Array.from({ length: 8 }, nextSeed)).size, 8);
