@@ -1365,7 +1365,7 @@ const seconds = amount("seconds");
 const serverList: Kind<readonly ServerSpec[]> = { expected: "host:port[*weight],...", read: (text) => parseServers(text.split(",")) };
 const adminAddress: Kind<Address> = { expected: "a port or host:port", read: (text) => parseAddress(text.includes(":") ? text : `127.0.0.1:${text}`) };
 
-const OPTIONS = {
+export const OPTIONS = {
   host: { kind: hostName, value: "HOST", fallback: "127.0.0.1", help: "address to listen on" },
   port: { kind: portNumber, value: "PORT", fallback: "65432", help: "port to listen on; 0 = any free one" },
   servers: { kind: serverList, value: "LIST", help: "host:port[*weight],... (default: 127.0.0.1 with the ports 65433 to 65437)" },

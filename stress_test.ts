@@ -18,8 +18,8 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Client, type FailureKind, failureKinds, RequestError, resolveAddress } from "./client.ts";
 import { carries, quantile } from "./generate_graphs.ts";
-import { type Address, amount, anyText, formatAddress, hostName, isMain, type Kind, mulberry32, onStopSignals, parseAddress, readValue, reasonOf, RunError, runScript, seedNumber, someSeconds, UsageError, type Values, wholeNumber } from "./lib.ts";
-import { algorithms } from "./load_balancer.ts";
+import { type Address, amount, anyText, formatAddress, hostName, isMain, type Kind, mulberry32, onStopSignals, parseAddress, parseCommandLine, readValue, reasonOf, RunError, runScript, seedNumber, someSeconds, UsageError, type Values, wholeNumber } from "./lib.ts";
+import { ALGORITHMS, OPTIONS as BALANCER_OPTIONS } from "./load_balancer.ts";
 import { slowPhase } from "./server.ts";
 
 /** How many servers --compare puts behind the balancer. */
@@ -58,7 +58,7 @@ export type Entry = { readonly name: string; readonly algorithm: string | undefi
 
 /** `baseline`, `least-connections --server-connections 10`, `all`, ... with commas between them. Throws UsageError. */
 export function parseEntries(list: string): Entry[] {
-  const all = ["baseline", ...Object.keys(algorithms)];
+  const all = ["baseline", ...ALGORITHMS];
   const texts = list.split(",").flatMap((text) => (text.trim() === "all" ? all : [text.trim()]));
   const entries = texts.map(parseEntry);
   const twice = texts.find((_, i) => entries.findIndex(({ name }) => name === entries[i]?.name) !== i);
@@ -70,12 +70,24 @@ function parseEntry(text: string): Entry {
   const [algorithm = "", ...balancerOptions] = text.split(/\s+/);
   const bad = (expected: string): UsageError => new UsageError(`Bad --compare entry ${JSON.stringify(text)}: expected ${expected}`);
   const baseline = algorithm === "baseline";
-  if (!baseline && !Object.hasOwn(algorithms, algorithm)) throw bad(`baseline, all, ${Object.keys(algorithms).join(", ")}`);
+  if (!baseline && !ALGORITHMS.some((name) => name === algorithm)) throw bad(`baseline, all, ${ALGORITHMS.join(", ")}`);
   if (baseline && balancerOptions.length > 0) throw bad("no options: the baseline has no balancer");
   const ours = balancerOptions.find((word) => /^--(host|port|servers|servers-file|log|seed|help)(=|$)/.test(word));
   if (ours !== undefined) throw bad(`no ${ours}: --compare sets it itself`);
-  if (balancerOptions.length > 0 && !balancerOptions[0]?.startsWith("--")) throw bad("options after the algorithm");
+  const complaint = complaintAbout(balancerOptions);
+  if (complaint !== undefined) throw new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
   return { name: fileName(algorithm, balancerOptions), algorithm: baseline ? undefined : algorithm, balancerOptions };
+}
+
+/** What the balancer would say of these options, before anything is started. */
+function complaintAbout(balancerOptions: readonly string[]): string | undefined {
+  try {
+    const [surplus] = parseCommandLine(BALANCER_OPTIONS, balancerOptions).positionals;
+    return surplus && `expected options after the algorithm, not ${JSON.stringify(surplus)}`;
+  } catch (error) {
+    if (error instanceof UsageError) return error.message;
+    throw error;
+  }
 }
 
 /** `LeastConnections-server-connections-10` for `least-connections --server-connections 10`. */

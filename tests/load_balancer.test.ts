@@ -93,6 +93,28 @@ bytes("never mixes up the messages of 100 connections, slow readers among them",
   await assertEnded(balancer, { ok: 100 });
 });
 
+for (const sizes of [[1500], [20_000], [30_000, 700, 17_000, 64_000, 1]]) {
+  bytes(`keeps what waits for a slow reader apart from what is read next, in pieces of ${sizes} bytes`, async () => {
+    const { client, server, balancer } = await pair();
+    client.socket.pause();
+    let sent = 0;
+    const taken = (): number => balancer.status().servers[0]?.bytesToClient ?? 0;
+    for (let i = 0, waited = 0; waited < 20; i += 1) { // until the balancer takes no more: what it took last waits in its own memory
+      const size = sizes[i % sizes.length] ?? 1;
+      if (taken() === sent) {
+        server.socket.write(BULK.subarray(sent, sent + size));
+        [sent, waited] = [sent + size, 0];
+      } else waited += 1;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    client.socket.end().resume();
+    server.socket.end();
+    assert.is(await outcomeOf(client), "end");
+    assert.ok(client.bytes().equals(BULK.subarray(0, sent)));
+    await assertEnded(balancer, { ok: 1 });
+  });
+}
+
 bytes("lets the server speak first", async () => {
   const { client, server } = await pair();
   server.socket.write("220 hello");
@@ -568,15 +590,20 @@ limits("forgets a flooding client that leaves the queue by a reset", async () =>
   await assertEnded(balancer, { ok: 1, client_reset: 1 });
 });
 
-limits("notices that a server has gone whose client does not read", async () => {
-  const { client, server, balancer } = await pair({ idleTimeout: 2 });
+limits("notices that a server has gone whose client does not read, and gives that client time for what there is", async () => {
+  const listener = await serving();
+  const { balancer, port } = await startBalancer([listener.address], { idleTimeout: 2 });
+  const client = await dial(port, { onread: undefined });
+  const server = await listener.next();
   client.socket.pause();
   server.socket.write(BULK);
-  await stillness(() => balancer.status().servers[0]?.bytesToClient ?? 0);
+  const taken = await stillness(() => balancer.status().servers[0]?.bytesToClient ?? 0);
   server.socket.resetAndDestroy();
   await until(() => balancer.status().servers[0]?.active === 0, "the server's side closing", 1.5); // before the idle time-out
-  client.socket.resume();
+  let size = 0;
+  client.socket.on("data", (chunk: Buffer) => { size += chunk.length; }).resume();
   assert.match(await outcomeOf(client), BROKEN);
+  assert.is(size, taken);
   await assertEnded(balancer, { server_reset: 1 });
 });
 

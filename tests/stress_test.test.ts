@@ -380,10 +380,16 @@ comparing("runs the same plan against each entry and writes a file for each", as
 
 comparing("a child that does not start is shown in its own words, exit code 1", async () => {
   const folder = await temporaryFolder();
-  const { code, stdout, stderr } = await run("stress_test.ts", ["1", "1", "--compare", "random --fall none", ...QUICK], folder);
-  assert.match(stderr, /^Cannot start load_balancer\.ts: Bad --fall "none": expected a whole number/);
+  const { code, stdout, stderr } = await run("stress_test.ts", ["1", "1", "--compare", "random --admin 203.0.113.1:1", ...QUICK], folder);
+  assert.match(stderr, /^Cannot start load_balancer\.ts: Cannot listen on 203\.0\.113\.1:1: /);
   assert.is(stdout, "");
   assert.is(code, 1);
+});
+
+comparing("an option that the balancer would refuse is refused before anything is started", async () => {
+  const { code, stderr } = await run("stress_test.ts", ["1", "1", "--compare", "baseline,random --fall none", ...QUICK], await temporaryFolder());
+  assert.match(stderr, /^Bad --compare entry "random --fall none": Bad --fall "none": expected a whole number.*\nHow to Use/);
+  assert.is(code, 2);
 });
 
 /** The processes that `pid` has started; undefined where the system does not say. */
