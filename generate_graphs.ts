@@ -15,7 +15,7 @@
  */
 import { readFile, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { anyText, isMain, mulberry32, type Options, reasonOf, RunError, runScript, UsageError, type Values } from "./lib.ts";
+import { anyText, isMain, mulberry32, type Options, reasonOf, RunError, runScript, someSeconds, UsageError, type Values } from "./lib.ts";
 
 /** The runs to read when none are named; the first is one server without a balancer, a reference. */
 const RUNS = ["Baseline", "RoundRobin", "LeastConnections"];
@@ -649,15 +649,17 @@ export function verdict(runs: readonly Run[], name: (run: Run) => string): strin
     : `No clear difference between ${name(fast)} and ${name(slow)} in mean first-request time (${means}; 95 % interval of the difference ${range}).`;
 }
 
-/** A row a run, aligned; as many decimals as give the smallest median three digits, within reason. */
-export function table(runs: readonly Run[]): string {
+/** A row a run, aligned; as many decimals as give the smallest median three digits, within reason. With `within`, also the share answered in that time. */
+export function table(runs: readonly Run[], within?: number): string {
   const medians = runs.map(({ all }) => quantile(all, 0.5)).filter((value) => value > 0);
   const decimals = Math.max(3, Math.min(6, 2 - Math.floor(Math.log10(Math.min(...medians)))));
   const time = (value: number): string => (Number.isNaN(value) ? "-" : value.toFixed(decimals));
-  const head = ["response time (s)", "clients", "answers", "first mean", ...PERCENTILES.map((p) => `p${p * 100}`), "max"];
-  const rows = runs.map(({ title, clients, all, first }) => [
-    title, String(clients.length), String(all.length), time(mean(first)),
-    ...PERCENTILES.map((p) => (carries(all.length, p) ? time(quantile(all, p)) : "-")), time(all.at(-1) ?? NaN),
+  const inTime = ({ all }: Run, limit: number): string => (all.length > 0 ? `${((100 * all.filter((value) => value <= limit).length) / all.length).toFixed(2)} %` : "-");
+  const head = ["response time (s)", "clients", "answers", "first mean", ...PERCENTILES.map((p) => `p${p * 100}`), "max", ...(within === undefined ? [] : [`within ${within} s`])];
+  const rows = runs.map((run) => [
+    run.title, String(run.clients.length), String(run.all.length), time(mean(run.first)),
+    ...PERCENTILES.map((p) => (carries(run.all.length, p) ? time(quantile(run.all, p)) : "-")), time(run.all.at(-1) ?? NaN),
+    ...(within === undefined ? [] : [inTime(run, within)]),
   ]);
   const widths = head.map((_, place) => Math.max(...[head, ...rows].map((cells) => cells[place]?.length ?? 0)));
   const aligned = [head, ...rows].map(([title = "", ...cells]) => [title.padEnd(widths[0] ?? 0), ...cells.map((cell, place) => cell.padStart(widths[place + 1] ?? 0))].join("  "));
@@ -672,6 +674,7 @@ const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
 const OPTIONS = {
   data: { kind: anyText, value: "DIR", help: `the folder of ${RUNS.map((name) => `${name}.json`).join(", ")}, when no file is named (default data)` },
   out: { kind: anyText, value: "FILE", help: `where the picture goes (default ${PICTURE}, beside the first file)` },
+  within: { kind: someSeconds, value: "SECONDS", help: "a column with the share answered in this time" },
 } satisfies Options;
 
 /** The files to read and the picture to write. Throws a UsageError. */
@@ -692,7 +695,7 @@ async function main(named: string[], values: Values<typeof OPTIONS>): Promise<nu
   const { runs, complaints } = await readRuns(files);
   for (const complaint of complaints) console.error(complaint);
   if (runs.length === 0) return 1;
-  console.log(`${table(runs)}\n\n${verdict(runs, (run) => run.title)}`);
+  console.log(`${table(runs, values.within)}\n\n${verdict(runs, (run) => run.title)}`);
   if (runs.every(({ all }) => all.length === 0)) throw new RunError(`Cannot write ${picture}: there are no answers to draw`);
   await writeFile(picture, drawPicture(runs)).catch((error: unknown) => { throw new RunError(`Cannot write ${picture}: ${reasonOf(error)}`); });
   console.log(picture);

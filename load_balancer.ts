@@ -233,11 +233,17 @@ export const algorithms = {
     const start = Math.floor(random() * servers.length); // ties fall to a random one
     let best = first(servers);
     let lowest = Infinity;
-    const unknown = typicalCost(servers, time);
+    let unknown = 0; // looked up only when a server is met that needs it
     for (let i = 0; i < servers.length; i += 1) {
-      const server = servers[(start + i) % servers.length] ?? best;
-      const load = (costOf(server, time, unknown) * (server.active + 1)) / server.weight;
-      if (load < lowest) [lowest, best] = [load, server];
+      const server = servers[start + i < servers.length ? start + i : start + i - servers.length] ?? best;
+      const share = (server.active + 1) / server.weight;
+      if (server.cost * (1 - (time - server.costAt) / DECAY) * share >= lowest) continue; // exp(-x) >= 1 - x: most are out without an exp
+      if (server.cost === 0 && unknown === 0) unknown = typicalCost(servers, time);
+      const load = costOf(server, time, unknown) * share;
+      if (load < lowest) {
+        lowest = load;
+        best = server;
+      }
     }
     return best;
   },

@@ -22,9 +22,6 @@ import { type Address, amount, anyText, formatAddress, hostName, isMain, type Ki
 import { ALGORITHMS, OPTIONS as BALANCER_OPTIONS } from "./load_balancer.ts";
 import { slowPhase } from "./server.ts";
 
-/** How many servers --compare puts behind the balancer. */
-const SERVERS = 5;
-
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
 
@@ -423,15 +420,15 @@ function firstWords(script: string, child: ChildProcessWithoutNullStreams): Prom
 }
 
 /** The options of the servers, one by one, and those that the last one has besides. */
-type Lab = { readonly servers: readonly (readonly string[])[]; readonly lastServer: readonly string[]; readonly balancerSeed: number };
+type Lab = { readonly servers: readonly (readonly string[])[]; readonly lastServer: readonly string[]; readonly weights: readonly number[]; readonly balancerSeed: number };
 
 /** Starts what an entry needs: the baseline is the first server alone. Fulfilled with the address to ask. Throws RunError. */
-async function startEntry(children: Children, { algorithm, balancerOptions }: Entry, { servers, lastServer, balancerSeed }: Lab): Promise<Address> {
-  const needed = servers.slice(0, algorithm === undefined ? 1 : SERVERS);
+async function startEntry(children: Children, { algorithm, balancerOptions }: Entry, { servers, lastServer, weights, balancerSeed }: Lab): Promise<Address> {
+  const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
   const started = needed.map((options, i) => children.start("server.ts", ["127.0.0.1", "0", "--log", "none", ...options, ...(i === needed.length - 1 ? lastServer : [])]));
   const addresses = await Promise.all(started);
   if (algorithm === undefined) return addresses[0]!;
-  const list = addresses.map(formatAddress).join(",");
+  const list = addresses.map((address, i) => `${formatAddress(address)}*${weights[i] ?? 1}`).join(",");
   return children.start("load_balancer.ts", [algorithm, "--port", "0", "--servers", list, "--log", "none", "--seed", String(balancerSeed), ...balancerOptions]);
 }
 
@@ -566,14 +563,15 @@ function showLive(name: string, run: Run): () => void {
 // ─── Command line ────────────────────────────────────────────────────────────
 
 const plainName: Kind<string> = { expected: "a plain file name", read: (text) => (/^(?!\.{1,2}$)[^/\\\p{Cc}]+$/u.test(text) ? text : undefined) };
-const oneByOne: Kind<readonly number[]> = {
-  expected: `a number of seconds, or ${SERVERS} of them with commas between`,
+/** A value of `kind` for every server, or a list that gives them one by one. */
+const oneByOne = <T>(kind: Kind<T>): Kind<readonly T[]> => ({
+  expected: `${kind.expected}, or a list of them, one a server, with commas between`,
   read(text) {
-    const numbers = text.split(",").map(amount("seconds").read).filter((seconds) => seconds !== undefined);
-    const full = Array.from({ length: SERVERS }, (_, i) => numbers[numbers.length === 1 ? 0 : i] ?? NaN);
-    return text.split(",").length === numbers.length && [1, SERVERS].includes(numbers.length) ? full : undefined;
+    const values = text.split(",").map(kind.read).filter((value) => value !== undefined);
+    return values.length === text.split(",").length ? values : undefined;
   },
-};
+});
+const sleeps = oneByOne(amount("seconds"));
 
 export const OPTIONS = {
   host: { kind: hostName, value: "HOST", help: "whom to ask (default 127.0.0.1)" },
@@ -583,9 +581,12 @@ export const OPTIONS = {
   rate: { kind: amount("clients a second"), value: "R", fallback: "0", help: "clients arriving a second, Poisson; 0 = all at once" },
   reconnect: { help: "a new connection for every request" },
   timeout: { kind: someSeconds, value: "SECONDS", fallback: "30", help: "for one answer, connecting included" },
-  compare: { kind: anyText, value: "LIST", help: "start five servers and the balancer afresh for each of: baseline, ALGORITHM, \"ALGORITHM --balancer-option ...\", all; write DIR/Baseline.json, ..." },
-  mean: { kind: oneByOne, value: "SECONDS", help: "of these servers' sleeps; one, or a list of five (default 0.5)" },
-  sd: { kind: oneByOne, value: "SECONDS", help: "their standard deviation, likewise (default 0.2)" },
+  compare: { kind: anyText, value: "LIST", help: "start servers and the balancer afresh for each of: baseline, ALGORITHM, \"ALGORITHM --balancer-option ...\", all; write DIR/Baseline.json, ..." },
+  servers: { kind: wholeNumber(1, 100), value: "N", help: "how many (default 5); the baseline is the first of them alone" },
+  mean: { kind: sleeps, value: "SECONDS", help: "of these servers' sleeps; one, or a list with one a server (default 0.5)" },
+  sd: { kind: sleeps, value: "SECONDS", help: "their standard deviation, likewise (default 0.2)" },
+  slots: { kind: wholeNumber(1), value: "N", help: "connections that each of them serves at once (default 10)" },
+  weights: { kind: oneByOne(wholeNumber(1, 1000)), value: "LIST", help: "their weights, likewise a list (default 1)" },
   slow: { kind: slowPhase, value: "FROM-TO:MEAN", help: "another mean for the last server, from one second to another after its start" },
   data: { kind: anyText, value: "DIR", help: "where --name and --compare write (default data)" },
   json: { help: "the summary as JSON in place of the table; an array with --compare" },
@@ -598,15 +599,26 @@ function checkTogether(values: Values<typeof OPTIONS>): void {
     const name = names.find((name) => values[name] !== undefined);
     if (name) throw new UsageError(`Bad option "--${name}": expected only ${expected}`);
   };
-  if (values.compare === undefined) refuse(["mean", "sd", "slow"], "with --compare, which starts the servers");
+  if (values.compare === undefined) refuse(["servers", "mean", "sd", "slots", "weights", "slow"], "with --compare, which starts the servers");
   else refuse(["host", "port", "name"], "without --compare, which starts and names what it asks");
   if (values.compare === undefined && values.name === undefined) refuse(["data"], "with --name or --compare");
 }
 
-function labOf({ mean, sd, slow }: Values<typeof OPTIONS>, nextSeed: () => number): Lab {
+/** The value of each of `servers` servers. Throws UsageError when a list gives more or fewer. */
+function spread<T>(name: string, values: readonly T[], servers: number): T[] {
+  if (values.length !== 1 && values.length !== servers) throw new UsageError(`Bad --${name} ${JSON.stringify(values.join())}: expected one value, or one for each of ${servers} servers`);
+  return Array.from({ length: servers }, (_, i) => values[i % values.length]!);
+}
+
+function labOf({ servers = 5, mean = [0.5], sd = [0.2], slots = 10, weights = [1], slow }: Values<typeof OPTIONS>, nextSeed: () => number): Lab {
   const balancerSeed = nextSeed();
-  const servers = Array.from({ length: SERVERS }, (_, i) => ["--mean", String(mean?.[i] ?? 0.5), "--sd", String(sd?.[i] ?? 0.2), "--seed", String(nextSeed())]);
-  return { servers, lastServer: slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : [], balancerSeed };
+  const sds = spread("sd", sd, servers);
+  return {
+    servers: spread("mean", mean, servers).map((seconds, i) => ["--mean", String(seconds), "--sd", String(sds[i]), "--max-connections", String(slots), "--seed", String(nextSeed())]),
+    lastServer: slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : [],
+    weights: spread("weights", weights, servers),
+    balancerSeed,
+  };
 }
 
 /** All that is to be done, drawn and checked before anything is started. Throws UsageError. */

@@ -239,7 +239,7 @@ for (let round = 1; round <= 3; round += 1) { // which of the two is seen first 
   });
 }
 
-ends("delivers a whole reply that is followed by a reset 50 ms later", async () => {
+ends("delivers an exact prefix of a long reply that is followed by a reset 50 ms later, and then the reset", async () => {
   const listener = await listening((socket) => {
     socket.write(BULK.subarray(0, 4 * MIB));
     setTimeout(() => socket.resetAndDestroy(), 50);

@@ -342,7 +342,10 @@ const badInput: [args: string, complaint: string][] = [
   ["5 5 --mean 1", 'Bad option "--mean": expected only with --compare, which starts the servers'],
   ["5 5 --data x", 'Bad option "--data": expected only with --name or --compare'],
   ["5 5 --compare baseline --port 1", 'Bad option "--port": expected only without --compare, which starts and names what it asks'],
-  ["5 5 --compare baseline --mean 1,2", 'Bad --mean "1,2": expected a number of seconds, or 5 of them with commas between'],
+  ["5 5 --servers 3", 'Bad option "--servers": expected only with --compare, which starts the servers'],
+  ["5 5 --compare baseline --mean 1,x", 'Bad --mean "1,x": expected a number of seconds from 0 to 2000000, or a list of them, one a server, with commas between'],
+  ["5 5 --compare baseline --mean 1,2", 'Bad --mean "1,2": expected one value, or one for each of 5 servers'],
+  ["5 5 --compare baseline --servers 3 --weights 1,2,3,4", 'Bad --weights "1,2,3,4": expected one value, or one for each of 3 servers'],
 ];
 
 for (const [args, complaint] of badInput) {
@@ -390,6 +393,25 @@ comparing("an option that the balancer would refuse is refused before anything i
   const { code, stderr } = await run("stress_test.ts", ["1", "1", "--compare", "baseline,random --fall none", ...QUICK], await temporaryFolder());
   assert.match(stderr, /^Bad --compare entry "random --fall none": Bad --fall "none": expected a whole number.*\nHow to Use/);
   assert.is(code, 2);
+});
+
+comparing("starts as many servers as it is told, with their slots and weights", async () => {
+  const lab = (args: string) => {
+    const { positionals, values } = parseCommandLine(OPTIONS, `1 1 --compare random ${args}`.trim().split(" "));
+    return readJob(positionals, values).lab;
+  };
+  const { servers, weights } = lab("--servers 3 --mean 1,2,3 --sd 0 --slots 4 --weights 5,1,1");
+  assert.equal(servers.map((options) => options.slice(0, 6).join(" ")), [1, 2, 3].map((mean) => `--mean ${mean} --sd 0 --max-connections 4`));
+  assert.equal(weights, [5, 1, 1]);
+  assert.equal(lab("").servers.map((options) => options.slice(0, 6).join(" ")), Array(5).fill("--mean 0.5 --sd 0.2 --max-connections 10"));
+});
+
+comparing("tells the balancer the weights: the one server of weight 1000 gets all of the few clients", async () => {
+  const folder = await temporaryFolder();
+  const { stdout } = await run("stress_test.ts", ["20", "1", "--compare", "round-robin", "--servers", "2", "--mean", "0,0.3", "--sd", "0", "--weights", "1000,1", "--json"], folder);
+  const [{ answered, all }] = JSON.parse(stdout);
+  assert.is(answered, 20);
+  assert.ok(all.max < 0.3, String(all.max));
 });
 
 /** The processes that `pid` has started; undefined where the system does not say. */
