@@ -509,18 +509,21 @@ export function ecdfPath(values: readonly number[], x: Scale, y: Scale): string 
   return `M${round(steps[0]?.x ?? 0)} ${round(y(0))}${seen.map((step) => `H${round(step.x)}V${round(step.y)}`).join("")}`;
 }
 
-/** Panel B: the share answered within t. No bins, the whole tail; a curve ends at its maximum. A label's leader begins on its curve. */
+/** Panel B: the share answered within t. No bins, the whole tail; a curve ends at its maximum. A label's leader begins on its curve,
+ *  and with many labels fans out from its upper half: further down all curves are one. */
 function ecdfPanel(runs: readonly Run[], time: Axis, frame: Frame): string {
   const y = linearScale([0, 1], [frame.bottom, frame.top]);
   const share = linearScale([frame.bottom, frame.top], [0, 1]);
   const rows = column(frame, runs.length, y(0.72)); // where curves that differ in the tail lie apart
   const fastestFirst = runs.toSorted((a, b) => quantile(a.all, 0.72) - quantile(b.all, 0.72));
+  const middles = rows.map((row) => row - FONT / 3);
+  const many = share(middles.at(-1) ?? 0) < 0.5;
   const direct = fastestFirst.flatMap(({ all, label, look }, place) => {
-    const row = rows[place] ?? 0;
-    const level = row - FONT / 3;
+    const [row = 0, middle = 0] = [rows[place], middles[place]];
+    const level = many ? y(0.95 - (0.4 * place) / (runs.length - 1)) : middle;
     const x = time.at(all[Math.ceil(share(level) * all.length) - 1] ?? 0);
     const dot = `<circle cx="${round(x)}" cy="${round(level)}" r="4" stroke-width="1.5" ${paint(look.line, PAPER)}/>`;
-    return [line(x, level, COLUMN - 5, level, look.line, 1), dot, text(COLUMN, row, label, look.text)];
+    return [line(x, level, COLUMN - 5, middle, look.line, 1), dot, text(COLUMN, row, label, look.text)];
   });
   return [
     heading(frame.top - 15, "Share answered within t", "logarithmic, the whole tail; a curve ends at its maximum"),

@@ -44,6 +44,8 @@ export interface Server {
   why: string;
   /** Came back on probation: one connection at a time until one of them succeeds. */
   onTrial: boolean;
+  /** Its open connections from before the trial, which do not count as the one. */
+  elders: number;
   /** Failures and successes in a row, of checks and of real connects alike. */
   failures: number;
   successes: number;
@@ -84,7 +86,7 @@ export interface Server {
 export function newServer({ weight, ...address }: ServerSpec): Server {
   const name = formatAddress(address);
   return {
-    address, name, weight, fullWeight: weight, up: true, draining: false, since: clock(), why: "", onTrial: false, failures: 0, successes: 0, suspect: false,
+    address, name, weight, fullWeight: weight, up: true, draining: false, since: clock(), why: "", onTrial: false, elders: 0, failures: 0, successes: 0, suspect: false,
     penalty: PENALTY.first, heldUntil: 0, spoke: false, active: 0, total: 0, connectErrors: 0, checkFailures: 0, bytesToServer: 0, bytesToClient: 0,
     connectTime: null, turnTime: null, connectTimes: newHistogram(), turnTimes: newHistogram(), credit: 0, cost: 0, costAt: 0, asked: new Map(), oldestAsked: Infinity,
     hash: hash(name), timer: undefined,
@@ -157,12 +159,13 @@ const systemResolver: Resolver = async (name) => (await lookup(name, { all: true
 /**
  * What the configured servers are at the moment: every address of a name is a server, so that DNS can be the directory.
  * A name is looked up here, not for each connection, which would cost a thread each time. When that fails its last good
- * answer stays; a name that has never had one stands for itself, and is down as long as it does not resolve.
+ * answer stays, and that is said once; a name that has never had one stands for itself, and is down until it resolves.
  */
 export class Directory {
   specs: readonly ServerSpec[];
   readonly #resolve: Resolver;
   readonly #known = new Map<string, readonly string[]>();
+  readonly #stale = new Set<string>();
 
   constructor(specs: readonly ServerSpec[], resolve = systemResolver) {
     this.specs = specs;
@@ -177,8 +180,14 @@ export class Directory {
   async lookUp(): Promise<ServerSpec[]> {
     const names = [...new Set(this.specs.map(({ host }) => host).filter((host) => isIP(host) === 0))];
     await Promise.all(names.map(async (name) => {
-      const addresses = await this.#resolve(name).catch(() => []);
-      if (addresses.length > 0) this.#known.set(name, [...addresses].sort());
+      const answer = await this.#resolve(name).catch(reasonOf);
+      if (typeof answer !== "string" && answer.length > 0) {
+        this.#known.set(name, [...answer].sort());
+        this.#stale.delete(name);
+      } else if (this.#known.has(name) && !this.#stale.has(name)) {
+        this.#stale.add(name);
+        console.error(`Cannot look up ${name}: ${typeof answer === "string" ? answer : "it has no address"}; its last addresses stay`);
+      }
     }));
     const servers = this.specs.flatMap((spec) => (this.#known.get(spec.host) ?? [spec.host]).map((host) => ({ ...spec, host })));
     return [...new Map(servers.map((server) => [formatAddress(server), server])).values()];
@@ -335,10 +344,12 @@ function mix(value: number): number {
 export const REASONS = ["ok", "client_reset", "server_reset", "idle_timeout", "no_server", "queue_timeout", "limit", "drain_forced"] as const;
 export type Reason = (typeof REASONS)[number];
 
-/** Bytes that a socket may hold back for a slow reader before its source is paused; also the size of one read. */
+/** Bytes that a socket may hold back for a slow reader before its source is paused; also the size of a small read. */
 const BUFFER_SIZE = 64 * 1024;
-/** A read of this many bytes or more is a bulk transfer, and worth a buffer of its own. */
+/** A read of this many bytes or more is a bulk transfer, and worth a buffer of its own, of this size: larger ones cost less
+ *  a byte (see the journal on cost), but each reader that has stalled holds one. */
 const BULK = 16 * 1024;
+const BULK_BUFFER_SIZE = 128 * 1024;
 const NOTHING = Buffer.alloc(0);
 
 /**
@@ -490,6 +501,11 @@ class Connection {
     return side === this.upstream && this.relaying && this.bytesToClient === 0 && !this.clientEnded && this.balancer.now() - this.connectedAt < 1;
   }
 
+  /** The trial is over also when nobody speaks: its server has not closed within that second. */
+  hasPassedTrial(now: number): boolean {
+    return this.relaying && this.reason === undefined && this.dialledAt >= (this.server?.since ?? now) && now - this.connectedAt >= 1;
+  }
+
   /** Passes on the ends that have come in. With both there and nothing left to write, one close each does for two shutdowns. */
   halfClose(): void {
     const { client, upstream } = this;
@@ -543,7 +559,7 @@ class Connection {
 
 /** The PROXY protocol's first line (version 1), which tells a server whom the bytes come from. */
 function proxyHeader({ remoteAddress, remotePort, localAddress, localPort }: Socket): string {
-  const [from = "", to = ""] = [remoteAddress, localAddress].map((address) => address?.replace(/^::ffff:(?=\d+\.)/, ""));
+  const [from = "", to = ""] = [remoteAddress, localAddress].map((address) => address?.replace(/^::ffff:(?=\d+\.)|%.*$/g, "")); // no zone (fe80::1%eth0) either
   return isIP(from) === 0 || isIP(from) !== isIP(to) ? PROXY_UNKNOWN : `PROXY TCP${isIP(from)} ${from} ${to} ${remotePort} ${localPort}\r\n`;
 }
 const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
@@ -618,11 +634,11 @@ class ReadBuffers {
     const bytes = buffer.subarray(0, size);
     const bulk = size >= BULK;
     if (buffer === this.#shared) {
-      if (bulk) this.#next = Buffer.allocUnsafeSlow(BUFFER_SIZE);
+      if (bulk) this.#next = Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
       socket.write(Buffer.from(bytes));
     } else {
       socket.write(bytes);
-      if (bulk) this.#next = socket.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BUFFER_SIZE);
+      if (bulk) this.#next = socket.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
     }
     return socket.writableLength < BUFFER_SIZE;
   }
@@ -803,9 +819,16 @@ class Health {
     }
   }
 
+  /** A server that has just come, or come back, gets its weight by and by. */
+  easeIn(server: Server): void {
+    server.since = clock();
+    if (this.#settings.slowStart > 0) server.weight = server.fullWeight * SLOWEST_START;
+  }
+
   #set(server: Server, up: boolean, onTrial: boolean, why: string): void {
-    if (up !== server.up) server.since = clock();
-    if (up && !server.up && this.#settings.slowStart > 0) server.weight = server.fullWeight * SLOWEST_START;
+    if (onTrial) server.elders = server.active;
+    if (up && !server.up) this.easeIn(server);
+    else if (up !== server.up) server.since = clock();
     Object.assign(server, { up, onTrial, successes: 0, why: up ? "" : why });
     if (up) server.failures = 0;
     this.#changed(server, why);
@@ -869,7 +892,8 @@ export class LoadBalancer {
     this.#log = log;
     this.#pick = algorithms[options.algorithm]({ random: mulberry32(options.seed), now: () => this.now() });
     this.health = new Health(options, (server, why) => {
-      log.server(server, why);
+      if (!this.servers.includes(server)) return; // removed, and finishing its connections
+      log.server(server, `is ${server.up ? (server.onTrial ? "on trial" : "up") : "down"}: ${why}`);
       this.#refresh();
     });
     this.#queue = new Deadlines(options.queueTimeout, (connection) => connection.end("queue_timeout"));
@@ -901,8 +925,18 @@ export class LoadBalancer {
       if (server.fullWeight !== spec.weight) server.weight = server.fullWeight = spec.weight;
       return server;
     });
-    for (const server of known.values()) if (!this.servers.includes(server)) this.health.stop(server);
-    this.servers.forEach((server, place) => { if (!known.has(server.name)) this.health.start(server, place / this.servers.length); });
+    for (const server of known.values()) {
+      if (this.servers.includes(server)) continue;
+      this.health.stop(server);
+      this.#log.server(server, `was removed: ${server.active} of its connections go on`);
+    }
+    this.servers.forEach((server, place) => {
+      if (known.has(server.name)) return;
+      this.health.start(server, place / this.servers.length);
+      if (known.size === 0) return; // it is the start
+      this.health.easeIn(server);
+      this.#log.server(server, "was added");
+    });
     this.#refresh();
   }
 
@@ -910,6 +944,7 @@ export class LoadBalancer {
   setDraining(name: string, draining: boolean): boolean {
     const server = this.servers.find((candidate) => candidate.name === name);
     if (server === undefined) return false;
+    if (server.draining !== draining && server.up) this.health.easeIn(server);
     server.draining = draining;
     this.#refresh();
     return true;
@@ -926,7 +961,7 @@ export class LoadBalancer {
   // --- choosing ---
 
   #limitOf(server: Server): number {
-    return server.onTrial ? 1 : this.options.serverConnections || Infinity;
+    return server.onTrial ? server.elders + 1 : this.options.serverConnections || Infinity;
   }
 
   /** To be called when a server may have become eligible, or ceased to be. */
@@ -977,7 +1012,8 @@ export class LoadBalancer {
     if (connection.askedAt !== 0) this.#forgetTurn(connection, server);
     connection.server = undefined;
     server.active -= 1;
-    if (server.onTrial && connection.relaying && connection.reason === undefined) this.health.succeeded(server, true);
+    if (server.onTrial && server.elders > 0 && connection.dialledAt < server.since) server.elders -= 1;
+    else if (server.onTrial && connection.relaying && connection.reason === undefined) this.health.succeeded(server, true);
     if (server.active === this.#limitOf(server) - 1) this.#refresh();
   }
 
@@ -1103,6 +1139,7 @@ export class LoadBalancer {
     const now = this.now();
     for (const connection of this.#open) {
       if (connection.reason === undefined) connection.askStoppedSide();
+      if (connection.server?.onTrial && connection.hasPassedTrial(now)) this.health.succeeded(connection.server, true);
       if (connection.movedToServer || connection.movedToClient) {
         connection.quietSince = now;
         connection.movedToServer = connection.movedToClient = false;
@@ -1189,9 +1226,9 @@ export class Log {
     else this.#line(`Connection of client ${clientName} to ${serverName === null ? "no server" : `server ${serverName}`} ended after ${seconds.toFixed(3)} s: ${reason}`);
   }
 
-  /** In json the lines are about connections, so these go to stderr. */
-  server(server: Server, why: string): void {
-    const line = escapeControls(`Server ${server.name} is ${server.up ? (server.onTrial ? "on trial" : "up") : "down"}: ${why}`);
+  /** What became of a server. In json the lines are about connections, so this goes to stderr. */
+  server({ name }: Server, what: string): void {
+    const line = escapeControls(`Server ${name} ${what}`);
     if (this.#format === "text") this.#line(line);
     else if (this.#format === "json") console.error(line);
   }
@@ -1252,15 +1289,16 @@ function decoded(text: string): string {
   }
 }
 
-/** Serves the admin pages. Few clients at once, little time for each: they share descriptors and a core with the relay. */
+/** Serves the admin pages. Few clients at once, little time to ask and to read: they share descriptors and a core with the relay. */
 async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
-  const server = createHttpServer({ headersTimeout: 5000, requestTimeout: 5000, keepAliveTimeout: 5000, connectionsCheckingInterval: 1000 }, (request, response: ServerResponse) => {
+  const server = createHttpServer({ headersTimeout: 2000, requestTimeout: 3000, keepAliveTimeout: 5000, connectionsCheckingInterval: 500 }, (request, response: ServerResponse) => {
     const [code, type, body] = answerAdmin(balancer, request);
     request.resume();
-    response.writeHead(code, { "content-type": type, "cache-control": "no-store", "x-content-type-options": "nosniff", "x-frame-options": "DENY" });
+    response.writeHead(code, { "content-type": type, "cache-control": "no-store", "x-content-type-options": "nosniff", "content-security-policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'" });
     response.end(request.method === "HEAD" ? undefined : body);
   });
   server.maxConnections = ADMIN_CONNECTIONS;
+  server.timeout = 3000; // without a byte either way: it does not read its answer
   balancer.whenStopped(() => { server.close(); server.closeAllConnections(); });
   return listen(server, wanted);
 }
@@ -1316,50 +1354,101 @@ const pageOf = (): [number, string, string] => [200, "text/html; charset=utf-8",
 const PAGE = `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Load balancer</title>
 <style>
-  :root { color-scheme: light dark; --ink: #1f2328; --muted: #59636e; --line: #d0d7de; --ground: #fff; --bad: #b35c00; --good: #00795a }
+  :root { color-scheme: light dark; --ink: #1f2328; --muted: #59636e; --line: #d0d7de; --ground: #fff; --bad: #a34700; --good: #00704f }
   @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --muted: #9198a1; --line: #3d444d; --ground: #0d1117; --bad: #e69f00; --good: #2fbf94 } }
-  body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 76rem; margin: 0 auto; padding: 1rem }
-  h1 { font-size: 1.3rem; margin: 0 } h2 { font-size: 1.05rem; margin: 1.5rem 0 .3rem } p { margin: .2rem 0; color: var(--muted) }
-  #gone { color: var(--ground); background: var(--bad); padding: .4rem .7rem; border-radius: .3rem } #gone:empty { display: none }
-  dl { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: .6rem 0 } dt { color: var(--muted); font-size: .85rem } dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums }
-  table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line) }
-  th { font-weight: 500; color: var(--muted); font-size: .85rem } th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left } td:first-child { overflow-wrap: anywhere }
-  .down { color: var(--bad); font-weight: 600 } .up { color: var(--good) } .draining { color: var(--muted); font-weight: 600 }
-  @media (max-width: 45rem) {
-    thead { position: absolute; clip-path: inset(50%) } tr { display: grid; grid-template-columns: 1fr 1fr 1fr; padding: .6rem 0; border-bottom: 1px solid var(--line) }
-    td, td:first-child, td:nth-child(2) { border: 0; padding: .1rem 0; text-align: left } td:first-child { grid-column: 1 / -1; font-weight: 600 } td:nth-child(2) { grid-column: 1 / -1 }
-    td::before { content: attr(data-label); display: block; color: var(--muted); font-size: .75rem } td:first-child::before, td:nth-child(2)::before { content: none }
+  body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 80rem; margin: 0 auto; padding: 1rem; font-variant-numeric: tabular-nums }
+  h1 { font-size: 1.3rem; margin: 0 } h2 { font-size: 1.05rem; margin: 1.6rem 0 .3rem } p { margin: .2rem 0 } #about, dt, th, .none { color: var(--muted) }
+  #verdict { font-size: 1.15rem; margin: .8rem 0; padding-left: .7rem; border-left: .3rem solid var(--good) } #verdict.bad { border-color: var(--bad) }
+  #gone { color: var(--ground); background: var(--bad); padding: .4rem .7rem; border-radius: .3rem; margin: .6rem 0 } #gone:empty { display: none } .old { opacity: .45 }
+  dl { display: flex; flex-wrap: wrap; gap: .4rem 1.8rem; margin: .6rem 0 } dt { font-size: .85rem } dd { margin: 0; font-size: 1.25rem }
+  table { border-collapse: collapse; width: 100% } th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--line); font-weight: 400 }
+  thead th { font-size: .85rem } tbody th { color: inherit; overflow-wrap: anywhere } td { white-space: nowrap } td:nth-child(2) { width: 30% } th:nth-child(-n+2), td:nth-child(2) { text-align: left; white-space: normal }
+  .down, .bad dd { color: var(--bad) } .up { color: var(--good) } .draining { color: var(--muted) } .down, .draining { font-weight: 600 }
+  button { font: inherit; font-size: .85rem; padding: .25rem .7rem; color: inherit; background: none; border: 1px solid var(--line); border-radius: .3rem; cursor: pointer }
+  @media (max-width: 60rem) {
+    thead { position: absolute; clip-path: inset(50%) } tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); align-items: end; gap: .2rem .6rem; padding: .7rem 0; border-bottom: 1px solid var(--line) }
+    tbody th, tbody td { border: 0; padding: 0; text-align: left } td:nth-child(2) { width: auto } tbody th { font-weight: 600; grid-column: 1 / -2 } td:nth-child(2) { grid-column: 1 / -1 } td:last-child { grid-area: 1 / -2; justify-self: end }
+    td::before { content: attr(data-label); display: block; color: var(--muted); font-size: .8rem } td:nth-child(2)::before, td:last-child::before { content: none }
   }
 </style></head><body>
 <h1>Load balancer</h1><p id="about">Loading…</p><p id="gone" role="alert"></p>
+<main id="main">
+<p id="verdict" role="status"></p>
 <dl id="totals"></dl>
-<h2>Servers</h2><table><thead><tr id="head"></tr></thead><tbody id="servers"></tbody></table>
+<h2>Servers</h2><table role="table"><thead role="rowgroup"><tr role="row" id="head"></tr></thead><tbody role="rowgroup" id="servers"></tbody></table>
 <h2>How connections ended</h2><dl id="ended"></dl>
 <h2>Queue</h2><p id="queue"></p>
-<noscript><p>This page needs its script. <a href="/status.json">status.json</a> and <a href="/metrics">metrics</a> say the same.</p></noscript>
+</main>
+<noscript><p>This page needs its script. <a href="status.json">status.json</a> and <a href="metrics">metrics</a> say the same.</p></noscript>
 <script>
 const at = (id) => document.getElementById(id);
-const make = (tag, text, label, kind) => { const e = document.createElement(tag); e.textContent = text; if (label) e.dataset.label = label; if (kind) e.className = kind; return e; };
-const time = (s) => s === null ? "–" : s < 1 ? (s * 1000).toFixed(1) + " ms" : s < 120 ? s.toFixed(1) + " s" : s < 7200 ? Math.round(s / 60) + " min" : s < 172800 ? Math.round(s / 3600) + " h" : Math.round(s / 86400) + " days";
-const size = (n) => { let i = 0; while (n >= 1000 && i < 5) { n /= 1000; i++; } return (i ? n.toFixed(1) : n) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][i]; };
-const pairs = (id, rows) => at(id).replaceChildren(...rows.map(([name, value]) => { const d = document.createElement("div"); d.append(make("dt", name), make("dd", value)); return d; }));
-const columns = [["server", (r) => r.server], ["state", (r) => r.state + " for " + time(r.since) + (r.why ? ": " + r.why : "")], ["weight", (r) => r.weight], ["open", (r) => r.active], ["total", (r) => r.total],
-  ["failed connects", (r) => r.connectErrors], ["failed checks", (r) => r.checkFailures], ["to server", (r) => size(r.bytesToServer)], ["to client", (r) => size(r.bytesToClient)], ["connect", (r) => time(r.connectTime)], ["turn", (r) => time(r.turnTime)]];
-at("head").replaceChildren(...columns.map(([name]) => { const th = make("th", name); th.scope = "col"; return th; }));
-function show(s) {
-  at("about").textContent = s.algorithm + " on " + s.listening + ", up for " + time(s.uptime);
-  const all = Object.values(s.ended).reduce((a, b) => a + b, 0);
-  const count = (state) => s.servers.filter((r) => r.state === state).length;
-  pairs("totals", [["servers up", count("up") + " of " + s.servers.length], ["down", count("down")], ["active", s.active], ["queued", s.queued], ["accepted", s.accepted], ["retries", s.retries], ["ended badly", all ? (100 * (all - s.ended.ok) / all).toFixed(2) + " %" : "–"]]);
-  const order = { down: 0, draining: 1, up: 2 };
-  at("servers").replaceChildren(...s.servers.slice().sort((a, b) => order[a.state] - order[b.state]).map((r) => { const tr = document.createElement("tr"); tr.append(...columns.map(([name, of], i) => make("td", of(r), name, i === 1 ? r.state : ""))); return tr; }));
-  pairs("ended", Object.entries(s.ended).map(([reason, n]) => [reason.replace("_", " "), n + (all && n ? " (" + (100 * n / all).toFixed(1) + " %)" : "")]));
-  at("queue").textContent = s.queued ? "Longest waiting: " + s.waiting.map((w) => w.client + " (" + time(w.seconds) + ")").join(", ") : "Nobody is waiting.";
+const put = (element, text, kind) => { if (element.textContent !== String(text)) element.textContent = text; if (kind !== undefined && element.className !== kind) element.className = kind; };
+const make = (tag, text, role) => { const e = document.createElement(tag); e.textContent = text; if (role) e.setAttribute("role", role); return e; };
+const many = (n) => n.toLocaleString("en");
+const time = (s) => s === null ? "–" : s < 0.0995 ? (s * 1000).toPrecision(2) + " ms" : s < 0.9995 ? Math.round(s * 1000) + " ms" : s < 10 ? s.toFixed(1) + " s" : s < 120 ? Math.round(s) + " s" : s < 7200 ? Math.round(s / 60) + " min" : s < 172800 ? Math.round(s / 3600) + " h" : Math.round(s / 86400) + " days";
+const size = (n) => { let i = 0; while (n >= 999.5 && i < 5) { n /= 1000; i++; } return (i && n < 99.5 ? n.toPrecision(2) : Math.round(n)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][i]; };
+const share = (n, all) => all ? (100 * n / all).toFixed(n && n / all < 0.001 ? 3 : 1) + " %" : "–";
+const columns = [["server", (r) => r.server], ["state", (r) => r.state + " for " + time(r.since) + (r.why ? ": " + r.why : "")], ["weight", (r) => r.weight], ["open", (r) => many(r.active)], ["total", (r) => many(r.total)],
+  ["failed connects", (r) => many(r.connectErrors)], ["failed checks", (r) => many(r.checkFailures)], ["to server", (r) => size(r.bytesToServer)], ["to client", (r) => size(r.bytesToClient)], ["connect time", (r) => time(r.connectTime)], ["turn time", (r) => time(r.turnTime)]];
+const rank = { down: 0, draining: 1, up: 2 };
+const rows = new Map(), seen = [];
+at("head").replaceChildren(...[...columns.map(([name]) => name), "switch"].map((name) => { const th = make("th", name, "columnheader"); th.scope = "col"; return th; }));
+function pairs(list, entries) {
+  entries.forEach(([name, value, kind], i) => {
+    if (!list.children[i]) { const div = document.createElement("div"); div.append(make("dt", name), make("dd", "")); list.append(div); }
+    put(list.children[i].lastChild, value);
+    list.children[i].className = kind || "";
+  });
 }
+function rowOf(name) {
+  const tr = make("tr", "", "row"), button = make("button", "");
+  tr.append(...columns.map(([label], i) => { const cell = make(i ? "td" : "th", "", i ? "cell" : "rowheader"); cell.dataset.label = label; return cell; }), make("td", "", "cell"));
+  button.onclick = async () => { await fetch("servers/" + encodeURIComponent(name) + "/" + button.textContent, { method: "POST" }).catch(() => undefined); refresh(); };
+  tr.lastChild.append(button);
+  return tr;
+}
+function showServers(servers) {
+  const focused = document.activeElement;
+  const sorted = servers.slice().sort((a, b) => rank[a.state] - rank[b.state]).map((r) => {
+    if (!rows.has(r.server)) rows.set(r.server, rowOf(r.server));
+    const tr = rows.get(r.server), button = tr.lastChild.firstChild;
+    columns.forEach(([, of], i) => put(tr.children[i], of(r), i === 1 ? r.state : ""));
+    put(button, r.state === "draining" ? "ready" : "drain");
+    button.setAttribute("aria-label", button.textContent + " " + r.server);
+    return tr;
+  });
+  if (sorted.length === at("servers").children.length && sorted.every((tr, i) => tr === at("servers").children[i])) return;
+  at("servers").replaceChildren(...sorted);
+  focused.focus();
+}
+function show(s) {
+  put(at("about"), s.algorithm + " on " + s.listening + ", running for " + time(s.uptime));
+  const of = (state) => s.servers.filter((r) => r.state === state).length;
+  const down = of("down"), draining = of("draining"), n = s.servers.length;
+  put(at("verdict"), (down ? down + " of " + n + (n === 1 ? " server is down" : " servers are down") : draining ? "No server is down" : n === 1 ? "The server is up" : "All " + n + " servers are up") + (draining ? ", " + draining + " draining" : "") + (s.queued ? ", clients are waiting" : ""), down || s.queued ? "bad" : "");
+  document.title = (down ? down + " down – " : "") + "Load balancer";
+  const all = Object.values(s.ended).reduce((a, b) => a + b, 0), bad = all - s.ended.ok;
+  seen.push({ all, bad });
+  const then = seen.length > 60 ? seen.shift() : seen[0], badNow = bad - then.bad;
+  pairs(at("totals"), [["active", many(s.active)], ["queued", many(s.queued), s.queued ? "bad" : ""], ["accepted", many(s.accepted)], ["retries", many(s.retries)], ["ended badly", share(bad, all)],
+    ["badly, last minute", many(badNow) + " of " + many(all - then.all), badNow ? "bad" : ""]]);
+  showServers(s.servers);
+  pairs(at("ended"), Object.entries(s.ended).map(([reason, n]) => [reason.replace("_", " "), many(n) + (n && all ? " (" + share(n, all) + ")" : ""), reason !== "ok" && n ? "bad" : n ? "" : "none"]));
+  put(at("queue"), s.queued ? many(s.queued) + " waiting, longest: " + s.waiting.map((w) => w.client + " for " + time(w.seconds)).join(", ") : "Nobody is waiting.");
+}
+let timer;
 async function refresh() {
-  try { show(await (await fetch("/status.json", { signal: AbortSignal.timeout(3000) })).json()); if (at("gone").textContent) at("gone").textContent = ""; }
-  catch (e) { if (!at("gone").textContent) at("gone").textContent = "No answer since " + new Date().toLocaleTimeString() + ": the balancer has gone or cannot be reached. The numbers below are old."; }
-  setTimeout(refresh, 1000);
+  clearTimeout(timer);
+  try {
+    show(await (await fetch("status.json", { signal: AbortSignal.timeout(3000) })).json());
+    put(at("gone"), "");
+    at("main").className = "";
+  } catch {
+    if (!at("gone").textContent) put(at("gone"), "No answer since " + new Date().toLocaleTimeString() + ": the balancer has gone or cannot be reached. What is below is old.");
+    document.title = "Gone – Load balancer";
+    at("main").className = "old";
+  }
+  timer = setTimeout(refresh, 1000);
 }
 refresh();
 </script></body></html>
@@ -1433,23 +1522,31 @@ export function readAlgorithm(name: string): Algorithm {
 /** Seconds between two looks at a servers file, and between two look-ups of host names. */
 const RELOAD = { file: 1, names: 10 } as const;
 
-/** Keeps the balancer's servers as the file and the resolver have them. */
+/** Keeps the balancer's servers as the file and the resolver have them: one update after the other, so that none overtakes a newer one. */
 function follow(balancer: LoadBalancer, directory: Directory, file: string | undefined): void {
-  const update = async (): Promise<void> => balancer.setServers(await directory.lookUp());
-  const reload = async (): Promise<void> => {
-    if (file === undefined) return;
+  let last = Promise.resolve();
+  let waiting = 0;
+  let stopped = false;
+  const update = async (readAgain: boolean): Promise<void> => {
     try {
-      directory.specs = await readServersFile(file);
-      await update();
-      console.error(`${file}: ${directory.specs.length} servers`);
+      if (readAgain && file !== undefined) directory.specs = await readServersFile(file);
+      const servers = await directory.lookUp();
+      if (!stopped) balancer.setServers(servers);
     } catch (error) {
-      console.error(`${reasonOf(error)}; the servers stay as they were`);
+      if (!(error instanceof RunError)) throw error;
+      console.error(`${error.message}; the servers stay as they were`);
     }
+    waiting -= 1;
   };
-  const names = setInterval(() => { if (directory.hasNames) void update(); }, RELOAD.names * 1000);
-  process.on("SIGHUP", () => void reload());
-  if (file !== undefined) watchFile(file, { interval: RELOAD.file * 1000 }, () => void reload());
+  const updateInTurn = (readAgain: boolean): void => {
+    waiting += 1;
+    last = last.then(() => update(readAgain));
+  };
+  const names = setInterval(() => { if (directory.hasNames && waiting === 0) updateInTurn(false); }, RELOAD.names * 1000);
+  process.on("SIGHUP", () => updateInTurn(true));
+  if (file !== undefined) watchFile(file, { interval: RELOAD.file * 1000 }, () => updateInTurn(true));
   balancer.whenStopped(() => {
+    stopped = true;
     clearInterval(names);
     if (file !== undefined) unwatchFile(file);
   });

@@ -249,6 +249,32 @@ trials("ask more than a connect, and of one client only, of a server that had ac
   for (const client of clients) client.socket.destroy();
 });
 
+trials("do not wait for connections from before, nor for a client that says nothing", async () => {
+  let closes = false;
+  const server = await serving();
+  server.server.on("connection", (socket) => { if (closes) socket.end(); });
+  const { balancer, port } = await startBalancer([server.address], { fall: 1 });
+  const [state] = balancer.servers;
+  if (state === undefined) throw new Error("no server");
+  state.penalty = 0.1;
+  const before = [await dial(port), await dial(port)];
+  for (const client of before) client.socket.write("hello");
+  await until(() => server.count() === 2, "two idle connections");
+  closes = true;
+  assert.is(await talkBriefly(port), "");
+  assert.equal(states(balancer), ["down"]);
+  closes = false;
+  await become(balancer, "up");
+  assert.ok(state.onTrial);
+  const [silent] = [await dial(port)];
+  await until(() => state.active === 3, "its trial");
+  await dial(port);
+  await until(() => balancer.status().queued === 1, "the next in the queue");
+  await until(() => state.active === 4, "the trial's end", 3);
+  assert.not(state.onTrial);
+  silent.socket.destroy();
+});
+
 trials("leave a server alone for twice as long when it fails again", async () => {
   const { balancer, port, server } = await failing(0.1);
   assert.is(server.penalty, 0.2);

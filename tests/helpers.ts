@@ -264,8 +264,8 @@ export function assertAllCounted({ accepted, active, queued, ended }: Status): v
 }
 
 /** Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops it and asserts that it counted rightly. */
-export async function startBalancer(servers: readonly string[], options: Partial<LoadBalancerOptions> = {}): Promise<{ balancer: LoadBalancer; port: number }> {
-  const { balancer, address } = await startLoadBalancer({
+export async function startBalancer(servers: readonly string[], options: Partial<LoadBalancerOptions> = {}): Promise<{ balancer: LoadBalancer; port: number; admin: number }> {
+  const { balancer, address, admin } = await startLoadBalancer({
     algorithm: "round-robin", servers: parseServers(servers), port: 0, log: "none", check: "none", idleTimeout: 30, connectTimeout: 5, ...options,
   });
   later(async () => {
@@ -274,7 +274,7 @@ export async function startBalancer(servers: readonly string[], options: Partial
     assertAllCounted(balancer.status());
     assertIdle(balancer.status());
   });
-  return { balancer, port: address.port };
+  return { balancer, port: address.port, admin: admin?.port ?? 0 };
 }
 
 function assertIdle({ active, queued, servers }: Status): void {

@@ -14,9 +14,9 @@ const BULK = randomBytes(50 * MIB);
 /** A client and, once the balancer has connected them, its server's side. */
 async function pair(options: Parameters<typeof startBalancer>[1] = {}): Promise<{ client: Talk; server: Talk } & Awaited<ReturnType<typeof startBalancer>>> {
   const listener = await serving();
-  const { balancer, port } = await startBalancer([listener.address], options);
-  const client = await dial(port);
-  return { client, server: await listener.next(), balancer, port };
+  const started = await startBalancer([listener.address], options);
+  const client = await dial(started.port);
+  return { client, server: await listener.next(), ...started };
 }
 const has = (talk: Talk, size: number): Promise<void> => until(() => talk.size() >= size, `${size} bytes arriving`);
 
