@@ -702,6 +702,11 @@ class Resets {
     this.#timer ??= setInterval(() => this.#look(performance.now()), Resets.GRACE / 2);
   }
 
+  /** Waits no longer for any of them. */
+  now(): void {
+    this.#look(Infinity);
+  }
+
   #look(now: number): void {
     for (const [socket, when] of this.#waiting) {
       if (socket.writableLength > 0) when.at = now + Resets.GRACE;
@@ -1170,6 +1175,7 @@ export class LoadBalancer {
   /** Resets every open connection. */
   cut(): void {
     for (const connection of this.#open) connection.end("drain_forced");
+    this.#resets.now();
   }
 
   #headOfQueue(): Status["waiting"] {
@@ -1565,18 +1571,22 @@ async function main([name, ...rest]: string[], { servers, serversFile, maxConnec
     ...(maxConnections === undefined ? {} : { maxConnections }), ...(seed === undefined ? {} : { seed }),
   });
   follow(balancer, directory, serversFile);
+  let crashed = false;
   const stopping = new Promise<number>((resolve) => {
     onStopSignals(() => resolve(balancer.stop(values.drainTimeout)), () => balancer.cut());
     process.once("uncaughtException", (error) => { // a bug: say so, give the others a moment, and do not go on with broken state
       console.error(error.stack);
-      resolve(balancer.stop(1).then((cut) => cut + 1));
+      crashed = true;
+      resolve(balancer.stop(1));
     });
   });
   console.log(`Listening on ${formatAddress(address)}`);
   if (admin !== undefined) console.log(`Admin on http://${formatAddress(admin)}/`);
   const cut = await stopping;
   if (cut > 0) console.error(`${cut} ${cut === 1 ? "connection was" : "connections were"} cut off when the drain ended`);
-  return cut > 0 ? 1 : 0;
+  const code = cut > 0 || crashed ? 1 : 0;
+  setTimeout(() => process.exit(code), 1000).unref(); // whoever reads our output may have stopped reading it
+  return code;
 }
 
 if (isMain(import.meta)) await runScript({ usage: USAGE, options: OPTIONS, main });
