@@ -259,7 +259,8 @@ export function compare(runs: readonly Run[]): Comparison | undefined {
   return { fast, slow, among: candidates.length, paired, interval: enough ? differenceInterval(fast, slow, paired) : undefined };
 }
 
-/** Resamples clients, not requests: the requests of one client depend on each other. Paired, the plan's own noise cancels out. */
+/** Resamples clients, not requests: the requests of one client depend on each other. Paired, the plan's own noise cancels out. Clients of one
+ *  queue depend on each other too, which no resampling within a run can undo: this says what was, not what another seed would show. */
 function differenceInterval(fast: Run, slow: Run, paired: boolean): { low: number; high: number } {
   if (!paired) return bootstrapInterval((random) => resampledMean(slow.first, random) - resampledMean(fast.first, random));
   const differences = slow.clients.flatMap(([first], client) => (first === undefined ? [] : [first - (fast.clients[client]?.[0] ?? 0)]));
@@ -648,8 +649,8 @@ export function verdict(runs: readonly Run[], name: (run: Run) => string): strin
   if (!interval) return `${name(fast)} against ${name(slow)}: ${means} for first requests on average; no verdict with fewer than ${FEWEST_CLIENTS} clients each${chosen}.`;
   const range = `${seconds(interval.low)} to ${seconds(interval.high)} s, ${paired ? "paired" : "unpaired"}${chosen}`;
   return interval.low > 0
-    ? `${name(fast)} answers first requests ${seconds(b - a)} s sooner than ${name(slow)} on average (${means}; 95 % interval ${range}).`
-    : `No clear difference between ${name(fast)} and ${name(slow)} in mean first-request time (${means}; 95 % interval of the difference ${range}).`;
+    ? `${name(fast)} answers first requests ${seconds(b - a)} s sooner than ${name(slow)} on average (${means}; 95 % interval over clients ${range}).`
+    : `No clear difference between ${name(fast)} and ${name(slow)} in mean first-request time (${means}; 95 % interval of the difference over clients ${range}).`;
 }
 
 /** A row a run, aligned; as many decimals as give the smallest median three digits, within reason. With `within`, also the share answered in that time. */

@@ -725,6 +725,8 @@ class Resets {
 
 /** Seconds that a failed server is left alone when no check can tell that it is back: at first, and at most. */
 const PENALTY = { first: 10, most: 60 } as const;
+/** Checks are spread over so many moments of the interval; with many servers a few at a time wake the process less often. */
+const CHECK_SLOTS = 20;
 /** The share of its weight with which a slow start begins. */
 const SLOWEST_START = 0.05;
 export const CHECKS = ["tcp", "ping", "none"] as const;
@@ -764,10 +766,11 @@ class Health {
   start(server: Server, phase: number): void {
     const { check, checkInterval } = this.#settings;
     if (check === "none") return;
+    const slot = Math.floor(phase * CHECK_SLOTS) / CHECK_SLOTS;
     server.timer = setTimeout(() => {
       this.#check(server);
       server.timer = setInterval(() => this.#check(server), checkInterval * 1000);
-    }, phase * checkInterval * 1000);
+    }, slot * checkInterval * 1000);
   }
 
   stop(server: Server): void {
@@ -1304,7 +1307,8 @@ async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Addr
     response.end(request.method === "HEAD" ? undefined : body);
   });
   server.maxConnections = ADMIN_CONNECTIONS;
-  server.timeout = 3000; // without a byte either way: it does not read its answer
+  server.maxRequestsPerSocket = 100; // they may come all at once
+  server.timeout = 3000; // without a byte either way: nobody reads the answer
   balancer.whenStopped(() => { server.close(); server.closeAllConnections(); });
   return listen(server, wanted);
 }

@@ -278,12 +278,12 @@ texts("writes times to three digits and shares to a tenth of a per cent", () => 
 texts("says which run is faster, by how much, and how certain that is", () => {
   const slow = clients(50, 1, 1);
   const runs = runsOf({ RoundRobin: slow, LeastConnections: slow.map((requests) => requests.map((value) => value / 2)) });
-  assert.match(graphs.verdict(runs, ({ title }) => title), /^Least Connections answers first requests 0\.\d+ s sooner than Round Robin on average \(0\.\d+ against 1\.\d+ s; 95 % interval 0\.\d+ to \d\.\d+ s, paired\)\.$/);
+  assert.match(graphs.verdict(runs, ({ title }) => title), /^Least Connections answers first requests 0\.\d+ s sooner than Round Robin on average \(0\.\d+ against 1\.\d+ s; 95 % interval over clients 0\.\d+ to \d\.\d+ s, paired\)\.$/);
 });
 
 texts("finds no clear difference where the interval holds zero", () => {
   const runs = runsOf({ RoundRobin: clients(50, 1, 0.3), LeastConnections: clients(50, 2, 0.3) });
-  assert.match(graphs.verdict(runs, ({ title }) => title), /^No clear difference between .+; 95 % interval of the difference -0\.\d+ to 0\.\d+ s, paired\)\.$/);
+  assert.match(graphs.verdict(runs, ({ title }) => title), /^No clear difference between .+; 95 % interval of the difference over clients -0\.\d+ to 0\.\d+ s, paired\)\.$/);
 });
 
 texts("finds no clear difference between equal runs", () => {
