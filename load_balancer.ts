@@ -985,9 +985,14 @@ export class LoadBalancer {
   }
 
   /** A server that has not been tried; `wait` while all of those are full; undefined when there is none left. */
-  #choose({ tried, clientAddress }: Connection): Server | "wait" | undefined {
+  #choose(connection: Connection): Server | "wait" | undefined {
+    const isUsual = connection.tried.length === 0 && this.#eligible.length > 0;
+    return isUsual ? this.#pick(this.#eligible, connection.clientAddress) : this.#chooseAmongRest(connection);
+  }
+
+  #chooseAmongRest({ tried, clientAddress }: Connection): Server | "wait" | undefined {
     const isUntried = (server: Server): boolean => !tried.includes(server);
-    const free = tried.length === 0 ? this.#eligible : this.#eligible.filter(isUntried);
+    const free = this.#eligible.filter(isUntried);
     if (free.length > 0) return this.#pick(free, clientAddress);
     const rest = this.servers.filter((server) => !server.draining && isUntried(server));
     if (rest.some((server) => server.up)) return "wait";
@@ -1300,7 +1305,7 @@ function decoded(text: string): string {
 
 /** Serves the admin pages. Few clients at once, little time to ask and to read: they share descriptors and a core with the relay. */
 async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
-  const server = createHttpServer({ headersTimeout: 2000, requestTimeout: 3000, keepAliveTimeout: 5000, connectionsCheckingInterval: 500 }, (request, response: ServerResponse) => {
+  const server = createHttpServer({ headersTimeout: 2000, requestTimeout: 3000, keepAliveTimeout: 3000, connectionsCheckingInterval: 500 }, (request, response: ServerResponse) => {
     const [code, type, body] = answerAdmin(balancer, request);
     request.resume();
     response.writeHead(code, { "content-type": type, "cache-control": "no-store", "x-content-type-options": "nosniff", "content-security-policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'" });
