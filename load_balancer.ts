@@ -674,16 +674,14 @@ class Deadlines<T> {
   }
 
   #look(): void {
-    this.#timer = undefined;
+    const now = performance.now();
     for (const [item, deadline] of this.#deadlines) {
-      const left = deadline - performance.now();
-      if (left > 0) {
-        this.#timer ??= setTimeout(() => this.#look(), left).unref();
-        return;
-      }
+      if (deadline > now) break;
       this.#deadlines.delete(item);
-      this.#expire(item);
+      this.#expire(item); // which may add to us: so the next time is set afterwards, for the first that waits then
     }
+    const [next] = this.#deadlines.values();
+    this.#timer = next === undefined ? undefined : setTimeout(() => this.#look(), next - now).unref();
   }
 }
 

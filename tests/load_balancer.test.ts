@@ -444,13 +444,13 @@ retries("resets a client at once when all servers are dead, and serves the next 
 
 retries("fails none of 20 clients when an address swallows SYNs, none waits much longer than the time-out", async () => {
   const { address } = await swallowing();
-  const { balancer, port } = await startBalancer([address, (await echoing()).address], { connectTimeout: 0.3 });
+  const { balancer, port } = await startBalancer([address, (await echoing()).address], { connectTimeout: 1 });
   const waits = await Promise.all(Array.from({ length: 20 }, async () => {
     const since = performance.now();
     assert.is(await ask(port), "hello");
     return performance.now() - since;
   }));
-  assert.ok(Math.max(...waits) < 1500, `waited ${Math.max(...waits)} ms`);
+  assert.ok(Math.max(...waits) < 1900, `waited ${Math.max(...waits)} ms`);
   await assertEnded(balancer, { ok: 20 });
 });
 
