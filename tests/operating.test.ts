@@ -45,19 +45,14 @@ for (const [what, text, message] of BAD) {
   });
 }
 
-files("that is missing, or bad, at the start gets one line and the exit code 1", async () => {
-  const missing = await run(SCRIPT, ["random", "--servers-file", "no-such-file.txt"]);
-  assert.equal(missing, { code: 1, stdout: "", stderr: "Cannot read no-such-file.txt: no such file or directory\n" });
+files("that is missing or bad at the start, or given together with --servers, gets one line and no balancer", async () => {
   const file = await written("nonsense\n");
-  const { code, stderr } = await run(SCRIPT, ["random", "--servers-file", file]);
-  assert.is(code, 1);
-  assert.match(stderr, /servers\.txt:1: Bad server "nonsense": expected .*\n$/);
-});
-
-files("and --servers together are a usage error", async () => {
-  const { code, stderr } = await run(SCRIPT, ["random", "--servers-file", "a.txt", "--servers", "127.0.0.1:80"]);
-  assert.is(code, 2);
-  assert.match(stderr, /^Bad --servers-file "a\.txt": expected either --servers or --servers-file\n/);
+  const [missing, bad, both] = await Promise.all([["no-such-file.txt"], [file], [file, "--servers", "127.0.0.1:80"]].map((args) => run(SCRIPT, ["random", "--servers-file", ...args])));
+  assert.equal(missing, { code: 1, stdout: "", stderr: "Cannot read no-such-file.txt: no such file or directory\n" });
+  assert.is(bad?.code, 1);
+  assert.match(bad?.stderr, /servers\.txt:1: Bad server "nonsense": expected .*\n$/);
+  assert.is(both?.code, 2);
+  assert.match(both?.stderr, /^Bad --servers-file ".*": expected either --servers or --servers-file\n/);
 });
 
 /** The program over a servers file that lists `servers`. */
