@@ -1287,7 +1287,7 @@ function answerAdmin(balancer: LoadBalancer, request: IncomingMessage): [code: n
     if (!balancer.setDraining(server, action === "drain")) return [404, "text/plain", "No such server\n"];
     return [200, JSON_TYPE, JSON.stringify(balancer.status().servers.find((row) => row.server === server))];
   }
-  const page = { "/": pageOf, "/status.json": jsonOf, "/metrics": metricsOf, "/healthz": healthOf }[path];
+  const page = new Map([["/", pageOf], ["/status.json", jsonOf], ["/metrics", metricsOf], ["/healthz", healthOf]]).get(path);
   if (page === undefined) return [404, "text/plain", "Expected /, /status.json, /metrics, /healthz or /servers/HOST:PORT/drain or /ready\n"];
   return request.method === "GET" || request.method === "HEAD" ? page(balancer) : [405, "text/plain", "Expected GET\n"];
 }

@@ -331,6 +331,7 @@ ends("outlives a server that is killed in mid-stream", async () => {
   kill("SIGKILL");
   await outcomeOf(streamed); // an end: that is what the kernel says for a killed process
   streamed.socket.destroy();
+  while (await outcomeOf(await dial(Number(address.split(":")[1]))) !== "ECONNREFUSED") continue; // its sockets close one by one
   echoed.socket.end(" again");
   assert.is(await outcomeOf(echoed), "end");
   assert.is(echoed.bytes().toString(), "hello again");

@@ -50,9 +50,9 @@ files("that is missing or bad at the start, or given together with --servers, ge
   const [missing, bad, both] = await Promise.all([["no-such-file.txt"], [file], [file, "--servers", "127.0.0.1:80"]].map((args) => run(SCRIPT, ["random", "--servers-file", ...args])));
   assert.equal(missing, { code: 1, stdout: "", stderr: "Cannot read no-such-file.txt: no such file or directory\n" });
   assert.is(bad?.code, 1);
-  assert.match(bad?.stderr, /servers\.txt:1: Bad server "nonsense": expected .*\n$/);
+  assert.match(bad?.stderr ?? "", /servers\.txt:1: Bad server "nonsense": expected .*\n$/);
   assert.is(both?.code, 2);
-  assert.match(both?.stderr, /^Bad --servers-file ".*": expected either --servers or --servers-file\n/);
+  assert.match(both?.stderr ?? "", /^Bad --servers-file ".*": expected either --servers or --servers-file\n/);
 });
 
 /** The program over a servers file that lists `servers`. */
@@ -122,7 +122,7 @@ files("that has become bad, empty or missing changes nothing, and that is said w
 });
 
 /** By hand: CONNECTIONS=10000. */
-const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1000);
+const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1500);
 
 files("may be replaced again and again under continuous new connections without losing one", async () => {
   const servers = await Promise.all(Array.from({ length: 4 }, () => echoing()));
@@ -145,7 +145,7 @@ files("may be replaced again and again under continuous new connections without 
   }
   await within(clients, "all clients", 60);
   assert.equal([...outcomes], [["hello", CONNECTIONS]]);
-  assert.ok(reloads >= 10, `${reloads} reloads`);
+  assert.ok(reloads >= 4, `${reloads} reloads`);
   assert.is(output.stderr, "");
 });
 
