@@ -122,7 +122,7 @@ export function parseTimes(text: string): number[][] {
 
 function parseJson(text: string): unknown {
   try {
-    return JSON.parse(text);
+    return JSON.parse(text.replace(/^\uFEFF/, ""));
   } catch (error) {
     throw new RunError(`not JSON: ${reasonOf(error)}`);
   }
@@ -685,6 +685,7 @@ const OPTIONS = {
 function plan(named: readonly string[], { data, out }: Values<typeof OPTIONS>): { files: string[]; picture: string } {
   if (named.length > 0 && data !== undefined) throw new UsageError(`Bad --data ${JSON.stringify(data)}: expected either --data or files, not both`);
   if (named.length > LOOKS.length) throw new UsageError(`Bad file ${JSON.stringify(named[LOOKS.length])}: expected at most ${LOOKS.length} files`);
+  if (named.includes("")) throw new UsageError('Bad file "": expected the name of a file');
   const files = named.length > 0 ? [...named] : RUNS.map((name) => join(data ?? "data", `${name}.json`));
   const paths = files.map((file) => resolve(file));
   const twice = files.find((_, place) => paths.indexOf(paths[place] ?? "") !== place);

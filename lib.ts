@@ -10,7 +10,6 @@ import { getSystemErrorMap, parseArgs } from "node:util";
 
 /** Bad input. The message quotes it and says what would be right; exit code 2. */
 export class UsageError extends Error {}
-
 /** Something the world refused (a port in use, nobody listening), in one line; exit code 1. */
 export class RunError extends Error {}
 
@@ -23,7 +22,6 @@ export function reasonOf(error: unknown): string {
 
 // ─── Command lines ───────────────────────────────────────────────────────────
 // A script declares its options once, in a table: --help, the checks and the types of the values derive from it.
-
 /** How a text becomes a value: `read` returns undefined for a text that is not what was `expected`. */
 export type Kind<T> = { readonly expected: string; readonly read: (text: string) => T | undefined };
 
@@ -42,7 +40,6 @@ export type Values<O extends Options> = { [K in keyof O]: O[K] extends { kind: K
 
 /** A script: how to call it (the last words of every usage error), its options, and what it does; `main` returns the exit code. */
 export type Script<O extends Options> = { readonly usage: string; readonly options: O; readonly main: (positionals: string[], values: Values<O>) => Promise<number> };
-
 const flagOf = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
 /** Reads `text` as `kind`. Throws a UsageError that names the argument, quotes the text and says what would be right. */
@@ -83,7 +80,13 @@ function helpOf({ usage, options }: { readonly usage: string; readonly options: 
 /** Runs a script as the program. Errors of input and of the world become one line; a bug keeps its stack. */
 export async function runScript<O extends Options>(script: Script<O>): Promise<void> {
   for (const stream of [process.stdout, process.stderr]) {
-    stream.on("error", (error: NodeJS.ErrnoException) => { if (error.code !== "EPIPE") throw error; }); // whoever read us has gone: no reason to stop
+    let complained = false;
+    stream.on("error", (error: NodeJS.ErrnoException) => { // output that cannot be written is no reason for a balancer to stop
+      if (complained || error.code === "EPIPE") return; // whoever read us has gone
+      complained = true;
+      process.exitCode = 1;
+      if (stream === process.stdout) console.error(`Cannot write the output: ${reasonOf(error)}`);
+    });
   }
   const argv = process.argv.slice(2);
   if (argv.includes("--help")) return console.log(helpOf(script));
@@ -101,7 +104,6 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
 export const isMain = (meta: { readonly url: string }): boolean => process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(meta.url);
 
 // ─── Addresses, listening, signals ───────────────────────────────────────────
-
 export type Address = { readonly host: string; readonly port: number };
 export const portNumber = wholeNumber(0, 65535);
 /** A name, an IPv4 address, or an IPv6 address with or without its brackets. */
@@ -135,9 +137,7 @@ export function onStopSignals(stop: () => void, stopNow: () => void): void {
 }
 
 // ─── Random numbers ──────────────────────────────────────────────────────────
-
 export const seedNumber = wholeNumber(0, 2 ** 32 - 1);
-
 /** Numbers in [0, 1), the same ones for the same seed: mulberry32, by Tommy Ettinger. */
 export function mulberry32(seed: number): () => number {
   let state = seed | 0;

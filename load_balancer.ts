@@ -12,7 +12,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { readdirSync, unwatchFile, watchFile } from "node:fs";
+import { readdirSync, readFileSync, unwatchFile, watchFile } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { connect, createServer, isIP, type Server as Listener, type Socket } from "node:net";
@@ -523,7 +523,7 @@ class Connection {
   end(reason: Reason): void {
     if (this.reason !== undefined) return;
     this.reason = reason;
-    this.early = [];
+    if (reason !== "client_reset" || this.upstream === undefined) this.early = []; // else an attempt that succeeds at once still delivers it
     this.balancer.forget(this);
     for (const socket of [this.client, this.upstream]) {
       if (socket === undefined || socket.destroyed) continue;
@@ -1271,7 +1271,7 @@ const JSON_TYPE = "application/json; charset=utf-8";
 
 /** A request reached through another name than ours may come from a page whose name was pointed at us (DNS rebinding). */
 function isForeign({ headers: { host = "", origin }, method }: IncomingMessage): boolean {
-  const name = /^(.*?)(:\d+)?$/.exec(host)?.[1] ?? "";
+  const name = /^(.*?)(:\d+)?$/.exec(host.toLowerCase())?.[1] ?? "";
   if (name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0) return true;
   return method === "POST" && origin !== undefined && origin !== `http://${host}`;
 }
@@ -1516,11 +1516,24 @@ export async function startLoadBalancer(options: Partial<LoadBalancerOptions> & 
 
 /** How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`, and says so when that is more. */
 function allowedConnections(wanted: number, others: number): number {
-  const limit = Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity;
-  const spare = readdirSync("/dev/fd").length + 16 + Math.min(others, 200); // what is open, what Node may open, checks under way and the admin page
+  const { limit, open } = descriptors();
+  const spare = open + 16 + Math.min(others, 200); // what Node may open, checks under way and the admin page
   const allowed = Math.max(1, Math.floor((limit - spare) / 2));
+  if (wanted === Infinity && allowed < 100) console.error(`The limit of ${limit} file descriptors allows only ${allowed} clients at once: raise it with ulimit -n`);
   if (wanted !== Infinity && wanted > allowed) console.error(`--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and the limit is ${limit}: allowing ${allowed}`);
   return Math.min(wanted, allowed);
+}
+
+/** The limit of file descriptors, and how many are open; what POSIX guarantees on any system where neither can be found out. */
+function descriptors(): { limit: number; open: number } {
+  try {
+    const open = readdirSync("/dev/fd").length;
+    if (process.platform !== "linux") return { limit: Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity, open };
+    return { limit: Number(/^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1] ?? Infinity), open };
+  } catch (error) {
+    console.error(`Cannot find out the limit of file descriptors (${reasonOf(error)}): taking it for 1024`);
+    return { limit: 1024, open: 32 };
+  }
 }
 
 const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;

@@ -138,14 +138,15 @@ export function summarise(setup: Setup, { times, ...outcome }: Outcome) {
     first: spreadOf(times.flatMap((of) => of.slice(0, 1))),
     later: spreadOf(times.flatMap((of) => of.slice(1))),
     all: spreadOf(all),
-    bottleneck: all.length > 0 && bottlenecks(outcome.tester).length > 0, // without times there is nothing to distort
+    bottleneck: all.length > 0 && bottlenecks(outcome.tester, outcome.seconds).length > 0, // without times there is nothing to distort
   };
 }
 
-/** What of the tester's own health may have distorted the times; past these limits the tester is measured, too. */
-export function bottlenecks({ utilization, stall, startLag }: Health): string[] {
+/** What of the tester's own health may have distorted the times; past these limits the tester is measured, too. A run of less than
+ *  half a second is mostly start-up: how busy the loop was says nothing then. */
+export function bottlenecks({ utilization, stall, startLag }: Health, seconds: number): string[] {
   const said = [];
-  if (utilization > 0.7) said.push(`its event loop was busy ${Math.round(utilization * 100)} % of the time`);
+  if (utilization > 0.7 && seconds > 0.5) said.push(`its event loop was busy ${Math.round(utilization * 100)} % of the time`);
   if (stall > 0.02) said.push(`it stood still for ${Math.round(stall * 1000)} ms`);
   if (startLag > 0.01) said.push(`it started a client ${Math.round(startLag * 1000)} ms late`);
   return said;
@@ -539,7 +540,7 @@ class Session {
     writeWhole(fileOf(name), formatTimes(outcome.times));
     const summary = summarise({ name, clients, maxRequests, rate, seed, reconnect, address: formatAddress(address) }, outcome);
     if (!json && !quiet) console.log(`${this.#summaries.length > 0 ? "\n" : ""}${formatSummary(summary)}`);
-    if (summary.bottleneck) console.error(`Warning: the tester itself was the bottleneck in ${name}: ${bottlenecks(outcome.tester).join(", ")}`);
+    if (summary.bottleneck) console.error(`Warning: the tester itself was the bottleneck in ${name}: ${bottlenecks(outcome.tester, outcome.seconds).join(", ")}`);
     this.#summaries.push(summary);
   }
 

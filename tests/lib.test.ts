@@ -1,4 +1,6 @@
 /** lib.test.ts - command lines, addresses, signals and random numbers. */
+import { spawnSync } from "node:child_process";
+import { closeSync, existsSync, openSync } from "node:fs";
 import { createServer } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -85,6 +87,15 @@ lines("a reader that leaves early is no crash", async () => {
   child.stdout?.destroy(); // what it prints meets a closed pipe
   assert.is(await within(exited, "client.ts --help"), 0);
   assert.is(output.stderr, "");
+});
+
+lines("says in one line that its output cannot be written, and goes on", async () => {
+  if (!existsSync("/dev/full")) return; // not on every system
+  const full = openSync("/dev/full", "w");
+  later(() => closeSync(full));
+  const { status, stderr } = spawnSync(process.execPath, ["--import", "tsx", "client.ts", "--help"], { stdio: ["ignore", full, "pipe"], encoding: "utf8", timeout: 20_000 });
+  assert.match(stderr, /^Cannot write the output: no space left on device\n$/);
+  assert.is(status, 1);
 });
 
 lines.run();

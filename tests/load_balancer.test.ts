@@ -432,6 +432,17 @@ for (const check of ["tcp", "none"] as const) {
   });
 }
 
+retries("delivers what a client said before its reset, although the server was only being connected to", async () => {
+  let got = "";
+  const { address } = await listening((socket) => void socket.on("data", (chunk: Buffer) => { got += chunk.toString(); }));
+  const { balancer, port } = await startBalancer([address]);
+  const { socket } = await dial(port);
+  socket.write("abc");
+  socket.resetAndDestroy();
+  await until(() => got === "abc", "the three bytes");
+  await assertEnded(balancer, { client_reset: 1 });
+});
+
 retries("resets a client at once when all servers are dead, and serves the next when one is back", async () => {
   const { port: back, server } = await echoing();
   server.close();

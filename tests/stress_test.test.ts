@@ -159,8 +159,8 @@ summaries("the live line is laid out as the contract has it, and is cut to the t
 });
 
 summaries("warns of a busy tester, of a stall and of late starts, each with its figure", () => {
-  assert.equal(bottlenecks(idle), []);
-  assert.equal(bottlenecks({ utilization: 0.71, stall: 0.021, startLag: 0.011 }), ["its event loop was busy 71 % of the time", "it stood still for 21 ms", "it started a client 11 ms late"]);
+  assert.equal(bottlenecks(idle, 1), []);
+  assert.equal(bottlenecks({ utilization: 0.71, stall: 0.021, startLag: 0.011 }, 1), ["its event loop was busy 71 % of the time", "it stood still for 21 ms", "it started a client 11 ms late"]);
 });
 
 summaries.run();
