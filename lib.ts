@@ -80,12 +80,11 @@ function helpOf({ usage, options }: { readonly usage: string; readonly options: 
 /** Runs a script as the program. Errors of input and of the world become one line; a bug keeps its stack. */
 export async function runScript<O extends Options>(script: Script<O>): Promise<void> {
   for (const stream of [process.stdout, process.stderr]) {
-    let complained = false;
-    stream.on("error", (error: NodeJS.ErrnoException) => { // output that cannot be written is no reason for a balancer to stop
-      if (complained || error.code === "EPIPE") return; // whoever read us has gone
-      complained = true;
+    stream.on("error", () => undefined); // output that cannot be written is no reason for a balancer to stop
+    stream.once("error", (error: NodeJS.ErrnoException) => {
+      if (error.code === "EPIPE") return; // whoever read us has gone
       process.exitCode = 1;
-      if (stream === process.stdout) console.error(`Cannot write the output: ${reasonOf(error)}`);
+      console.error(`Cannot write the output: ${reasonOf(error)}`);
     });
   }
   const argv = process.argv.slice(2);

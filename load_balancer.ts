@@ -296,7 +296,7 @@ function takeTurns(servers: readonly Server[]): Server {
 
 /** A cost that a server has shown falls to 1/e of itself in this many seconds without a new sample. */
 const DECAY = 10;
-/** What a server is taken to need, in seconds, while no server has any history. */
+/** What a server is taken to need, in seconds, while no server has a history. */
 const DEFAULT_COST = 0.03;
 
 /** Takes one turn time into the server's peak EWMA (Finagle's): a slower one counts at once, a faster one by and by. */

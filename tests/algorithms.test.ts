@@ -228,7 +228,7 @@ latency("takes a server without history for an average one, not for a free one",
   assert.equal(picks(picker("least-latency"), servers, 3), ["c", "c", "c"]); // 0.3 against 0.2
 });
 
-latency("spreads first connections while nobody has any history", () => {
+latency("spreads first connections while nobody has a history", () => {
   const servers = equal(5);
   assert.equal(tally(picks(picker("least-latency"), servers, 10, true), servers), [2, 2, 2, 2, 2]);
 });
