@@ -870,6 +870,8 @@ export class LoadBalancer {
   readonly health: Health;
   readonly readBuffers = new ReadBuffers();
   servers: Server[] = [];
+  /** Removed, with connections still open. */
+  #leaving: Server[] = [];
   /** It has stopped listening and waits for the open connections. */
   draining = false;
   /** Those that may be picked now: up, not draining, with a connection free. */
@@ -925,21 +927,24 @@ export class LoadBalancer {
 
   /** Balances over `specs` from now on. Servers that stay keep their counts; those that go finish their connections. */
   setServers(specs: readonly ServerSpec[]): void {
-    const known = new Map(this.servers.map((server) => [server.name, server]));
+    const before = new Set(this.servers);
+    const known = new Map([...this.#leaving, ...before].map((server) => [server.name, server]));
     this.servers = specs.map((spec) => {
       const server = known.get(formatAddress(spec)) ?? newServer(spec);
       if (server.fullWeight !== spec.weight) server.weight = server.fullWeight = spec.weight;
       return server;
     });
-    for (const server of known.values()) {
+    this.#leaving = [...known.values()].filter((server) => server.active > 0 && !this.servers.includes(server));
+    for (const server of before) {
       if (this.servers.includes(server)) continue;
       this.health.stop(server);
       this.#log.server(server, `was removed: ${server.active} of its connections go on`);
     }
     this.servers.forEach((server, place) => {
-      if (known.has(server.name)) return;
+      if (before.has(server)) return;
+      server.draining = false; // it may be back from an earlier removal
       this.health.start(server, place / this.servers.length);
-      if (known.size === 0) return; // it is the start
+      if (before.size === 0) return; // it is the start
       this.health.easeIn(server);
       this.#log.server(server, "was added");
     });
@@ -967,7 +972,7 @@ export class LoadBalancer {
   // --- choosing ---
 
   #limitOf(server: Server): number {
-    return server.onTrial ? server.elders + 1 : this.options.serverConnections || Infinity;
+    return Math.min(server.onTrial ? server.elders + 1 : Infinity, this.options.serverConnections || Infinity);
   }
 
   /** To be called when a server may have become eligible, or ceased to be. */

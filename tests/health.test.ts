@@ -275,6 +275,21 @@ trials("do not wait for connections from before, nor for a client that says noth
   silent.socket.destroy();
 });
 
+trials("do not go beyond the connections that a server may have", async () => {
+  const { address, count } = await serving();
+  const { balancer, port } = await startBalancer([address], { fall: 1, serverConnections: 2 });
+  const [state] = balancer.servers;
+  if (state === undefined) throw new Error("no server");
+  for (let i = 0; i < 2; i += 1) await dial(port);
+  await until(() => count() === 2, "two connections, as many as it may have");
+  state.penalty = 0.1;
+  balancer.health.failed(state, "a test", false);
+  await become(balancer, "up");
+  assert.ok(state.onTrial);
+  await dial(port);
+  await until(() => balancer.status().queued === 1, "the third in the queue");
+});
+
 trials("leave a server alone for twice as long when it fails again", async () => {
   const { balancer, port, server } = await failing(0.1);
   assert.is(server.penalty, 0.2);

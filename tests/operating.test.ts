@@ -276,6 +276,18 @@ changes("a queued client gets a server that was added", async () => {
   assert.is(queued.bytes().toString(), added);
 });
 
+changes("a server that comes back is still as full as it was", async () => {
+  const [again, stays] = [await serving(), await serving()];
+  const { balancer, port } = await startBalancer([again.address, stays.address], { serverConnections: 1 });
+  for (let i = 0; i < 2; i += 1) await dial(port);
+  await until(() => balancer.status().active === 2, "both full");
+  balancer.setServers(parseServers([stays.address]));
+  balancer.setServers(parseServers([again.address, stays.address]));
+  await dial(port);
+  await until(() => balancer.status().queued === 1, "the third in the queue");
+  assert.equal(balancer.status().servers.map(({ active, total }) => [active, total]), [[1, 1], [1, 1]]);
+});
+
 changes("a server that was removed is not checked any more", async () => {
   const [gone, stays] = [await serving(), await serving()];
   const { balancer } = await startBalancer([gone.address, stays.address], { check: "tcp", checkInterval: 0.02 });
