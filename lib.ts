@@ -22,6 +22,7 @@ export function reasonOf(error: unknown): string {
 
 // ─── Command lines ───────────────────────────────────────────────────────────
 // A script declares its options once, in a table: --help, the checks and the types of the values derive from it.
+
 /** How a text becomes a value: `read` returns undefined for a text that is not what was `expected`. */
 export type Kind<T> = { readonly expected: string; readonly read: (text: string) => T | undefined };
 
@@ -103,6 +104,7 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
 export const isMain = (meta: { readonly url: string }): boolean => process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(meta.url);
 
 // ─── Addresses, listening, signals ───────────────────────────────────────────
+
 export type Address = { readonly host: string; readonly port: number };
 export const portNumber = wholeNumber(0, 65535);
 /** A name, an IPv4 address, or an IPv6 address with or without its brackets. */
@@ -136,6 +138,7 @@ export function onStopSignals(stop: () => void, stopNow: () => void): void {
 }
 
 // ─── Random numbers ──────────────────────────────────────────────────────────
+
 export const seedNumber = wholeNumber(0, 2 ** 32 - 1);
 /** Numbers in [0, 1), the same ones for the same seed: mulberry32, by Tommy Ettinger. */
 export function mulberry32(seed: number): () => number {

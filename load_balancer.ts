@@ -51,7 +51,7 @@ export interface Server {
   successes: number;
   /** The last failures were of a kind that a bare connect cannot refute: accepted, and closed at once. */
   suspect: boolean;
-  /** How long it will be left alone next time, in seconds, when no check can tell whether it is back; and until when it is now. */
+  /** How long it will be left alone next time, in seconds, when no check can tell whether it is back; and until when it is now, in ms. */
   penalty: number;
   heldUntil: number;
   /** Gave a byte to a client since the last look. */
@@ -208,17 +208,17 @@ export type Sources = { readonly random: () => number; readonly now: () => numbe
 export const algorithms = {
   "round-robin": () => takeTurns,
 
-  // Ties take turns by a clock that each pick moves on by 1 / weight (start-time fair queueing, Goyal et al. 1996).
+  // Ties take turns by a virtual time that each pick moves on by 1 / weight (start-time fair queueing, Goyal et al. 1996).
   "least-connections": () => {
-    let clock = 0;
+    let time = 0;
     return (servers) => {
       let best = first(servers);
       for (const server of servers) {
         const difference = server.active * best.weight - best.active * server.weight; // per weight, without dividing
-        if (difference < 0 || (difference === 0 && Math.max(clock, server.credit) < Math.max(clock, best.credit))) best = server;
+        if (difference < 0 || (difference === 0 && Math.max(time, server.credit) < Math.max(time, best.credit))) best = server;
       }
-      clock = Math.max(clock, best.credit);
-      best.credit = clock + 1 / best.weight;
+      time = Math.max(time, best.credit);
+      best.credit = time + 1 / best.weight;
       return best;
     };
   },
@@ -404,7 +404,7 @@ class Connection {
   constructor(balancer: LoadBalancer, client: Socket) {
     this.balancer = balancer;
     this.client = client;
-    this.acceptedAt = this.quietSince = balancer.now();
+    this.acceptedAt = this.quietSince = clock();
     client.connection = this;
     client.on("error", onError).on("data", onClientData).on("end", onEnd).on("close", onClose);
     const { remoteAddress, remotePort } = client; // undefined once the client has gone, so read now
@@ -414,7 +414,7 @@ class Connection {
 
   /** Starts an attempt at `server`. It ends in `balancer.connected` or `balancer.connectFailed`, or with the connection. */
   dial(server: Server): void {
-    this.dialledAt = this.balancer.now();
+    this.dialledAt = clock();
     const { onread } = this.balancer.readBuffers;
     const options = { ...server.address, onread, allowHalfOpen: true, noDelay: true, autoSelectFamily: false, highWaterMark: BUFFER_SIZE };
     const upstream = connect(options);
@@ -433,7 +433,7 @@ class Connection {
   /** The server is there: everything that waited for it goes out. */
   startRelay(upstream: Socket): void {
     this.relaying = true;
-    this.connectedAt = this.quietSince = this.balancer.now();
+    this.connectedAt = this.quietSince = clock();
     const { early } = this;
     this.early = [];
     if (this.balancer.options.sendProxy) upstream.write(proxyHeader(this.client));
@@ -498,7 +498,7 @@ class Connection {
 
   /** A server that closes within a second, unasked and without a byte, has not really accepted. */
   closedEarly(side: Socket): boolean {
-    return side === this.upstream && this.relaying && this.bytesToClient === 0 && !this.clientEnded && this.balancer.now() - this.connectedAt < 1;
+    return side === this.upstream && this.relaying && this.bytesToClient === 0 && !this.clientEnded && clock() - this.connectedAt < 1;
   }
 
   /** The trial is over also when nobody speaks: its server has not closed within that second. */
@@ -535,7 +535,7 @@ class Connection {
 
   /** What was received before a reset goes first; a reset discards even what the kernel still holds, hence the grace. */
   passOnReset(socket: Socket): void {
-    const moved = (socket === this.client ? this.movedToClient : this.movedToServer) || (this.balancer.now() - this.quietSince) * 1000 < Resets.GRACE;
+    const moved = (socket === this.client ? this.movedToClient : this.movedToServer) || (clock() - this.quietSince) * 1000 < Resets.GRACE;
     if (moved || socket.writableLength > 0 || isShuttingDown(socket)) this.balancer.resetSoon(socket);
     else reset(socket);
   }
@@ -727,7 +727,7 @@ const PENALTY = { first: 10, most: 60 } as const;
 const CHECK_SLOTS = 20;
 /** The share of its weight with which a slow start begins. */
 const SLOWEST_START = 0.05;
-export const CHECKS = ["tcp", "ping", "none"] as const;
+const CHECKS = ["tcp", "ping", "none"] as const;
 type Check = (typeof CHECKS)[number];
 type HealthSettings = Pick<LoadBalancerOptions, "check" | "checkInterval" | "connectTimeout" | "fall" | "rise" | "sendProxy" | "slowStart">;
 
@@ -880,7 +880,7 @@ export class LoadBalancer {
   readonly #log: Log;
   readonly #listener: Listener;
   #listening = "";
-  readonly #startedAt = this.now();
+  readonly #startedAt = clock();
   readonly #open = new Set<Connection>();
   readonly #queue: Deadlines<Connection>;
   readonly #dialling: Deadlines<Connection>;
@@ -898,7 +898,7 @@ export class LoadBalancer {
   constructor(options: LoadBalancerOptions, log: Log) {
     this.options = options;
     this.#log = log;
-    this.#pick = algorithms[options.algorithm]({ random: mulberry32(options.seed), now: () => this.now() });
+    this.#pick = algorithms[options.algorithm]({ random: mulberry32(options.seed), now: clock });
     this.health = new Health(options, (server, why) => {
       if (!this.servers.includes(server)) return; // removed, and finishing its connections
       log.server(server, `is ${server.up ? (server.onTrial ? "on trial" : "up") : "down"}: ${why}`);
@@ -910,11 +910,6 @@ export class LoadBalancer {
     const period = Math.min(1, ...[options.idleTimeout, options.slowStart].filter((time) => time > 0).map((time) => time / 4));
     this.#sweeper = setInterval(() => this.#sweep(), period * 1000);
     this.setServers(options.servers);
-  }
-
-  /** Monotonic, in seconds. */
-  now(): number {
-    return clock();
   }
 
   /** Starts listening; returns the real address. Throws RunError. */
@@ -1043,7 +1038,7 @@ export class LoadBalancer {
     const { server } = connection;
     this.#dialling.delete(connection);
     if (server === undefined) return;
-    const seconds = this.now() - connection.dialledAt;
+    const seconds = clock() - connection.dialledAt;
     server.connectTime = smooth(server.connectTime, seconds);
     count(server.connectTimes, seconds);
     if (server.failures > 0 || !server.up || server.onTrial) this.health.succeeded(server, false);
@@ -1061,7 +1056,7 @@ export class LoadBalancer {
     connection.tried.push(server);
     if (!OUR_SHORTAGE.includes(code)) {
       server.connectErrors += 1;
-      observe(server, this.options.connectTimeout, this.now()); // a fast failure must not look like a fast server
+      observe(server, this.options.connectTimeout, clock()); // a fast failure must not look like a fast server
       this.health.failed(server, reasonOf(error), false);
     }
     this.leaveServer(connection);
@@ -1075,7 +1070,7 @@ export class LoadBalancer {
 
   /** The client has begun a turn. */
   asked(connection: Connection): void {
-    connection.askedAt = this.now();
+    connection.askedAt = clock();
     const { server } = connection;
     if (server === undefined || this.options.algorithm !== "least-latency") return;
     server.asked.set(connection, connection.askedAt);
@@ -1084,7 +1079,7 @@ export class LoadBalancer {
 
   /** The server's first byte of an answer. */
   answered(connection: Connection, server: Server): void {
-    const now = this.now();
+    const now = clock();
     const seconds = now - connection.askedAt;
     server.turnTime = smooth(server.turnTime, seconds);
     count(server.turnTimes, seconds);
@@ -1152,7 +1147,7 @@ export class LoadBalancer {
   #sweep(): void {
     const { idleTimeout, slowStart } = this.options;
     if (slowStart > 0) this.health.warmUp(this.servers);
-    const now = this.now();
+    const now = clock();
     for (const connection of this.#open) {
       if (connection.reason === undefined) connection.askStoppedSide();
       if (connection.server?.onTrial && connection.hasPassedTrial(now)) this.health.succeeded(connection.server, true);
@@ -1192,7 +1187,7 @@ export class LoadBalancer {
   #headOfQueue(): Status["waiting"] {
     const waiting: Status["waiting"] = [];
     for (const { clientName, acceptedAt } of this.#queue) {
-      if (waiting.push({ client: clientName, seconds: this.now() - acceptedAt }) === 10) break;
+      if (waiting.push({ client: clientName, seconds: clock() - acceptedAt }) === 10) break;
     }
     return waiting;
   }
@@ -1200,11 +1195,11 @@ export class LoadBalancer {
   /** Everything that the status page and the metrics show. At every moment accepted = active + queued + the sum of ended. */
   status(): Status {
     return {
-      algorithm: this.options.algorithm, listening: this.#listening, uptime: this.now() - this.#startedAt, accepted: this.#accepted,
+      algorithm: this.options.algorithm, listening: this.#listening, uptime: clock() - this.#startedAt, accepted: this.#accepted,
       active: this.#open.size - this.#queue.size, queued: this.#queue.size, retries: this.#retries, ended: { ...this.#ended },
       waiting: this.#headOfQueue(),
       servers: this.servers.map((server) => ({
-        server: server.name, state: server.draining ? "draining" : server.up ? "up" : "down", since: this.now() - server.since, why: server.why,
+        server: server.name, state: server.draining ? "draining" : server.up ? "up" : "down", since: clock() - server.since, why: server.why,
         weight: server.fullWeight, active: server.active,
         total: server.total, connectErrors: server.connectErrors, checkFailures: server.checkFailures, bytesToServer: server.bytesToServer,
         bytesToClient: server.bytesToClient, connectTime: server.connectTime, turnTime: server.turnTime,
@@ -1219,7 +1214,7 @@ const smooth = (mean: number | null, sample: number): number => (mean === null ?
 // ─── Log ─────────────────────────────────────────────────────────────────────
 // Lines wait a moment and are written together. A reader of the log that is too slow costs lines, not memory.
 
-export const LOGS = ["text", "json", "none"] as const;
+const LOGS = ["text", "json", "none"] as const;
 
 export class Log {
   static readonly #MOST = 1 << 20;
@@ -1236,9 +1231,9 @@ export class Log {
     if (this.#format === "text") this.#line(`Connected client ${clientName} to server ${serverName}`);
   }
 
-  ended({ clientName, serverName, balancer, acceptedAt, bytesToServer, bytesToClient, reason }: Connection): void {
+  ended({ clientName, serverName, acceptedAt, bytesToServer, bytesToClient, reason }: Connection): void {
     if (this.#format === "none" || (this.#format === "text" && reason === "ok")) return;
-    const seconds = Number((balancer.now() - acceptedAt).toFixed(6));
+    const seconds = Number((clock() - acceptedAt).toFixed(6));
     if (this.#format === "json") this.#line(JSON.stringify({ client: clientName, server: serverName, seconds, bytesToServer, bytesToClient, reason }));
     else this.#line(`Connection of client ${clientName} to ${serverName === null ? "no server" : `server ${serverName}`} ended after ${seconds.toFixed(3)} s: ${reason}`);
   }
@@ -1292,7 +1287,7 @@ function answerAdmin(balancer: LoadBalancer, request: IncomingMessage): [code: n
     if (!balancer.setDraining(server, action === "drain")) return [404, "text/plain", "No such server\n"];
     return [200, JSON_TYPE, JSON.stringify(balancer.status().servers.find((row) => row.server === server))];
   }
-  const page = new Map([["/", pageOf], ["/status.json", jsonOf], ["/metrics", metricsOf], ["/healthz", healthOf]]).get(path);
+  const page = PAGES.get(path);
   if (page === undefined) return [404, "text/plain", "Expected /, /status.json, /metrics, /healthz or /servers/HOST:PORT/drain or /ready\n"];
   return request.method === "GET" || request.method === "HEAD" ? page(balancer) : [405, "text/plain", "Expected GET\n"];
 }
@@ -1332,11 +1327,11 @@ function healthOf(balancer: LoadBalancer): [number, string, string] {
 
 /** The status in Prometheus' text format. */
 function metricsOf(balancer: LoadBalancer): [number, string, string] {
-  const { algorithm, uptime, accepted, active, queued, retries, ended, servers } = balancer.status();
+  const { algorithm, uptime, accepted, active, queued, retries, ended } = balancer.status();
   const label = (name: string, value: string): string => `${name}="${value.replace(/[\\"\n]/g, (character) => (character === "\n" ? "\\n" : `\\${character}`))}"`;
   const family = (name: string, type: "counter" | "gauge" | "histogram", help: string, samples: readonly (readonly [labels: string, value: number, suffix?: string])[]): string =>
     [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...samples.map(([labels, value, suffix = ""]) => `${name}${suffix}${labels && `{${labels}}`} ${value}`)].join("\n");
-  const perServer = (value: (row: Status["servers"][number]) => number): [string, number][] => servers.map((row) => [label("server", row.server), value(row)]);
+  const perServer = (value: (server: Server) => number): [string, number][] => balancer.servers.map((server) => [label("server", server.name), value(server)]);
   const histogram = (of: (server: Server) => Histogram): [string, number, string][] => balancer.servers.flatMap((server) => {
     const { counts, sum } = of(server);
     const name = label("server", server.name);
@@ -1352,22 +1347,23 @@ function metricsOf(balancer: LoadBalancer): [number, string, string] {
     family("balancer_connections_queued", "gauge", "Client connections that wait for a server.", [["", queued]]),
     family("balancer_connections_ended_total", "counter", "Client connections ended, by reason.", REASONS.map((reason) => [label("reason", reason), ended[reason]])),
     family("balancer_retries_total", "counter", "Attempts at another server after a failed connect.", [["", retries]]),
-    family("balancer_server_up", "gauge", "Whether the server is up.", balancer.servers.map((server) => [label("server", server.name), Number(server.up)])),
-    family("balancer_server_draining", "gauge", "Whether the server gets no new connections.", balancer.servers.map((server) => [label("server", server.name), Number(server.draining)])),
-    family("balancer_server_weight", "gauge", "Configured weight.", perServer((row) => row.weight)),
-    family("balancer_server_connections_active", "gauge", "Open connections, counted from the pick.", perServer((row) => row.active)),
-    family("balancer_server_connections_total", "counter", "Connections given to the server.", perServer((row) => row.total)),
-    family("balancer_server_connect_errors_total", "counter", "Failed connects.", perServer((row) => row.connectErrors)),
-    family("balancer_server_check_failures_total", "counter", "Failed health checks.", perServer((row) => row.checkFailures)),
-    family("balancer_server_sent_bytes_total", "counter", "Bytes sent to the server.", perServer((row) => row.bytesToServer)),
-    family("balancer_server_received_bytes_total", "counter", "Bytes received from the server.", perServer((row) => row.bytesToClient)),
-    family("balancer_server_connect_seconds", "histogram", "Time to connect.", histogram((server) => server.connectTimes)),
-    family("balancer_server_turn_seconds", "histogram", "Time from a client's first byte to the server's next byte.", histogram((server) => server.turnTimes)),
+    family("balancer_server_up", "gauge", "Whether the server is up.", perServer(({ up }) => Number(up))),
+    family("balancer_server_draining", "gauge", "Whether the server gets no new connections.", perServer(({ draining }) => Number(draining))),
+    family("balancer_server_weight", "gauge", "Configured weight.", perServer(({ fullWeight }) => fullWeight)),
+    family("balancer_server_connections_active", "gauge", "Open connections, counted from the pick.", perServer(({ active }) => active)),
+    family("balancer_server_connections_total", "counter", "Connections given to the server.", perServer(({ total }) => total)),
+    family("balancer_server_connect_errors_total", "counter", "Failed connects.", perServer(({ connectErrors }) => connectErrors)),
+    family("balancer_server_check_failures_total", "counter", "Failed health checks.", perServer(({ checkFailures }) => checkFailures)),
+    family("balancer_server_sent_bytes_total", "counter", "Bytes sent to the server.", perServer(({ bytesToServer }) => bytesToServer)),
+    family("balancer_server_received_bytes_total", "counter", "Bytes received from the server.", perServer(({ bytesToClient }) => bytesToClient)),
+    family("balancer_server_connect_seconds", "histogram", "Time to connect.", histogram(({ connectTimes }) => connectTimes)),
+    family("balancer_server_turn_seconds", "histogram", "Time from a client's first byte to the server's next byte.", histogram(({ turnTimes }) => turnTimes)),
   ].join("\n") + "\n"];
 }
 
 /** The page is empty: its script fills in /status.json every second, as text, so that no name can become markup. */
 const pageOf = (): [number, string, string] => [200, "text/html; charset=utf-8", PAGE];
+const PAGES = new Map([["/", pageOf], ["/status.json", jsonOf], ["/metrics", metricsOf], ["/healthz", healthOf]]);
 
 const PAGE = `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Load balancer</title>
@@ -1544,7 +1540,7 @@ function descriptors(): { limit: number; open: number } {
 const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;
 
 /** Throws a UsageError that names the algorithms there are. */
-export function readAlgorithm(name: string): Algorithm {
+function readAlgorithm(name: string): Algorithm {
   const algorithm = ALGORITHMS.find((known) => known === name);
   if (algorithm === undefined) throw new UsageError(`Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`);
   return algorithm;
