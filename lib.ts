@@ -21,67 +21,144 @@ export function reasonOf(error: unknown): string {
 }
 
 // ─── Command lines ───────────────────────────────────────────────────────────
-// A script declares its options once, in a table: --help, the checks and the types of the values derive from it.
+// A script declares its options once, in a table: --help, the checks and the types of the values
+// derive from it.
 
-/** How a text becomes a value: `read` returns undefined for a text that is not what was `expected`. */
+/**
+ * How a text becomes a value: `read` returns undefined for a text that is not what was `expected`.
+ */
 export type Kind<T> = { readonly expected: string; readonly read: (text: string) => T | undefined };
 
-const numberKind = (shape: RegExp, min: number, max: number, expected: string): Kind<number> =>
-  ({ expected, read: (text) => (shape.test(text) && Number(text) >= min && Number(text) <= max ? Number(text) : undefined) });
-export const wholeNumber = (min: number, max = 1_000_000_000): Kind<number> => numberKind(/^\d{1,16}$/, min, max, `a whole number from ${min} to ${max}`);
-/** A number of `unit`, not below 0; the upper limit keeps milliseconds within what timers can hold. */
-export const amount = (unit: string): Kind<number> => numberKind(/^(\d+\.?\d*|\.\d+)$/, 0, 2_000_000, `a number of ${unit} from 0 to 2000000`);
-export const someSeconds: Kind<number> = { expected: "a number of seconds above 0, at most 2000000", read: (text) => amount("seconds").read(text) || undefined };
+const numberKind = (shape: RegExp, min: number, max: number, expected: string): Kind<number> => ({
+  expected,
+  read: (text) =>
+    shape.test(text) && Number(text) >= min && Number(text) <= max ? Number(text) : undefined,
+});
+export const wholeNumber = (min: number, max = 1_000_000_000): Kind<number> =>
+  numberKind(/^\d{1,16}$/, min, max, `a whole number from ${min} to ${max}`);
+/**
+ * A number of `unit`, not below 0; the upper limit keeps milliseconds within what timers can hold.
+ */
+export const amount = (unit: string): Kind<number> =>
+  numberKind(/^(\d+\.?\d*|\.\d+)$/, 0, 2_000_000, `a number of ${unit} from 0 to 2000000`);
+export const someSeconds: Kind<number> = {
+  expected: "a number of seconds above 0, at most 2000000",
+  read: (text) => amount("seconds").read(text) || undefined,
+};
 export const anyText: Kind<string> = { expected: "a text", read: (text) => text || undefined };
-export const oneOf = <const T extends string>(names: readonly T[]): Kind<T> => ({ expected: names.join(", "), read: (text) => names.find((name) => name === text) });
+export const oneOf = <const T extends string>(names: readonly T[]): Kind<T> => ({
+  expected: names.join(", "),
+  read: (text) => names.find((name) => name === text),
+});
 
-/** Options by name (`connectTimeout` is written `--connect-timeout`). One without a `kind` is a flag; `value` is the placeholder in --help. */
-export type Options = Readonly<Record<string, { readonly kind?: Kind<unknown>; readonly value?: string; readonly fallback?: string; readonly help: string }>>;
-export type Values<O extends Options> = { [K in keyof O]: O[K] extends { kind: Kind<infer T> } ? (O[K] extends { fallback: string } ? T : T | undefined) : boolean };
+/**
+ * Options by name (`connectTimeout` is written `--connect-timeout`). One without a `kind` is a
+ * flag; `value` is the placeholder in --help.
+ */
+export type Options = Readonly<
+  Record<
+    string,
+    {
+      readonly kind?: Kind<unknown>;
+      readonly value?: string;
+      readonly fallback?: string;
+      readonly help: string;
+    }
+  >
+>;
+export type Values<O extends Options> = {
+  [K in keyof O]: O[K] extends { kind: Kind<infer T> }
+    ? O[K] extends { fallback: string }
+      ? T
+      : T | undefined
+    : boolean;
+};
 
-/** A script: how to call it (the last words of every usage error), its options, and what it does; `main` returns the exit code. */
-export type Script<O extends Options> = { readonly usage: string; readonly options: O; readonly main: (positionals: string[], values: Values<O>) => Promise<number> };
-const flagOf = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+/**
+ * A script: how to call it (the last words of every usage error), its options, and what it does;
+ * `main` returns the exit code.
+ */
+export type Script<O extends Options> = {
+  readonly usage: string;
+  readonly options: O;
+  readonly main: (positionals: string[], values: Values<O>) => Promise<number>;
+};
+const flagOf = (key: string): string =>
+  `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
-/** Reads `text` as `kind`. Throws a UsageError that names the argument, quotes the text and says what would be right. */
+/**
+ * Reads `text` as `kind`. Throws a UsageError that names the argument, quotes the text and says
+ * what would be right.
+ */
 export function readValue<T>(name: string, kind: Kind<T>, text: string): T {
   const value = kind.read(text);
-  if (value === undefined) throw new UsageError(`Bad ${name} ${JSON.stringify(text)}: expected ${kind.expected}`);
+  if (value === undefined)
+    throw new UsageError(`Bad ${name} ${JSON.stringify(text)}: expected ${kind.expected}`);
   return value;
 }
 
 /** Splits `argv` into positionals and the values of `options`. Throws UsageError. */
-export function parseCommandLine<O extends Options>(options: O, argv: readonly string[]): { positionals: string[]; values: Values<O> } {
+export function parseCommandLine<O extends Options>(
+  options: O,
+  argv: readonly string[],
+): { positionals: string[]; values: Values<O> } {
   const keys = new Map(Object.keys(options).map((key) => [flagOf(key), key]));
-  const forms = Object.fromEntries([...keys].map(([flag, key]) => [flag.slice(2), { type: options[key]?.kind ? "string" : "boolean" } as const]));
-  const { tokens } = parseArgs({ args: [...argv], options: forms, strict: false, allowPositionals: true, tokens: true });
+  const forms = Object.fromEntries(
+    [...keys].map(([flag, key]) => [
+      flag.slice(2),
+      { type: options[key]?.kind ? "string" : "boolean" } as const,
+    ]),
+  );
+  const { tokens } = parseArgs({
+    args: [...argv],
+    options: forms,
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+  });
   const positionals = new Map<number, string>(); // by place in argv
   const values: Record<string, unknown> = {};
-  for (const [key, { kind, fallback }] of Object.entries(options)) values[key] = kind ? fallback && kind.read(fallback) : false;
+  for (const [key, { kind, fallback }] of Object.entries(options))
+    values[key] = kind ? fallback && kind.read(fallback) : false;
   for (const token of tokens) {
     const text = argv[token.index] ?? "";
-    if (token.kind === "positional" || /^-\.?\d/.test(text)) positionals.set(token.index, text); // -3 is a bad number, not the option 3
+    // -3 is a bad number, not the option 3
+    if (token.kind === "positional" || /^-\.?\d/.test(text)) positionals.set(token.index, text);
     if (token.kind !== "option" || positionals.has(token.index)) continue;
     const key = keys.get(token.rawName);
-    if (key === undefined) throw new UsageError(`Unknown option ${JSON.stringify(token.rawName)}: expected ${[...keys.keys(), "--help"].join(", ")}`);
+    if (key === undefined)
+      throw new UsageError(
+        `Unknown option ${JSON.stringify(token.rawName)}: expected ${[...keys.keys(), "--help"].join(", ")}`,
+      );
     const kind = options[key]?.kind;
-    if (!kind && token.value !== undefined) throw new UsageError(`Bad ${token.rawName} ${JSON.stringify(token.value)}: expected no value`);
-    if (kind && (token.value === undefined || (!token.inlineValue && keys.has(token.value)))) throw new UsageError(`Missing value of "${token.rawName}": expected ${kind.expected}`);
+    if (!kind && token.value !== undefined)
+      throw new UsageError(
+        `Bad ${token.rawName} ${JSON.stringify(token.value)}: expected no value`,
+      );
+    if (kind && (token.value === undefined || (!token.inlineValue && keys.has(token.value))))
+      throw new UsageError(`Missing value of "${token.rawName}": expected ${kind.expected}`);
     values[key] = kind ? readValue(token.rawName, kind, token.value ?? "") : true;
   }
-  return { positionals: [...positionals.values()], values: values as Values<O> }; // each key was set above, by its own kind
+  // each key was set above, by its own kind
+  return { positionals: [...positionals.values()], values: values as Values<O> };
 }
 
 function helpOf({ usage, options }: { readonly usage: string; readonly options: Options }): string {
   const row = (flag: string, help: string): string => `  ${flag.padEnd(30)} ${help}`;
-  const rows = Object.entries(options).map(([key, { value = "", fallback, help }]) => row(`${flagOf(key)} ${value}`, help + (fallback === undefined ? "" : ` (default ${fallback})`)));
+  const rows = Object.entries(options).map(([key, { value = "", fallback, help }]) =>
+    row(`${flagOf(key)} ${value}`, help + (fallback === undefined ? "" : ` (default ${fallback})`)),
+  );
   return [usage, "Options:", ...rows, row("--help", "this text")].join("\n");
 }
 
-/** Runs a script as the program. Errors of input and of the world become one line; a bug keeps its stack. */
+/**
+ * Runs a script as the program. Errors of input and of the world become one line; a bug keeps its
+ * stack.
+ */
 export async function runScript<O extends Options>(script: Script<O>): Promise<void> {
   for (const stream of [process.stdout, process.stderr]) {
-    stream.on("error", () => undefined); // output that cannot be written is no reason for a balancer to stop
+    // output that cannot be written is no reason for a balancer to stop
+    stream.on("error", () => undefined);
     stream.once("error", (error: NodeJS.ErrnoException) => {
       if (error.code === "EPIPE") return; // whoever read us has gone
       process.exitCode = 1;
@@ -96,37 +173,55 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
   } catch (error) {
     if (!(error instanceof UsageError || error instanceof RunError)) throw error;
     process.exitCode = error instanceof UsageError ? 2 : 1;
-    console.error([error.message, error instanceof UsageError ? script.usage : ""].filter(Boolean).join("\n"));
+    console.error(
+      [error.message, error instanceof UsageError ? script.usage : ""].filter(Boolean).join("\n"),
+    );
   }
 }
 
 /** True when `meta` belongs to the program itself, not to a module that another script imports. */
-export const isMain = (meta: { readonly url: string }): boolean => process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(meta.url);
+export const isMain = (meta: { readonly url: string }): boolean =>
+  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(meta.url);
 
 // ─── Addresses, listening, signals ───────────────────────────────────────────
 
 export type Address = { readonly host: string; readonly port: number };
 export const portNumber = wholeNumber(0, 65535);
 /** A name, an IPv4 address, or an IPv6 address with or without its brackets. */
-export const hostName: Kind<string> = { expected: "a name or an address", read: (text) => /^(?:\[([\da-fA-F:.]+)\]|[^\s[\]/]+)$/.exec(text)?.slice(0, 2).findLast(Boolean) };
+export const hostName: Kind<string> = {
+  expected: "a name or an address",
+  read: (text) => /^(?:\[([\da-fA-F:.]+)\]|[^\s[\]/]+)$/.exec(text)?.slice(0, 2).findLast(Boolean),
+};
 
 /** Reads `127.0.0.1:80`, `name:80` or `[::1]:80`; undefined for anything else. */
 export function parseAddress(text: string): Address | undefined {
-  const [, v6, host = v6, digits = ""] = /^(?:\[([\da-fA-F:.]+)\]|([^\s[\]:*/]+)):(\d+)$/.exec(text) ?? [];
+  const [, v6, host = v6, digits = ""] =
+    /^(?:\[([\da-fA-F:.]+)\]|([^\s[\]:*/]+)):(\d+)$/.exec(text) ?? [];
   const port = portNumber.read(digits);
   return host === undefined || port === undefined ? undefined : { host, port };
 }
-export const formatAddress = ({ host, port }: Address): string => (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`);
+export const formatAddress = ({ host, port }: Address): string =>
+  host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 
-/** Starts listening and returns the real address (port 0 asks the system for a free one). Throws RunError. */
+/**
+ * Starts listening and returns the real address (port 0 asks the system for a free one). Throws
+ * RunError.
+ */
 export async function listen(server: Server, options: ListenOptions & Address): Promise<Address> {
-  const failed = (error: unknown): never => { throw new RunError(`Cannot listen on ${formatAddress(options)}: ${reasonOf(error)}`); };
+  const failed = (error: unknown): never => {
+    throw new RunError(`Cannot listen on ${formatAddress(options)}: ${reasonOf(error)}`);
+  };
   await once(server.listen(options), "listening").catch(failed);
   const bound = server.address();
-  return bound === null || typeof bound === "string" ? failed("not a TCP address") : { host: bound.address, port: bound.port };
+  return bound === null || typeof bound === "string"
+    ? failed("not a TCP address")
+    : { host: bound.address, port: bound.port };
 }
 
-/** Calls `stop` on the first SIGINT or SIGTERM, `stopNow` on the second. A repeat within a second is the same signal: the tsx wrapper may deliver one twice. */
+/**
+ * Calls `stop` on the first SIGINT or SIGTERM, `stopNow` on the second. A repeat within a second is
+ * the same signal: the tsx wrapper may deliver one twice.
+ */
 export function onStopSignals(stop: () => void, stopNow: () => void): void {
   let first: number | undefined;
   const onSignal = (): void => {

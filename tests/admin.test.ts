@@ -5,28 +5,70 @@ import { once } from "node:events";
 import { request } from "node:http";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { type LoadBalancer, REASONS, type ServerSpec, startLoadBalancer } from "../load_balancer.ts";
-import { ask, assertAllCounted, cleanUp, DEAD, dial, echoing, later, listening, outcomeOf, serving, startBalancer, until, within } from "./helpers.ts";
+import {
+  type LoadBalancer,
+  REASONS,
+  type ServerSpec,
+  startLoadBalancer,
+} from "../load_balancer.ts";
+import {
+  ask,
+  assertAllCounted,
+  cleanUp,
+  DEAD,
+  dial,
+  echoing,
+  later,
+  listening,
+  outcomeOf,
+  serving,
+  startBalancer,
+  until,
+  within,
+} from "./helpers.ts";
 
 const ADMIN = { host: "127.0.0.1", port: 0 };
 
-interface Answer { readonly code: number | undefined; readonly type: string; readonly body: string }
+interface Answer {
+  readonly code: number | undefined;
+  readonly type: string;
+  readonly body: string;
+}
 
 /** One request to the admin port. A `Host` or `Origin` may be forged. */
-async function call(port: number, path: string, method = "GET", headers: Record<string, string> = {}): Promise<Answer> {
+async function call(
+  port: number,
+  path: string,
+  method = "GET",
+  headers: Record<string, string> = {},
+): Promise<Answer> {
   const sent = request({ host: "127.0.0.1", port, path, method, headers, agent: false }).end();
   const [response] = await within(once(sent, "response"), `${method} ${path}`);
   const chunks: Buffer[] = [];
   response.on("data", (chunk: Buffer) => chunks.push(chunk));
   await within(once(response, "end"), `the body of ${method} ${path}`);
-  return { code: response.statusCode, type: String(response.headers["content-type"]), body: Buffer.concat(chunks).toString() };
+  return {
+    code: response.statusCode,
+    type: String(response.headers["content-type"]),
+    body: Buffer.concat(chunks).toString(),
+  };
 }
 
-const codeOf = async (...args: Parameters<typeof call>): Promise<number | undefined> => (await call(...args)).code;
+const codeOf = async (...args: Parameters<typeof call>): Promise<number | undefined> =>
+  (await call(...args)).code;
 
 /** A balancer with the admin port over servers that the command line could not name. */
-async function overSpecs(servers: readonly ServerSpec[]): Promise<{ balancer: LoadBalancer; admin: number }> {
-  const { balancer, admin } = await startLoadBalancer({ algorithm: "round-robin", servers, port: 0, log: "none", check: "none", admin: ADMIN });
+async function overSpecs(
+  servers: readonly ServerSpec[],
+): Promise<{ balancer: LoadBalancer; admin: number }> {
+  const { balancer, admin } = await startLoadBalancer({
+    algorithm: "round-robin",
+    servers,
+    port: 0,
+    log: "none",
+    check: "none",
+    admin: ADMIN,
+  });
   later(() => balancer.stop(0));
   return { balancer, admin: admin?.port ?? 0 };
 }
@@ -38,58 +80,120 @@ status.after.each(cleanUp);
 
 status("gives everything there is to know of the balancer and its servers as JSON", async () => {
   const [echo, dead] = [(await echoing()).address, DEAD[0]];
-  const { balancer, port, admin } = await startBalancer([`${dead}*3`, echo], { admin: ADMIN, fall: 1 });
+  const { balancer, port, admin } = await startBalancer([`${dead}*3`, echo], {
+    admin: ADMIN,
+    fall: 1,
+  });
   assert.is(await ask(port), "hello");
   await until(() => balancer.status().active === 0, "the connection's end");
   const { code, type, body } = await call(admin, "/status.json");
   const numbers: Record<string, number> = {};
   const known = JSON.parse(body, (key, value: unknown) => {
-    if (!["uptime", "since", "connectTime", "turnTime"].includes(key) || typeof value !== "number") return value;
+    if (!["uptime", "since", "connectTime", "turnTime"].includes(key) || typeof value !== "number")
+      return value;
     numbers[key] = value;
     return "a time";
   });
   assert.equal([code, type], [200, "application/json; charset=utf-8"]);
   assert.equal(known, {
-    algorithm: "round-robin", listening: `127.0.0.1:${port}`, uptime: "a time", accepted: 1, active: 0, queued: 0, retries: 1,
-    ended: { ok: 1, client_reset: 0, server_reset: 0, idle_timeout: 0, no_server: 0, queue_timeout: 0, limit: 0, drain_forced: 0 }, waiting: [],
+    algorithm: "round-robin",
+    listening: `127.0.0.1:${port}`,
+    uptime: "a time",
+    accepted: 1,
+    active: 0,
+    queued: 0,
+    retries: 1,
+    ended: {
+      ok: 1,
+      client_reset: 0,
+      server_reset: 0,
+      idle_timeout: 0,
+      no_server: 0,
+      queue_timeout: 0,
+      limit: 0,
+      drain_forced: 0,
+    },
+    waiting: [],
     servers: [
-      { server: dead, state: "down", since: "a time", why: "connection refused", weight: 3, active: 0, total: 1, connectErrors: 1, checkFailures: 0, bytesToServer: 0, bytesToClient: 0, connectTime: null, turnTime: null },
-      { server: echo, state: "up", since: "a time", why: "", weight: 1, active: 0, total: 1, connectErrors: 0, checkFailures: 0, bytesToServer: 5, bytesToClient: 5, connectTime: "a time", turnTime: "a time" },
+      {
+        server: dead,
+        state: "down",
+        since: "a time",
+        why: "connection refused",
+        weight: 3,
+        active: 0,
+        total: 1,
+        connectErrors: 1,
+        checkFailures: 0,
+        bytesToServer: 0,
+        bytesToClient: 0,
+        connectTime: null,
+        turnTime: null,
+      },
+      {
+        server: echo,
+        state: "up",
+        since: "a time",
+        why: "",
+        weight: 1,
+        active: 0,
+        total: 1,
+        connectErrors: 0,
+        checkFailures: 0,
+        bytesToServer: 5,
+        bytesToClient: 5,
+        connectTime: "a time",
+        turnTime: "a time",
+      },
     ],
   });
-  for (const [name, seconds] of Object.entries(numbers)) assert.ok(seconds > 0 && seconds < 10, `${name} is in seconds: ${seconds}`);
+  for (const [name, seconds] of Object.entries(numbers))
+    assert.ok(seconds > 0 && seconds < 10, `${name} is in seconds: ${seconds}`);
 });
 
-status("counts every accepted connection exactly once at each of 100 looks at a churning run", async () => {
-  const moody = await listening((socket) => { socket.once("data", () => (Math.random() < 0.5 ? socket.resetAndDestroy() : socket.end("bye"))); });
-  const { port, admin } = await startBalancer([DEAD[0], (await echoing()).address, moody.address], { admin: ADMIN, serverConnections: 3, queueTimeout: 0.05, maxConnections: 30 });
-  let running = true;
-  const churn = async (): Promise<void> => {
-    while (running) {
-      const { socket, outcome } = await dial(port);
-      if (Math.random() < 0.2) socket.resetAndDestroy();
-      else if (Math.random() < 0.9) socket.end("hello");
-      else setTimeout(() => socket.destroy(), 60); // longer than others wait
-      await within(outcome, "an end");
+status(
+  "counts every accepted connection exactly once at each of 100 looks at a churning run",
+  async () => {
+    const moody = await listening((socket) => {
+      socket.once("data", () =>
+        Math.random() < 0.5 ? socket.resetAndDestroy() : socket.end("bye"),
+      );
+    });
+    const { port, admin } = await startBalancer(
+      [DEAD[0], (await echoing()).address, moody.address],
+      { admin: ADMIN, serverConnections: 3, queueTimeout: 0.05, maxConnections: 30 },
+    );
+    let running = true;
+    const churn = async (): Promise<void> => {
+      while (running) {
+        const { socket, outcome } = await dial(port);
+        if (Math.random() < 0.2) socket.resetAndDestroy();
+        else if (Math.random() < 0.9) socket.end("hello");
+        else setTimeout(() => socket.destroy(), 60); // longer than others wait
+        await within(outcome, "an end");
+      }
+    };
+    const clients = Array.from({ length: 40 }, churn);
+    const looks = [];
+    for (let i = 0; i < 100; i += 1) {
+      const look = JSON.parse((await call(admin, "/status.json")).body);
+      assertAllCounted(look);
+      looks.push(look);
     }
-  };
-  const clients = Array.from({ length: 40 }, churn);
-  const looks = [];
-  for (let i = 0; i < 100; i += 1) {
-    const look = JSON.parse((await call(admin, "/status.json")).body);
-    assertAllCounted(look);
-    looks.push(look);
-  }
-  running = false;
-  await Promise.all(clients);
-  const busy = looks.filter(({ active, queued }) => active > 0 && queued > 0).length;
-  assert.ok(busy > 50, `${busy} of 100 looks had active and queued connections`);
-  assert.ok(looks.at(-1).accepted > looks[0].accepted + 100, "connections came all the time");
-});
+    running = false;
+    await Promise.all(clients);
+    const busy = looks.filter(({ active, queued }) => active > 0 && queued > 0).length;
+    assert.ok(busy > 50, `${busy} of 100 looks had active and queued connections`);
+    assert.ok(looks.at(-1).accepted > looks[0].accepted + 100, "connections came all the time");
+  },
+);
 
 status("shows who has waited longest in the queue", async () => {
   const server = await serving();
-  const { balancer, port, admin } = await startBalancer([server.address], { admin: ADMIN, serverConnections: 1 });
+  const { balancer, port, admin } = await startBalancer([server.address], {
+    admin: ADMIN,
+    serverConnections: 1,
+  });
   const [, second] = [await dial(port), await dial(port), await dial(port)];
   await until(() => balancer.status().queued === 2, "two in the queue");
   const { waiting, queued } = JSON.parse((await call(admin, "/status.json")).body);
@@ -119,15 +223,21 @@ async function scrape(admin: number): Promise<Map<string, number>> {
     const [, word, name = "", rest = ""] = /^# (HELP|TYPE) (\w+) (.+)$/.exec(line) ?? [];
     if (word === "HELP") {
       assert.not.ok(families.has(name), `${name} is announced once`);
-      families.add(family = name);
+      families.add((family = name));
     } else if (word === "TYPE") {
       assert.is(name, family);
       kind = rest;
       assert.is(kind === "counter", name.endsWith("_total"), `${name} is a ${kind}`);
     } else {
-      const [, sample = "", value = ""] = /^(\w+(?:\{\w+="(?:[^"\\\n]|\\[\\"n])*"(?:,\w+="[^"]*")*\})?) (-?[\d.]+(?:e[+-]?\d+)?)$/.exec(line) ?? [];
+      const [, sample = "", value = ""] =
+        /^(\w+(?:\{\w+="(?:[^"\\\n]|\\[\\"n])*"(?:,\w+="[^"]*")*\})?) (-?[\d.]+(?:e[+-]?\d+)?)$/.exec(
+          line,
+        ) ?? [];
       assert.ok(sample.startsWith(family) && sample !== "", `a sample of ${family}: ${line}`);
-      assert.match(sample.slice(family.length), kind === "histogram" ? /^_(bucket|sum|count)\{/ : /^(\{|$)/);
+      assert.match(
+        sample.slice(family.length),
+        kind === "histogram" ? /^_(bucket|sum|count)\{/ : /^(\{|$)/,
+      );
       assert.not.ok(samples.has(sample), `${sample} is there once`);
       samples.set(sample, Number(value));
     }
@@ -141,13 +251,24 @@ metrics("say what the status says, in samples that Prometheus can read", async (
   for (let i = 0; i < 3; i += 1) assert.is(await ask(port), "hello");
   await until(() => balancer.status().ended.ok === 3, "three ends");
   const samples = await scrape(admin);
-  const of = (name: string, server: string): number | undefined => samples.get(`balancer_${name}{server="${server}"}`);
+  const of = (name: string, server: string): number | undefined =>
+    samples.get(`balancer_${name}{server="${server}"}`);
   assert.is(samples.get("balancer_connections_accepted_total"), 3);
   assert.is(samples.get("balancer_connections_active"), 0);
   assert.is(samples.get("balancer_retries_total"), 1);
-  assert.equal(REASONS.map((reason) => samples.get(`balancer_connections_ended_total{reason="${reason}"}`)), [3, 0, 0, 0, 0, 0, 0, 0]);
+  assert.equal(
+    REASONS.map((reason) => samples.get(`balancer_connections_ended_total{reason="${reason}"}`)),
+    [3, 0, 0, 0, 0, 0, 0, 0],
+  );
   assert.equal([of("server_up", DEAD[0]), of("server_up", echo)], [0, 1]);
-  assert.equal([of("server_connect_errors_total", DEAD[0]), of("server_connections_total", echo), of("server_sent_bytes_total", echo)], [1, 3, 15]);
+  assert.equal(
+    [
+      of("server_connect_errors_total", DEAD[0]),
+      of("server_connections_total", echo),
+      of("server_sent_bytes_total", echo),
+    ],
+    [1, 3, 15],
+  );
 });
 
 metrics("have histograms that grow from bucket to bucket, up to the count", async () => {
@@ -157,11 +278,21 @@ metrics("have histograms that grow from bucket to bucket, up to the count", asyn
   await until(() => balancer.status().ended.ok === 20, "twenty ends");
   const samples = await scrape(admin);
   for (const name of ["connect", "turn"]) {
-    const histogram = [...samples].filter(([sample]) => sample.startsWith(`balancer_server_${name}_seconds_bucket`));
-    const edges = histogram.map(([sample]) => Number(/le="(.*)"/.exec(sample)?.[1]?.replace("+Inf", "Infinity")));
+    const histogram = [...samples].filter(([sample]) =>
+      sample.startsWith(`balancer_server_${name}_seconds_bucket`),
+    );
+    const edges = histogram.map(([sample]) =>
+      Number(/le="(.*)"/.exec(sample)?.[1]?.replace("+Inf", "Infinity")),
+    );
     const counts = histogram.map(([, count]) => count);
-    assert.equal(edges, [...edges].sort((a, b) => a - b));
-    assert.equal(counts, [...counts].sort((a, b) => a - b));
+    assert.equal(
+      edges,
+      [...edges].sort((a, b) => a - b),
+    );
+    assert.equal(
+      counts,
+      [...counts].sort((a, b) => a - b),
+    );
     assert.is(edges.at(-1), Infinity);
     assert.is(counts.at(-1), 20);
     assert.is(samples.get(`balancer_server_${name}_seconds_count{server="${echo}"}`), 20);
@@ -187,16 +318,26 @@ switches("healthz is 200 with a server up, and 503 without", async () => {
   const { port, admin } = await startBalancer([DEAD[0]], { admin: ADMIN, fall: 1 });
   assert.equal(await call(admin, "/healthz"), { code: 200, type: "text/plain", body: "ok\n" });
   await ask(port);
-  assert.equal(await call(admin, "/healthz"), { code: 503, type: "text/plain", body: "no server is up\n" });
+  assert.equal(await call(admin, "/healthz"), {
+    code: 503,
+    type: "text/plain",
+    body: "no server is up\n",
+  });
 });
 
 switches("healthz is 503 while the balancer drains", async () => {
-  const { balancer, port, admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
+  const { balancer, port, admin } = await startBalancer([(await echoing()).address], {
+    admin: ADMIN,
+  });
   const client = await dial(port);
   client.socket.write("hello");
   await until(() => client.size() === 5, "the echo");
   const stopped = balancer.stop(20);
-  assert.equal(await call(admin, "/healthz"), { code: 503, type: "text/plain", body: "draining\n" });
+  assert.equal(await call(admin, "/healthz"), {
+    code: 503,
+    type: "text/plain",
+    body: "draining\n",
+  });
   client.socket.end();
   assert.is(await within(stopped, "the stop"), 0);
   await assertGone(admin);
@@ -206,24 +347,32 @@ async function assertGone(port: number): Promise<void> {
   assert.is(await outcomeOf(await dial(port)), "ECONNREFUSED");
 }
 
-switches("a drained server keeps its connections and gets no new ones until it is ready again", async () => {
-  const [a, b] = [await serving(), await serving()];
-  const { balancer, port, admin } = await startBalancer([a.address, b.address], { admin: ADMIN });
-  const first = await dial(port);
-  const open = await a.next();
-  const { code, body } = await call(admin, `/servers/${a.address}/drain`, "POST");
-  assert.equal([code, JSON.parse(body).state], [200, "draining"]);
-  for (let i = 0; i < 4; i += 1) await dial(port);
-  await until(() => b.count() === 4, "four at the other");
-  assert.is(a.count(), 1);
-  first.socket.end("hello");
-  assert.is(await outcomeOf(open), "end");
-  assert.is(open.bytes().toString(), "hello");
-  assert.is(JSON.parse((await call(admin, `/servers/${encodeURIComponent(a.address)}/ready`, "POST")).body).state, "up");
-  for (let i = 0; i < 4; i += 1) await dial(port);
-  await until(() => a.count() === 3, "turns again");
-  assert.is(balancer.status().servers[0]?.state, "up");
-});
+switches(
+  "a drained server keeps its connections and gets no new ones until it is ready again",
+  async () => {
+    const [a, b] = [await serving(), await serving()];
+    const { balancer, port, admin } = await startBalancer([a.address, b.address], { admin: ADMIN });
+    const first = await dial(port);
+    const open = await a.next();
+    const { code, body } = await call(admin, `/servers/${a.address}/drain`, "POST");
+    assert.equal([code, JSON.parse(body).state], [200, "draining"]);
+    for (let i = 0; i < 4; i += 1) await dial(port);
+    await until(() => b.count() === 4, "four at the other");
+    assert.is(a.count(), 1);
+    first.socket.end("hello");
+    assert.is(await outcomeOf(open), "end");
+    assert.is(open.bytes().toString(), "hello");
+    assert.is(
+      JSON.parse(
+        (await call(admin, `/servers/${encodeURIComponent(a.address)}/ready`, "POST")).body,
+      ).state,
+      "up",
+    );
+    for (let i = 0; i < 4; i += 1) await dial(port);
+    await until(() => a.count() === 3, "turns again");
+    assert.is(balancer.status().servers[0]?.state, "up");
+  },
+);
 
 switches("healthz is 503 when every server is drained", async () => {
   const { address } = await echoing();
@@ -246,15 +395,30 @@ switches("a drained server shows since when, and a second drain does not change 
 
 switches("an unknown server is 404, and so is an unknown path", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
-  for (const path of ["/servers/127.0.0.1:9/drain", "/servers/%zz/ready"]) assert.equal(await call(admin, path, "POST"), { code: 404, type: "text/plain", body: "No such server\n" });
-  for (const path of ["/nothing", "/servers", "/servers/127.0.0.1:9/stop", "//", "/constructor", "/__proto__"]) assert.is(await codeOf(admin, path), 404, path);
+  for (const path of ["/servers/127.0.0.1:9/drain", "/servers/%zz/ready"])
+    assert.equal(await call(admin, path, "POST"), {
+      code: 404,
+      type: "text/plain",
+      body: "No such server\n",
+    });
+  for (const path of [
+    "/nothing",
+    "/servers",
+    "/servers/127.0.0.1:9/stop",
+    "//",
+    "/constructor",
+    "/__proto__",
+  ])
+    assert.is(await codeOf(admin, path), 404, path);
 });
 
 switches("a wrong method is 405 and switches nothing", async () => {
   const { address } = await echoing();
   const { balancer, admin } = await startBalancer([address], { admin: ADMIN });
-  for (const method of ["GET", "PUT", "DELETE"]) assert.is(await codeOf(admin, `/servers/${address}/drain`, method), 405, method);
-  for (const path of ["/", "/status.json", "/metrics", "/healthz"]) assert.is(await codeOf(admin, path, "POST"), 405, path);
+  for (const method of ["GET", "PUT", "DELETE"])
+    assert.is(await codeOf(admin, `/servers/${address}/drain`, method), 405, method);
+  for (const path of ["/", "/status.json", "/metrics", "/healthz"])
+    assert.is(await codeOf(admin, path, "POST"), 405, path);
   assert.is(balancer.status().servers[0]?.state, "up");
 });
 
@@ -272,36 +436,73 @@ strangers.after.each(cleanUp);
 
 strangers("a foreign Host is 403: another site's name may have been pointed here", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
-  for (const host of ["evil.example", "evil.example:65431", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example:80@127.0.0.1", "[evil]"]) {
-    for (const path of ["/", "/status.json", "/metrics", "/healthz"]) assert.is(await codeOf(admin, path, "GET", { host }), 403, `${host} ${path}`);
+  for (const host of [
+    "evil.example",
+    "evil.example:65431",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "evil.example:80@127.0.0.1",
+    "[evil]",
+  ]) {
+    for (const path of ["/", "/status.json", "/metrics", "/healthz"])
+      assert.is(await codeOf(admin, path, "GET", { host }), 403, `${host} ${path}`);
   }
 });
 
 strangers("an address or localhost as the Host is fine", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
-  for (const host of ["127.0.0.1", `127.0.0.1:${admin}`, "localhost", "localhost:80", "10.1.2.3:65431", "[::1]", "[::1]:65431", "[2001:db8::1]:80"]) {
+  for (const host of [
+    "127.0.0.1",
+    `127.0.0.1:${admin}`,
+    "localhost",
+    "localhost:80",
+    "10.1.2.3:65431",
+    "[::1]",
+    "[::1]:65431",
+    "[2001:db8::1]:80",
+  ]) {
     assert.is(await codeOf(admin, "/status.json", "GET", { host }), 200, host);
   }
 });
 
-strangers("a POST with a foreign Origin is 403 and switches nothing; the page's own Origin is fine", async () => {
-  const { address } = await echoing();
-  const { balancer, admin } = await startBalancer([address], { admin: ADMIN });
-  const drain = (origin: string, host = `127.0.0.1:${admin}`): Promise<number | undefined> => codeOf(admin, `/servers/${address}/drain`, "POST", { origin, host });
-  for (const origin of ["http://evil.example", "null", "", `https://127.0.0.1:${admin}`, "http://127.0.0.1:1", `http://127.0.0.1:${admin}.evil.example`]) assert.is(await drain(origin), 403, origin);
-  assert.is(balancer.status().servers[0]?.state, "up");
-  assert.is(await drain(`http://127.0.0.1:${admin}`), 200);
-  assert.is(await drain("http://[::1]:65431", "[::1]:65431"), 200);
-});
+strangers(
+  "a POST with a foreign Origin is 403 and switches nothing; the page's own Origin is fine",
+  async () => {
+    const { address } = await echoing();
+    const { balancer, admin } = await startBalancer([address], { admin: ADMIN });
+    const drain = (origin: string, host = `127.0.0.1:${admin}`): Promise<number | undefined> =>
+      codeOf(admin, `/servers/${address}/drain`, "POST", { origin, host });
+    for (const origin of [
+      "http://evil.example",
+      "null",
+      "",
+      `https://127.0.0.1:${admin}`,
+      "http://127.0.0.1:1",
+      `http://127.0.0.1:${admin}.evil.example`,
+    ])
+      assert.is(await drain(origin), 403, origin);
+    assert.is(balancer.status().servers[0]?.state, "up");
+    assert.is(await drain(`http://127.0.0.1:${admin}`), 200);
+    assert.is(await drain("http://[::1]:65431", "[::1]:65431"), 200);
+  },
+);
 
-strangers("no name can become markup: the page holds none, and its script writes text only", async () => {
-  const { admin } = await overSpecs([{ host: "<img src=x onerror=alert(1)>", port: 1, weight: 1 }]);
-  const { code, type, body } = await call(admin, "/");
-  assert.equal([code, type], [200, "text/html; charset=utf-8"]);
-  assert.not.match(body, /<img/);
-  assert.not.match(body, /innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b/);
-  assert.match(JSON.parse((await call(admin, "/status.json")).body).servers[0].server, /^<img/);
-});
+strangers(
+  "no name can become markup: the page holds none, and its script writes text only",
+  async () => {
+    const { admin } = await overSpecs([
+      { host: "<img src=x onerror=alert(1)>", port: 1, weight: 1 },
+    ]);
+    const { code, type, body } = await call(admin, "/");
+    assert.equal([code, type], [200, "text/html; charset=utf-8"]);
+    assert.not.match(body, /<img/);
+    assert.not.match(
+      body,
+      /innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b/,
+    );
+    assert.match(JSON.parse((await call(admin, "/status.json")).body).servers[0].server, /^<img/);
+  },
+);
 
 strangers("the page needs nothing from elsewhere", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
@@ -314,26 +515,41 @@ strangers("1 MiB of header is refused", async () => {
   client.socket.write(`GET / HTTP/1.1\r\nHost: localhost\r\nX: ${"x".repeat(1 << 20)}\r\n\r\n`);
   await outcomeOf(client);
   const answer = client.bytes().toString();
-  assert.ok(answer === "" || answer.startsWith("HTTP/1.1 431 "), answer.slice(0, 80)); // a reset may overtake the 431
+  // a reset may overtake the 431
+  assert.ok(answer === "" || answer.startsWith("HTTP/1.1 431 "), answer.slice(0, 80));
   assert.is(await codeOf(admin, "/healthz"), 200);
 });
 
-strangers("clients beyond 32 and clients that are slow to ask or ask too much are dropped, and then there is room again", async () => {
-  const { port, admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
-  const since = performance.now();
-  const slow = await Promise.all(Array.from({ length: 40 }, () => dial(admin)));
-  slow.forEach(({ socket }, i) => {
-    if (i % 3 === 0) socket.write("GET / HTTP/1.1\r\nHost: local"); // never ends its header
-    else if (i % 3 === 1) socket.write("POST /servers/x/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx"); // nor its body
-    else socket.write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(3000)); // wants 30 MB of answers
-  });
-  const drip = setInterval(() => slow.forEach(({ socket }, i) => { if (i % 3 !== 2 && socket.writable && socket.writableLength === 0) socket.write("x"); }), 100);
-  later(() => clearInterval(drip));
-  assert.is(await ask(port), "hello", "the relay does not care");
-  await within(Promise.all(slow.map(({ outcome }) => outcome)), "all of them dropped", 10);
-  assert.ok(performance.now() - since > 1000, "not all at once");
-  for (const { size } of slow) assert.ok(size() < 3e6, `100 answers are enough: ${size()} bytes`);
-  assert.is(await codeOf(admin, "/healthz"), 200);
-});
+strangers(
+  "clients beyond 32 and clients that are slow to ask or ask too much are dropped, and then there is room again",
+  async () => {
+    const { port, admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
+    const since = performance.now();
+    const slow = await Promise.all(Array.from({ length: 40 }, () => dial(admin)));
+    slow.forEach(({ socket }, i) => {
+      if (i % 3 === 0)
+        socket.write("GET / HTTP/1.1\r\nHost: local"); // never ends its header
+      else if (i % 3 === 1)
+        socket.write(
+          "POST /servers/x/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx",
+        ); // nor its body
+      // wants 30 MB of answers
+      else socket.write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(3000));
+    });
+    const drip = setInterval(
+      () =>
+        slow.forEach(({ socket }, i) => {
+          if (i % 3 !== 2 && socket.writable && socket.writableLength === 0) socket.write("x");
+        }),
+      100,
+    );
+    later(() => clearInterval(drip));
+    assert.is(await ask(port), "hello", "the relay does not care");
+    await within(Promise.all(slow.map(({ outcome }) => outcome)), "all of them dropped", 10);
+    assert.ok(performance.now() - since > 1000, "not all at once");
+    for (const { size } of slow) assert.ok(size() < 3e6, `100 answers are enough: ${size()} bytes`);
+    assert.is(await codeOf(admin, "/healthz"), 200);
+  },
+);
 
 strangers.run();

@@ -15,7 +15,10 @@ async function clientOf(onConnection: (socket: Socket) => void, timeout = 20): P
 }
 
 /** A server that sends `answer` for everything it receives. */
-const answers = (answer: string) => (socket: Socket): void => void socket.on("data", () => socket.write(answer));
+const answers =
+  (answer: string) =>
+  (socket: Socket): void =>
+    void socket.on("data", () => socket.write(answer));
 
 /** `connect: Cannot connect to ...`, how a request failed. */
 async function failureOf(request: Promise<number>): Promise<string> {
@@ -88,7 +91,8 @@ requests("refuses a second request before the first is answered", async () => {
 });
 
 requests("leaves no timer behind, answered or not", async () => {
-  const timers = (): number => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
+  const timers = (): number =>
+    process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
   const good = await clientOf(answers("PONG!"), 1000);
   const bad = await clientOf(answers("wrong"), 1000);
   const before = timers();
@@ -106,13 +110,22 @@ failures.after.each(cleanUp);
 
 failures("nobody listening is a failed connect, in the system's words", async () => {
   const port = await closedPort();
-  assert.is(await failureOf(new Client({ host: "127.0.0.1", port }).request()), `connect: Cannot connect to 127.0.0.1:${port}: connection refused`);
+  assert.is(
+    await failureOf(new Client({ host: "127.0.0.1", port }).request()),
+    `connect: Cannot connect to 127.0.0.1:${port}: connection refused`,
+  );
 });
 
 failures("no answer in time is a timeout, and the server sees a reset", async () => {
   const { promise: lost, resolve } = deferred<string>();
-  const client = await clientOf((socket) => socket.on("data", () => undefined).on("error", (error) => resolve(error.message)), 0.05);
-  assert.match(await failureOf(client.request()), /^timeout: No answer from 127\.0\.0\.1:\d+ within 0\.05 s$/);
+  const client = await clientOf(
+    (socket) => socket.on("data", () => undefined).on("error", (error) => resolve(error.message)),
+    0.05,
+  );
+  assert.match(
+    await failureOf(client.request()),
+    /^timeout: No answer from 127\.0\.0\.1:\d+ within 0\.05 s$/,
+  );
   assert.match(await within(lost, "the server losing its client"), "ECONNRESET");
 });
 
@@ -123,28 +136,52 @@ failures("half an answer in time is a timeout, too", async () => {
 
 failures("an end before the answer is closed, also in the middle of it", async () => {
   const silent = await clientOf((socket) => socket.on("data", () => socket.end()));
-  assert.match(await failureOf(silent.request()), /^closed: 127\.0\.0\.1:\d+ closed the connection before its answer$/);
+  assert.match(
+    await failureOf(silent.request()),
+    /^closed: 127\.0\.0\.1:\d+ closed the connection before its answer$/,
+  );
   const halting = await clientOf((socket) => socket.on("data", () => socket.end("PONG")));
   assert.match(await failureOf(halting.request()), /^closed/);
 });
 
 failures("a reset is a reset, also right behind half an answer", async () => {
   const silent = await clientOf((socket) => socket.on("data", () => socket.resetAndDestroy()));
-  assert.match(await failureOf(silent.request()), /^reset: Lost the connection to 127\.0\.0\.1:\d+: connection reset by peer$/);
-  const halting = await clientOf((socket) => socket.on("data", () => { socket.write("PON"); socket.resetAndDestroy(); }));
+  assert.match(
+    await failureOf(silent.request()),
+    /^reset: Lost the connection to 127\.0\.0\.1:\d+: connection reset by peer$/,
+  );
+  const halting = await clientOf((socket) =>
+    socket.on("data", () => {
+      socket.write("PON");
+      socket.resetAndDestroy();
+    }),
+  );
   assert.match(await failureOf(halting.request()), /^reset/);
 });
 
 failures("other bytes than PONG! are a wrong answer, and more than one PONG! is, too", async () => {
-  for (const answer of ["PONG?", "HTTP/1.1 400 Bad Request\r\n\r\n".repeat(99), "PONG!P", "PONG!PONG!"]) {
+  for (const answer of [
+    "PONG?",
+    "HTTP/1.1 400 Bad Request\r\n\r\n".repeat(99),
+    "PONG!P",
+    "PONG!PONG!",
+  ]) {
     const client = await clientOf(answers(answer));
-    assert.match(await failureOf(client.request()), /^wrong: Wrong answer from 127\.0\.0\.1:\d+: expected one "PONG!" for a "PING!"$/, answer);
+    assert.match(
+      await failureOf(client.request()),
+      /^wrong: Wrong answer from 127\.0\.0\.1:\d+: expected one "PONG!" for a "PING!"$/,
+      answer,
+    );
   }
 });
 
 failures("what nobody asked for fails the next request", async () => {
   const { promise: unasked, resolve } = deferred<Socket>();
-  const client = await clientOf((socket) => { socket.on("close", () => resolve(socket)); answers("PONG!")(socket); setTimeout(() => socket.write("PONG!"), 50); });
+  const client = await clientOf((socket) => {
+    socket.on("close", () => resolve(socket));
+    answers("PONG!")(socket);
+    setTimeout(() => socket.write("PONG!"), 50);
+  });
   await within(client.request(), "an answer");
   await within(unasked, "the client ending the connection");
   assert.match(await failureOf(client.request()), /^wrong/);
@@ -152,7 +189,9 @@ failures("what nobody asked for fails the next request", async () => {
 
 failures("an answer that came before its request is none", async () => {
   const { promise: refused, resolve } = deferred<void>();
-  const client = await clientOf((socket) => void socket.on("close", () => resolve()).write("PONG!"));
+  const client = await clientOf(
+    (socket) => void socket.on("close", () => resolve()).write("PONG!"),
+  );
   await within(client.connect(), "connecting");
   await within(refused, "the client ending the connection");
   assert.match(await failureOf(client.request()), /^wrong/);
@@ -173,7 +212,9 @@ failures("a connection that ends between two requests fails the second one, once
 
 failures("after a failure the next request has a new connection", async () => {
   let connections = 0;
-  const client = await clientOf((socket) => answers(connections++ === 0 ? "wrong" : "PONG!")(socket));
+  const client = await clientOf((socket) =>
+    answers(connections++ === 0 ? "wrong" : "PONG!")(socket),
+  );
   assert.match(await failureOf(client.request()), /^wrong/);
   await within(client.request(), "an answer");
   assert.is(connections, 2);
@@ -190,12 +231,21 @@ failures("closing interrupts a request, connected or not", async () => {
   assert.match(await failureOf(waiting), /^interrupted/);
 });
 
-failures("a name that does not resolve is a RunError, one that does becomes an address", async () => {
-  assert.equal(await within(resolveAddress({ host: "127.0.0.1", port: 5 }), "resolving"), { host: "127.0.0.1", port: 5 });
-  const error: unknown = await within(resolveAddress({ host: "no.such.host.invalid", port: 5 }), "resolving").catch((error: unknown) => error);
-  assert.instance(error, RunError);
-  assert.match(String(error), /Cannot resolve "no\.such\.host\.invalid": /);
-});
+failures(
+  "a name that does not resolve is a RunError, one that does becomes an address",
+  async () => {
+    assert.equal(await within(resolveAddress({ host: "127.0.0.1", port: 5 }), "resolving"), {
+      host: "127.0.0.1",
+      port: 5,
+    });
+    const error: unknown = await within(
+      resolveAddress({ host: "no.such.host.invalid", port: 5 }),
+      "resolving",
+    ).catch((error: unknown) => error);
+    assert.instance(error, RunError);
+    assert.match(String(error), /Cannot resolve "no\.such\.host\.invalid": /);
+  },
+);
 
 failures.run();
 
@@ -214,13 +264,25 @@ program("prints the answer and how long it took", async () => {
 
 program("nobody listening is one line and exit code 1", async () => {
   const port = await closedPort();
-  assert.equal(await run("client.ts", ["--port", String(port)]), { code: 1, stdout: "", stderr: `Cannot connect to 127.0.0.1:${port}: connection refused\n` });
+  assert.equal(await run("client.ts", ["--port", String(port)]), {
+    code: 1,
+    stdout: "",
+    stderr: `Cannot connect to 127.0.0.1:${port}: connection refused\n`,
+  });
 });
 
 program("bad input is one line that quotes it, then the usage, and exit code 2", async () => {
   const usage = "How to Use: tsx client.ts\n";
-  assert.equal(await run("client.ts", ["127.0.0.1"]), { code: 2, stdout: "", stderr: `Bad argument "127.0.0.1": expected --host or --port\n${usage}` });
-  assert.equal(await run("client.ts", ["--port", "0"]), { code: 2, stdout: "", stderr: `Bad --port "0": expected a whole number from 1 to 65535\n${usage}` });
+  assert.equal(await run("client.ts", ["127.0.0.1"]), {
+    code: 2,
+    stdout: "",
+    stderr: `Bad argument "127.0.0.1": expected --host or --port\n${usage}`,
+  });
+  assert.equal(await run("client.ts", ["--port", "0"]), {
+    code: 2,
+    stdout: "",
+    stderr: `Bad --port "0": expected a whole number from 1 to 65535\n${usage}`,
+  });
 });
 
 program.run();

@@ -1,20 +1,47 @@
 /**
- * health.test.ts - which servers count as up: checks, the failures of real connects, trials. Real servers and short intervals.
+ * health.test.ts - which servers count as up: checks, the failures of real connects, trials. Real
+ * servers and short intervals.
  */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { LoadBalancer, Server } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
-import { ask, assertEnded, cleanUp, DEAD, dial, echoing, failDials, later, listening, outcomeOf, serving, start, startBalancer, until } from "./helpers.ts";
+import {
+  ask,
+  assertEnded,
+  cleanUp,
+  DEAD,
+  dial,
+  echoing,
+  failDials,
+  later,
+  listening,
+  outcomeOf,
+  serving,
+  start,
+  startBalancer,
+  until,
+} from "./helpers.ts";
 
 /** Longer than any test: what happens is then not a check's doing. */
 const NEVER = 10_000;
-const states = (balancer: LoadBalancer): string[] => balancer.status().servers.map((server) => server.state);
-const become = (balancer: LoadBalancer, ...expected: string[]): Promise<void> => until(() => states(balancer).join() === expected.join(), `the servers becoming ${expected}`);
+const states = (balancer: LoadBalancer): string[] =>
+  balancer.status().servers.map((server) => server.state);
+const become = (balancer: LoadBalancer, ...expected: string[]): Promise<void> =>
+  until(() => states(balancer).join() === expected.join(), `the servers becoming ${expected}`);
 
-/** A balancer that knows one server which no check reaches: the first of two is checked at once, the second after half an interval. */
-async function unchecked(options: Parameters<typeof startBalancer>[1] = {}): Promise<{ balancer: LoadBalancer; server: Server }> {
-  const { balancer } = await startBalancer([(await echoing()).address, DEAD[0]], { check: "tcp", checkInterval: NEVER, ...options });
+/**
+ * A balancer that knows one server which no check reaches: the first of two is checked at once, the
+ * second after half an interval.
+ */
+async function unchecked(
+  options: Parameters<typeof startBalancer>[1] = {},
+): Promise<{ balancer: LoadBalancer; server: Server }> {
+  const { balancer } = await startBalancer([(await echoing()).address, DEAD[0]], {
+    check: "tcp",
+    checkInterval: NEVER,
+    ...options,
+  });
   const server = balancer.servers[1];
   if (server === undefined) throw new Error("no second server");
   return { balancer, server };
@@ -25,22 +52,28 @@ async function unchecked(options: Parameters<typeof startBalancer>[1] = {}): Pro
 const counting = suite("fall and rise");
 counting.after.each(cleanUp);
 
-counting("takes a server down after as many failures in a row as --fall says, and no sooner", async () => {
-  const { balancer, server } = await unchecked({ fall: 3 });
-  for (let i = 0; i < 2; i += 1) balancer.health.failed(server, "no", false);
-  assert.ok(server.up);
-  balancer.health.failed(server, "no", false);
-  assert.not(server.up);
-});
+counting(
+  "takes a server down after as many failures in a row as --fall says, and no sooner",
+  async () => {
+    const { balancer, server } = await unchecked({ fall: 3 });
+    for (let i = 0; i < 2; i += 1) balancer.health.failed(server, "no", false);
+    assert.ok(server.up);
+    balancer.health.failed(server, "no", false);
+    assert.not(server.up);
+  },
+);
 
-counting("brings a server up after as many successes in a row as --rise says, and no sooner", async () => {
-  const { balancer, server } = await unchecked({ fall: 1, rise: 3 });
-  balancer.health.failed(server, "no", false);
-  for (let i = 0; i < 2; i += 1) balancer.health.succeeded(server, false);
-  assert.not(server.up);
-  balancer.health.succeeded(server, false);
-  assert.ok(server.up);
-});
+counting(
+  "brings a server up after as many successes in a row as --rise says, and no sooner",
+  async () => {
+    const { balancer, server } = await unchecked({ fall: 1, rise: 3 });
+    balancer.health.failed(server, "no", false);
+    for (let i = 0; i < 2; i += 1) balancer.health.succeeded(server, false);
+    assert.not(server.up);
+    balancer.health.succeeded(server, false);
+    assert.ok(server.up);
+  },
+);
 
 counting("leaves a server up whose checks flap", async () => {
   const { balancer, server } = await unchecked({ fall: 3 });
@@ -62,7 +95,11 @@ counting("leaves a server down whose checks flap", async () => {
 });
 
 counting("counts the failures of real connects", async () => {
-  const { balancer, port } = await startBalancer([(await echoing()).address, DEAD[0]], { check: "tcp", checkInterval: NEVER, fall: 3 });
+  const { balancer, port } = await startBalancer([(await echoing()).address, DEAD[0]], {
+    check: "tcp",
+    checkInterval: NEVER,
+    fall: 3,
+  });
   for (let i = 0; i < 5; i += 1) assert.is(await ask(port), "hello");
   assert.equal(states(balancer), ["up", "up"]);
   assert.is(await ask(port), "hello");
@@ -71,13 +108,20 @@ counting("counts the failures of real connects", async () => {
   assert.is(balancer.status().servers[1]?.connectErrors, 3, "nobody is sent there any more");
 });
 
-counting("does not blame a server for this machine's shortage of descriptors or ports", async () => {
-  const { left } = failDials("EMFILE", 10, true);
-  const { balancer } = await startBalancer([(await echoing()).address], { check: "tcp", checkInterval: 0.02, fall: 1 });
-  await until(() => left() === 0, "ten checks that fail");
-  assert.is(balancer.status().servers[0]?.checkFailures, 0);
-  assert.equal(states(balancer), ["up"]);
-});
+counting(
+  "does not blame a server for this machine's shortage of descriptors or ports",
+  async () => {
+    const { left } = failDials("EMFILE", 10, true);
+    const { balancer } = await startBalancer([(await echoing()).address], {
+      check: "tcp",
+      checkInterval: 0.02,
+      fall: 1,
+    });
+    await until(() => left() === 0, "ten checks that fail");
+    assert.is(balancer.status().servers[0]?.checkFailures, 0);
+    assert.equal(states(balancer), ["up"]);
+  },
+);
 
 counting.run();
 
@@ -88,7 +132,10 @@ checks.after.each(cleanUp);
 
 checks("take a server down that stops listening, and bring it up when it is back", async () => {
   const first = await echoing();
-  const { balancer, port } = await startBalancer([first.address, (await echoing()).address], { check: "tcp", checkInterval: 0.05 });
+  const { balancer, port } = await startBalancer([first.address, (await echoing()).address], {
+    check: "tcp",
+    checkInterval: 0.05,
+  });
   const client = await dial(port);
   client.socket.write("hello");
   await until(() => client.size() === 5, "the echo");
@@ -96,7 +143,11 @@ checks("take a server down that stops listening, and bring it up when it is back
   await become(balancer, "down", "up");
   client.socket.end(" again");
   assert.is(await outcomeOf(client), "end");
-  assert.is(client.bytes().toString(), "hello again", "open connections of a server that is down are kept");
+  assert.is(
+    client.bytes().toString(),
+    "hello again",
+    "open connections of a server that is down are kept",
+  );
   await echoing(first.port);
   await become(balancer, "up", "up");
   await assertEnded(balancer, { ok: 1 });
@@ -104,8 +155,18 @@ checks("take a server down that stops listening, and bring it up when it is back
 
 checks("are spread over the interval", async () => {
   const times: number[] = [];
-  const servers = await Promise.all(Array.from({ length: 4 }, () => listening((socket) => { times.push(performance.now()); socket.end(); })));
-  await startBalancer(servers.map((server) => server.address), { check: "tcp", checkInterval: 0.8 });
+  const servers = await Promise.all(
+    Array.from({ length: 4 }, () =>
+      listening((socket) => {
+        times.push(performance.now());
+        socket.end();
+      }),
+    ),
+  );
+  await startBalancer(
+    servers.map((server) => server.address),
+    { check: "tcp", checkInterval: 0.8 },
+  );
   await until(() => times.length >= 4, "a check of each");
   assert.ok((times[3] ?? 0) - (times[0] ?? 0) > 400, `${times}`);
 });
@@ -121,37 +182,89 @@ checks("of kind none leave the servers alone", async () => {
 
 checks("of kind tcp are content with a server that never answers", async () => {
   const silent = await serving();
-  const { balancer } = await startBalancer([silent.address], { check: "tcp", checkInterval: 0.02, fall: 1 });
+  const { balancer } = await startBalancer([silent.address], {
+    check: "tcp",
+    checkInterval: 0.02,
+    fall: 1,
+  });
   await until(() => silent.count() > 5, "five checks");
   assert.equal(states(balancer), ["up"]);
 });
 
 checks("of kind ping take a server down that never answers, or wrongly, or ends", async () => {
   const silent = await serving();
-  const wrong = await listening((socket) => { socket.write("WRONG"); });
-  const ending = await listening((socket) => { socket.end(); });
-  const good = await startServer({ host: "127.0.0.1", port: 0, mean: 0, sd: 0, maxConnections: 10, seed: 1 });
-  later(() => { good.cut(); return good.close(); });
-  const { balancer } = await startBalancer([silent.address, wrong.address, ending.address, `127.0.0.1:${good.address.port}`], { check: "ping", checkInterval: 0.1 });
+  const wrong = await listening((socket) => {
+    socket.write("WRONG");
+  });
+  const ending = await listening((socket) => {
+    socket.end();
+  });
+  const good = await startServer({
+    host: "127.0.0.1",
+    port: 0,
+    mean: 0,
+    sd: 0,
+    maxConnections: 10,
+    seed: 1,
+  });
+  later(() => {
+    good.cut();
+    return good.close();
+  });
+  const { balancer } = await startBalancer(
+    [silent.address, wrong.address, ending.address, `127.0.0.1:${good.address.port}`],
+    { check: "ping", checkInterval: 0.1 },
+  );
   await become(balancer, "down", "down", "down", "up");
 });
 
 checks("of kind ping see a stopped server, which still accepts, in time", async () => {
-  const { child, printed } = start("server.ts", ["127.0.0.1", "0", "--mean", "0", "--sd", "0", "--log", "none"]);
+  const { child, printed } = start("server.ts", [
+    "127.0.0.1",
+    "0",
+    "--mean",
+    "0",
+    "--sd",
+    "0",
+    "--log",
+    "none",
+  ]);
   const [, address = ""] = await printed(/Listening on (\S+)/);
-  const { balancer } = await startBalancer([address], { check: "ping", checkInterval: 0.2, fall: 3, rise: 1 });
+  const { balancer } = await startBalancer([address], {
+    check: "ping",
+    checkInterval: 0.2,
+    fall: 3,
+    rise: 1,
+  });
   child.kill("SIGSTOP");
   const since = performance.now();
   await become(balancer, "down");
-  assert.ok(performance.now() - since < (3 * 0.2 + 0.2) * 1000 + 300, `it took ${performance.now() - since} ms`);
+  assert.ok(
+    performance.now() - since < (3 * 0.2 + 0.2) * 1000 + 300,
+    `it took ${performance.now() - since} ms`,
+  );
   child.kill("SIGCONT");
   await become(balancer, "up");
 });
 
 checks("of kind ping do not take a full server for a dead one", async () => {
-  const full = await startServer({ host: "127.0.0.1", port: 0, mean: 0.02, sd: 0, maxConnections: 1, seed: 1 });
-  later(() => { full.cut(); return full.close(); });
-  const { balancer, port } = await startBalancer([`127.0.0.1:${full.address.port}`], { check: "ping", checkInterval: 0.15, fall: 1 });
+  const full = await startServer({
+    host: "127.0.0.1",
+    port: 0,
+    mean: 0.02,
+    sd: 0,
+    maxConnections: 1,
+    seed: 1,
+  });
+  later(() => {
+    full.cut();
+    return full.close();
+  });
+  const { balancer, port } = await startBalancer([`127.0.0.1:${full.address.port}`], {
+    check: "ping",
+    checkInterval: 0.15,
+    fall: 1,
+  });
   const client = await dial(port); // the check that was sent at the start may be before it
   for (let answers = 0; answers < 40; answers += 1) {
     client.socket.write("PING!");
@@ -160,39 +273,58 @@ checks("of kind ping do not take a full server for a dead one", async () => {
   }
 });
 
-checks("notice a server that accepts and closes, before it attracts everyone under least-connections", async () => {
-  const closing = await listening((socket) => { socket.end(); });
-  const { balancer, port } = await startBalancer([(await echoing()).address, closing.address], { algorithm: "least-connections", check: "tcp", checkInterval: 0.02 });
-  const client = await dial(port); // keeps the good one busier
-  client.socket.write("hello");
-  await until(() => client.size() === 5 || client.socket.readableEnded, "the echo");
-  let failed = 0;
-  for (let i = 0; i < 80; i += 1) if ((await talkBriefly(port)) !== "hello") failed += 1;
-  assert.ok(failed > 0 && failed <= 5, `${failed} of 80 failed: three until it is down, and its trial`);
-  assert.equal(states(balancer), ["up", "down"]);
-});
+checks(
+  "notice a server that accepts and closes, before it attracts everyone under least-connections",
+  async () => {
+    const closing = await listening((socket) => {
+      socket.end();
+    });
+    const { balancer, port } = await startBalancer([(await echoing()).address, closing.address], {
+      algorithm: "least-connections",
+      check: "tcp",
+      checkInterval: 0.02,
+    });
+    const client = await dial(port); // keeps the good one busier
+    client.socket.write("hello");
+    await until(() => client.size() === 5 || client.socket.readableEnded, "the echo");
+    let failed = 0;
+    for (let i = 0; i < 80; i += 1) if ((await talkBriefly(port)) !== "hello") failed += 1;
+    assert.ok(
+      failed > 0 && failed <= 5,
+      `${failed} of 80 failed: three until it is down, and its trial`,
+    );
+    assert.equal(states(balancer), ["up", "down"]);
+  },
+);
 
 /** Like `ask`, but ends only after the answer, so that a close by the server is its own doing. */
 async function talkBriefly(port: number): Promise<string> {
   const client = await dial(port);
   client.socket.write("hello");
   let over = false;
-  void client.outcome.then(() => { over = true; });
+  void client.outcome.then(() => {
+    over = true;
+  });
   await until(() => over || client.size() === 5, "an answer");
   client.socket.end();
   await outcomeOf(client);
   return client.bytes().toString();
 }
 
-checks("forgive a server that closes after its answer, or when its client has finished", async () => {
-  const brief = await listening((socket) => { socket.once("data", (chunk) => socket.end(chunk)).once("end", () => socket.end()); });
-  const { balancer, port } = await startBalancer([brief.address], { fall: 1 });
-  assert.is(await talkBriefly(port), "hello");
-  const client = await dial(port);
-  client.socket.end();
-  assert.is(await outcomeOf(client), "end");
-  assert.equal(states(balancer), ["up"]);
-});
+checks(
+  "forgive a server that closes after its answer, or when its client has finished",
+  async () => {
+    const brief = await listening((socket) => {
+      socket.once("data", (chunk) => socket.end(chunk)).once("end", () => socket.end());
+    });
+    const { balancer, port } = await startBalancer([brief.address], { fall: 1 });
+    assert.is(await talkBriefly(port), "hello");
+    const client = await dial(port);
+    client.socket.end();
+    assert.is(await outcomeOf(client), "end");
+    assert.equal(states(balancer), ["up"]);
+  },
+);
 
 checks.run();
 
@@ -202,12 +334,17 @@ checks.run();
 const trials = suite("trials");
 trials.after.each(cleanUp);
 
-/** A balancer over a server that is dead, to be tried again after `penalty` seconds, and a good one. */
+/**
+ * A balancer over a server that is dead, to be tried again after `penalty` seconds, and a good one.
+ */
 async function failing(penalty: number) {
   const bad = await echoing();
   bad.server.close();
   const good = await echoing();
-  const { balancer, port } = await startBalancer([bad.address, good.address], { check: "none", fall: 1 });
+  const { balancer, port } = await startBalancer([bad.address, good.address], {
+    check: "none",
+    fall: 1,
+  });
   const server = balancer.servers[0];
   if (server === undefined) throw new Error("no server");
   server.penalty = penalty;
@@ -226,33 +363,42 @@ trials("bring back a server once one connect has gone well", async () => {
   assert.is(server.total, 2, "the one that failed, and its trial");
 });
 
-trials("ask more than a connect, and of one client only, of a server that had accepted and closed", async () => {
-  let closes = true;
-  const bad = await serving();
-  bad.server.on("connection", (socket) => { if (closes) socket.end(); });
-  const { balancer, port } = await startBalancer([bad.address, (await echoing()).address], { fall: 1 });
-  const [server] = balancer.servers;
-  if (server === undefined) throw new Error("no server");
-  server.penalty = 0.1;
-  assert.is(await talkBriefly(port), "");
-  assert.equal(states(balancer), ["down", "up"]);
-  closes = false;
-  await bad.next();
-  await become(balancer, "up", "up");
-  const clients = [await dial(port), await dial(port), await dial(port)];
-  const tried = await bad.next();
-  for (let i = 0; i < 5; i += 1) assert.is(await ask(port), "hello");
-  assert.ok(server.onTrial);
-  tried.socket.write("I am well");
-  await until(() => !server.onTrial, "the trial");
-  assert.equal([server.active, balancer.status().queued], [1, 0]);
-  for (const client of clients) client.socket.destroy();
-});
+trials(
+  "ask more than a connect, and of one client only, of a server that had accepted and closed",
+  async () => {
+    let closes = true;
+    const bad = await serving();
+    bad.server.on("connection", (socket) => {
+      if (closes) socket.end();
+    });
+    const { balancer, port } = await startBalancer([bad.address, (await echoing()).address], {
+      fall: 1,
+    });
+    const [server] = balancer.servers;
+    if (server === undefined) throw new Error("no server");
+    server.penalty = 0.1;
+    assert.is(await talkBriefly(port), "");
+    assert.equal(states(balancer), ["down", "up"]);
+    closes = false;
+    await bad.next();
+    await become(balancer, "up", "up");
+    const clients = [await dial(port), await dial(port), await dial(port)];
+    const tried = await bad.next();
+    for (let i = 0; i < 5; i += 1) assert.is(await ask(port), "hello");
+    assert.ok(server.onTrial);
+    tried.socket.write("I am well");
+    await until(() => !server.onTrial, "the trial");
+    assert.equal([server.active, balancer.status().queued], [1, 0]);
+    for (const client of clients) client.socket.destroy();
+  },
+);
 
 trials("do not wait for connections from before, nor for a client that says nothing", async () => {
   let closes = false;
   const server = await serving();
-  server.server.on("connection", (socket) => { if (closes) socket.end(); });
+  server.server.on("connection", (socket) => {
+    if (closes) socket.end();
+  });
   const { balancer, port } = await startBalancer([server.address], { fall: 1 });
   const [state] = balancer.servers;
   if (state === undefined) throw new Error("no server");

@@ -1,33 +1,60 @@
 /**
- * helpers.ts - what several test files need. Everything here has a deadline, because uvu has none, and everything it
- * opens is closed again by `cleanUp`, because all test files share one process.
+ * helpers.ts - what several test files need. Everything here has a deadline, because uvu has none,
+ * and everything it opens is closed again by `cleanUp`, because all test files share one process.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { connect, createServer, type Server, type ServerOpts, Socket, type TcpNetConnectOpts } from "node:net";
+import {
+  connect,
+  createServer,
+  type Server,
+  type ServerOpts,
+  Socket,
+  type TcpNetConnectOpts,
+} from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import * as assert from "uvu/assert";
-import { type LoadBalancer, type LoadBalancerOptions, parseServers, type Reason, startLoadBalancer, type Status } from "../load_balancer.ts";
+import {
+  type LoadBalancer,
+  type LoadBalancerOptions,
+  parseServers,
+  type Reason,
+  startLoadBalancer,
+  type Status,
+} from "../load_balancer.ts";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 
-/** `promise`, or an error that names `what` once `seconds` have passed. Generous: it proves "did not hang", no more. */
+/**
+ * `promise`, or an error that names `what` once `seconds` have passed. Generous: it proves "did not
+ * hang", no more.
+ */
 export async function within<T>(promise: Promise<T>, what: string, seconds = 20): Promise<T> {
   const { promise: late, reject } = deferred<never>();
-  const timer = setTimeout(() => reject(new Error(`${what}: nothing after ${seconds} s`)), seconds * 1000);
+  const timer = setTimeout(
+    () => reject(new Error(`${what}: nothing after ${seconds} s`)),
+    seconds * 1000,
+  );
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
 /** A promise and the functions that settle it. */
-export function deferred<T>(): { promise: Promise<T>; resolve: (value: T) => void; reject: (error: Error) => void } {
+export function deferred<T>(): {
+  promise: Promise<T>;
+  resolve: (value: T) => void;
+  reject: (error: Error) => void;
+} {
   let resolve!: (value: T) => void;
   let reject!: (error: Error) => void;
-  const promise = new Promise<T>((yes, no) => { resolve = yes; reject = no; });
+  const promise = new Promise<T>((yes, no) => {
+    resolve = yes;
+    reject = no;
+  });
   return { promise, resolve, reject };
 }
 
@@ -47,15 +74,22 @@ const cleanups: (() => unknown)[] = [];
 /** Has `undo` called by the next `cleanUp`, last registered first. */
 export const later = (undo: () => unknown): void => void cleanups.push(undo);
 
-/** For `test.after.each`: undoes all that was opened. An error that is thrown here while a test fails is lost by uvu, and that test with it: hence the exit code. */
+/**
+ * For `test.after.each`: undoes all that was opened. An error that is thrown here while a test
+ * fails is lost by uvu, and that test with it: hence the exit code.
+ */
 export async function cleanUp(): Promise<void> {
   const errors: unknown[] = [];
   for (let undo = cleanups.pop(); undo; undo = cleanups.pop()) {
-    await within(Promise.resolve().then(undo), "clean-up").catch((error: unknown) => errors.push(error));
+    await within(Promise.resolve().then(undo), "clean-up").catch((error: unknown) =>
+      errors.push(error),
+    );
   }
   if (errors.length === 0) return;
   console.error(...errors);
-  process.once("exit", () => { process.exitCode = 1; });
+  process.once("exit", () => {
+    process.exitCode = 1;
+  });
   throw errors[0];
 }
 
@@ -78,33 +112,70 @@ export interface Running {
   readonly printed: (pattern: RegExp) => Promise<RegExpExecArray>;
 }
 
-/** Starts `node --import tsx SCRIPT ...args`, with the words of `under` before it; it is killed by `cleanUp` if it still runs. */
-export const start = (script: string, args: readonly string[] = [], cwd = ROOT, under: readonly string[] = []): Running =>
-  startNode(["--import", import.meta.resolve("tsx"), join(ROOT, script), ...args], script, cwd, under);
+/**
+ * Starts `node --import tsx SCRIPT ...args`, with the words of `under` before it; it is killed by
+ * `cleanUp` if it still runs.
+ */
+export const start = (
+  script: string,
+  args: readonly string[] = [],
+  cwd = ROOT,
+  under: readonly string[] = [],
+): Running =>
+  startNode(
+    ["--import", import.meta.resolve("tsx"), join(ROOT, script), ...args],
+    script,
+    cwd,
+    under,
+  );
 
 /** Starts `node ...args`; errors call it `name`. */
-export function startNode(args: readonly string[], name: string, cwd = ROOT, under: readonly string[] = []): Running {
+export function startNode(
+  args: readonly string[],
+  name: string,
+  cwd = ROOT,
+  under: readonly string[] = [],
+): Running {
   const [command = "", ...words] = [...under, process.execPath, ...args];
-  const { FORCE_COLOR, ...env } = process.env; // uvu's; with NO_COLOR beside it, Node warns on the stderr that tests read
+  // uvu's; with NO_COLOR beside it, Node warns on the stderr that tests read
+  const { FORCE_COLOR, ...env } = process.env;
   const child = spawn(command, words, { cwd, env, stdio: ["ignore", "pipe", "pipe"] });
   const output = { stdout: "", stderr: "" };
-  child.stdout.setEncoding("utf8").on("data", (text: string) => { output.stdout += text; });
-  child.stderr.setEncoding("utf8").on("data", (text: string) => { output.stderr += text; });
-  const exited = once(child, "close").then(([code, signal]: unknown[]) => (typeof code === "number" ? code : String(signal)));
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    output.stdout += text;
+  });
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    output.stderr += text;
+  });
+  const exited = once(child, "close").then(([code, signal]: unknown[]) =>
+    typeof code === "number" ? code : String(signal),
+  );
   let ended = false;
-  void exited.then(() => { ended = true; });
-  later(() => { child.kill("SIGKILL"); return exited; });
+  void exited.then(() => {
+    ended = true;
+  });
+  later(() => {
+    child.kill("SIGKILL");
+    return exited;
+  });
   const printed = async (pattern: RegExp): Promise<RegExpExecArray> => {
     await until(() => pattern.test(output.stdout) || ended, `${name} printing ${pattern}`);
     const match = pattern.exec(output.stdout);
-    if (!match) throw new Error(`${name} ended without printing ${pattern}: ${output.stdout}${output.stderr}`);
+    if (!match)
+      throw new Error(
+        `${name} ended without printing ${pattern}: ${output.stdout}${output.stderr}`,
+      );
     return match;
   };
   return { child, output, exited, printed };
 }
 
 /** Runs a script to its end. */
-export async function run(script: string, args: readonly string[] = [], cwd = ROOT): Promise<{ code: number | string; stdout: string; stderr: string }> {
+export async function run(
+  script: string,
+  args: readonly string[] = [],
+  cwd = ROOT,
+): Promise<{ code: number | string; stdout: string; stderr: string }> {
   const { output, exited } = start(script, args, cwd);
   const code = await within(exited, `${script} ${args.join(" ")}`, 60);
   return { code, ...output };
@@ -120,8 +191,15 @@ export interface Listening {
   readonly sockets: Set<Socket>;
 }
 
-/** A TCP server on a free port. Errors of its sockets are left to `onConnection`, and ignored where it does not care. */
-export async function listening(onConnection: (socket: Socket) => void, options: ServerOpts = { allowHalfOpen: true }, port = 0): Promise<Listening> {
+/**
+ * A TCP server on a free port. Errors of its sockets are left to `onConnection`, and ignored where
+ * it does not care.
+ */
+export async function listening(
+  onConnection: (socket: Socket) => void,
+  options: ServerOpts = { allowHalfOpen: true },
+  port = 0,
+): Promise<Listening> {
   const sockets = new Set<Socket>();
   const server = createServer(options, (socket) => {
     sockets.add(socket);
@@ -154,12 +232,19 @@ function follow(socket: Socket): { talk: Talk; take: (chunk: Buffer) => void } {
   const chunks: Buffer[] = [];
   let size = 0;
   const { promise: outcome, resolve } = deferred<string>();
-  socket.on("error", (error) => resolve(codeOf(error))).on("end", () => {
-    // Node 20 and 22 report data and a reset that arrive together as data and a clean end; a write of nothing tells.
-    if (socket.writableEnded) resolve("end");
-    else socket.write(Buffer.alloc(0), (error) => resolve(error ? codeOf(error) : "end"));
-  }).on("close", () => resolve("closed"));
-  const take = (chunk: Buffer): void => { size += chunk.length; chunks.push(chunk); };
+  socket
+    .on("error", (error) => resolve(codeOf(error)))
+    .on("end", () => {
+      // Node 20 and 22 report data and a reset that arrive together as data and a clean end; a
+      // write of nothing tells.
+      if (socket.writableEnded) resolve("end");
+      else socket.write(Buffer.alloc(0), (error) => resolve(error ? codeOf(error) : "end"));
+    })
+    .on("close", () => resolve("closed"));
+  const take = (chunk: Buffer): void => {
+    size += chunk.length;
+    chunks.push(chunk);
+  };
   return { take, talk: { socket, size: () => size, bytes: () => Buffer.concat(chunks), outcome } };
 }
 
@@ -170,24 +255,40 @@ export function listenTo(socket: Socket): Talk {
   return talk;
 }
 
-/** Connects to `port` and reads everything. One read a turn of the loop, so that a reset right behind data is seen even after our own end. */
+/**
+ * Connects to `port` and reads everything. One read a turn of the loop, so that a reset right
+ * behind data is seen even after our own end.
+ */
 export async function dial(port: number, options: Partial<TcpNetConnectOpts> = {}): Promise<Talk> {
   let take: ((chunk: Buffer) => void) | undefined;
   const callback = (count: number, buffer: Uint8Array): boolean => {
     take?.(Buffer.from(buffer.subarray(0, count)));
-    setImmediate(() => { if (!socket.destroyed) socket.resume(); });
+    setImmediate(() => {
+      if (!socket.destroyed) socket.resume();
+    });
     return false;
   };
-  const socket = connect({ host: "127.0.0.1", port, allowHalfOpen: true, noDelay: true, onread: { buffer: Buffer.alloc(64 * 1024), callback }, ...options });
+  const socket = connect({
+    host: "127.0.0.1",
+    port,
+    allowHalfOpen: true,
+    noDelay: true,
+    onread: { buffer: Buffer.alloc(64 * 1024), callback },
+    ...options,
+  });
   later(() => socket.destroy());
   const connected = once(socket, "connect");
   const { talk, take: takeBytes } = follow(socket);
   take = takeBytes;
-  await within(connected.catch(() => undefined), `connecting to port ${port}`); // an error is the outcome
+  await within(
+    connected.catch(() => undefined),
+    `connecting to port ${port}`,
+  ); // an error is the outcome
   return talk;
 }
 
-export const outcomeOf = ({ outcome }: Talk): Promise<string> => within(outcome, "the other side finishing");
+export const outcomeOf = ({ outcome }: Talk): Promise<string> =>
+  within(outcome, "the other side finishing");
 
 /** Says `text`, ends, and returns the answer; the outcome when that was no clean end. */
 export async function ask(port: number, text = "hello"): Promise<string> {
@@ -201,9 +302,16 @@ export async function ask(port: number, text = "hello"): Promise<string> {
 export function failDials(code: string, times: number, checks = false): { left: () => number } {
   let left = times;
   const onSocket = (message: unknown): void => {
-    if (typeof message !== "object" || message === null || !("socket" in message) || !(message.socket instanceof Socket)) return;
+    if (
+      typeof message !== "object" ||
+      message === null ||
+      !("socket" in message) ||
+      !(message.socket instanceof Socket)
+    )
+      return;
     const { socket } = message;
-    queueMicrotask(() => { // by then a balancer has marked it as its own
+    queueMicrotask(() => {
+      // by then a balancer has marked it as its own
       if (left === 0 || (socket.connection === undefined && !checks)) return;
       left -= 1;
       socket.destroy(Object.assign(new Error("what"), { code }));
@@ -215,7 +323,9 @@ export function failDials(code: string, times: number, checks = false): { left: 
 }
 
 /** An accepted connection as the test's server has it: `next()` waits for one. */
-export async function serving(port = 0): Promise<Listening & { next: () => Promise<Talk>; count: () => number }> {
+export async function serving(
+  port = 0,
+): Promise<Listening & { next: () => Promise<Talk>; count: () => number }> {
   const accepted: Talk[] = [];
   let taken = 0;
   const listener = await listening((socket) => accepted.push(listenTo(socket)), undefined, port);
@@ -229,14 +339,16 @@ export async function serving(port = 0): Promise<Listening & { next: () => Promi
 }
 
 /** A server that sends back what it gets, and ends when its client does. */
-export const echoing = (port = 0): Promise<Listening> => listening((socket) => void socket.pipe(socket), undefined, port);
+export const echoing = (port = 0): Promise<Listening> =>
+  listening((socket) => void socket.pipe(socket), undefined, port);
 
 /** Addresses at which nobody listens. */
 export const DEAD = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"] as const;
 
 /**
- * A port whose SYNs are dropped: its backlog is full and its thread asleep. `wake` lets it accept; then it answers each client that ends
- * with the number of bytes it sent, and ends. Waiting clients get there when the kernel repeats their SYN, after a second.
+ * A port whose SYNs are dropped: its backlog is full and its thread asleep. `wake` lets it accept;
+ * then it answers each client that ends with the number of bytes it sent, and ends. Waiting clients
+ * get there when the kernel repeats their SYN, after a second.
  */
 export async function swallowing(): Promise<{ address: string; wake: () => void }> {
   const shared = new SharedArrayBuffer(4);
@@ -252,7 +364,13 @@ export async function swallowing(): Promise<{ address: string; wake: () => void 
   later(() => worker.terminate());
   const [port]: unknown[] = await within(once(worker, "message"), "the worker's port");
   for (let i = 0; i < 2; i += 1) await dial(Number(port));
-  return { address: `127.0.0.1:${port}`, wake: () => { Atomics.store(new Int32Array(shared), 0, 1); Atomics.notify(new Int32Array(shared), 0); } };
+  return {
+    address: `127.0.0.1:${port}`,
+    wake: () => {
+      Atomics.store(new Int32Array(shared), 0, 1);
+      Atomics.notify(new Int32Array(shared), 0);
+    },
+  };
 }
 
 // ─── Balancers ───────────────────────────────────────────────────────────────
@@ -260,13 +378,30 @@ export async function swallowing(): Promise<{ address: string; wake: () => void 
 /** accepted = active + queued + the sum of ended, at every moment. */
 export function assertAllCounted({ accepted, active, queued, ended }: Status): void {
   const sum = Object.values(ended).reduce((total, count) => total + count, active + queued);
-  assert.is(sum, accepted, `every accepted connection is counted once: ${JSON.stringify({ accepted, active, queued, ended })}`);
+  assert.is(
+    sum,
+    accepted,
+    `every accepted connection is counted once: ${JSON.stringify({ accepted, active, queued, ended })}`,
+  );
 }
 
-/** Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops it and asserts that it counted rightly. */
-export async function startBalancer(servers: readonly string[], options: Partial<LoadBalancerOptions> = {}): Promise<{ balancer: LoadBalancer; port: number; admin: number }> {
+/**
+ * Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops
+ * it and asserts that it counted rightly.
+ */
+export async function startBalancer(
+  servers: readonly string[],
+  options: Partial<LoadBalancerOptions> = {},
+): Promise<{ balancer: LoadBalancer; port: number; admin: number }> {
   const { balancer, address, admin } = await startLoadBalancer({
-    algorithm: "round-robin", servers: parseServers(servers), port: 0, log: "none", check: "none", idleTimeout: 30, connectTimeout: 5, ...options,
+    algorithm: "round-robin",
+    servers: parseServers(servers),
+    port: 0,
+    log: "none",
+    check: "none",
+    idleTimeout: 30,
+    connectTimeout: 5,
+    ...options,
   });
   later(async () => {
     assertAllCounted(balancer.status());
@@ -278,12 +413,25 @@ export async function startBalancer(servers: readonly string[], options: Partial
 }
 
 function assertIdle({ active, queued, servers }: Status): void {
-  assert.equal([active, queued, ...servers.map((server) => server.active)], [0, 0, ...servers.map(() => 0)], "nothing is active or queued");
+  assert.equal(
+    [active, queued, ...servers.map((server) => server.active)],
+    [0, 0, ...servers.map(() => 0)],
+    "nothing is active or queued",
+  );
 }
 
-/** Waits until every connection of `balancer` has ended, and asserts that they ended for these reasons and no others. */
-export async function assertEnded(balancer: LoadBalancer, reasons: Partial<Record<Reason, number>>): Promise<void> {
-  await until(() => balancer.status().active + balancer.status().queued === 0, "all connections ending").catch(() => undefined);
+/**
+ * Waits until every connection of `balancer` has ended, and asserts that they ended for these
+ * reasons and no others.
+ */
+export async function assertEnded(
+  balancer: LoadBalancer,
+  reasons: Partial<Record<Reason, number>>,
+): Promise<void> {
+  await until(
+    () => balancer.status().active + balancer.status().queued === 0,
+    "all connections ending",
+  ).catch(() => undefined);
   const { ended } = balancer.status();
   assert.equal(Object.fromEntries(Object.entries(ended).filter(([, count]) => count > 0)), reasons);
   assertIdle(balancer.status());

@@ -4,7 +4,24 @@ import { closeSync, existsSync, openSync } from "node:fs";
 import { createServer } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { amount, anyText, formatAddress, hostName, listen, mulberry32, oneOf, onStopSignals, parseAddress, parseCommandLine, portNumber, readValue, reasonOf, RunError, UsageError, wholeNumber } from "../lib.ts";
+import {
+  amount,
+  anyText,
+  formatAddress,
+  hostName,
+  listen,
+  mulberry32,
+  oneOf,
+  onStopSignals,
+  parseAddress,
+  parseCommandLine,
+  portNumber,
+  readValue,
+  reasonOf,
+  RunError,
+  UsageError,
+  wholeNumber,
+} from "../lib.ts";
 import { cleanUp, later, listening, run, start, within } from "./helpers.ts";
 
 const OPTIONS = {
@@ -31,13 +48,25 @@ const lines = suite("lib: command lines");
 lines.after.each(cleanUp);
 
 lines("reads options in both spellings, flags and positionals, in any order", () => {
-  const { positionals, values } = parseCommandLine(OPTIONS, ["a", "--port=80", "--quiet", "b", "--connect-timeout", ".5"]);
+  const { positionals, values } = parseCommandLine(OPTIONS, [
+    "a",
+    "--port=80",
+    "--quiet",
+    "b",
+    "--connect-timeout",
+    ".5",
+  ]);
   assert.equal(positionals, ["a", "b"]);
   assert.equal(values, { port: 80, connectTimeout: 0.5, log: "text", quiet: true });
 });
 
 lines("gives fallbacks to what is absent, and undefined where there is none", () => {
-  assert.equal(parseCommandLine(OPTIONS, []).values, { port: 65432, connectTimeout: undefined, log: "text", quiet: false });
+  assert.equal(parseCommandLine(OPTIONS, []).values, {
+    port: 65432,
+    connectTimeout: undefined,
+    log: "text",
+    quiet: false,
+  });
 });
 
 lines("takes a negative number for a positional, never for an option", () => {
@@ -45,14 +74,20 @@ lines("takes a negative number for a positional, never for an option", () => {
 });
 
 lines("quotes a bad value and says what would be right", () => {
-  assert.is(complaint("--port", "70000"), 'Bad --port "70000": expected a whole number from 0 to 65535');
+  assert.is(
+    complaint("--port", "70000"),
+    'Bad --port "70000": expected a whole number from 0 to 65535',
+  );
   assert.is(complaint("--port", "-1"), 'Bad --port "-1": expected a whole number from 0 to 65535');
   assert.is(complaint("--log=loud"), 'Bad --log "loud": expected text, none');
   assert.is(complaint("--quiet=1"), 'Bad --quiet "1": expected no value');
 });
 
 lines("quotes an unknown option and names those there are", () => {
-  assert.is(complaint("--fast"), 'Unknown option "--fast": expected --port, --connect-timeout, --log, --quiet, --help');
+  assert.is(
+    complaint("--fast"),
+    'Unknown option "--fast": expected --port, --connect-timeout, --log, --quiet, --help',
+  );
 });
 
 lines("notices a missing value, at the end and before the next option", () => {
@@ -62,17 +97,31 @@ lines("notices a missing value, at the end and before the next option", () => {
 
 lines("reads whole numbers strictly", () => {
   const kind = wholeNumber(1, 20);
-  assert.equal(["1", "20", "0", "21", "1.5", "1e1", " 1", "", "abc", "0x5"].map(kind.read), [1, 20, ...Array<undefined>(8).fill(undefined)]);
+  assert.equal(["1", "20", "0", "21", "1.5", "1e1", " 1", "", "abc", "0x5"].map(kind.read), [
+    1,
+    20,
+    ...Array<undefined>(8).fill(undefined),
+  ]);
 });
 
-lines("reads amounts: decimals, but no sign, exponent or infinity, and not beyond what a timer holds", () => {
-  const kind = amount("seconds");
-  assert.equal(["0", ".5", "2.", "2000000"].map(kind.read), [0, 0.5, 2, 2_000_000]);
-  assert.equal(["-1", "1e3", "Infinity", "2000001", ".", ""].map(kind.read), Array(6).fill(undefined));
-});
+lines(
+  "reads amounts: decimals, but no sign, exponent or infinity, and not beyond what a timer holds",
+  () => {
+    const kind = amount("seconds");
+    assert.equal(["0", ".5", "2.", "2000000"].map(kind.read), [0, 0.5, 2, 2_000_000]);
+    assert.equal(
+      ["-1", "1e3", "Infinity", "2000001", ".", ""].map(kind.read),
+      Array(6).fill(undefined),
+    );
+  },
+);
 
 lines("refuses an empty text", () => {
-  assert.throws(() => readValue("--data", anyText, ""), (error: unknown) => error instanceof UsageError && error.message === 'Bad --data "": expected a text');
+  assert.throws(
+    () => readValue("--data", anyText, ""),
+    (error: unknown) =>
+      error instanceof UsageError && error.message === 'Bad --data "": expected a text',
+  );
 });
 
 lines("every script explains itself on stdout", async () => {
@@ -93,7 +142,11 @@ lines("says in one line that its output cannot be written, and goes on", async (
   if (!existsSync("/dev/full")) return; // not on every system
   const full = openSync("/dev/full", "w");
   later(() => closeSync(full));
-  const { status, stderr } = spawnSync(process.execPath, ["--import", "tsx", "client.ts", "--help"], { stdio: ["ignore", full, "pipe"], encoding: "utf8", timeout: 20_000 });
+  const { status, stderr } = spawnSync(
+    process.execPath,
+    ["--import", "tsx", "client.ts", "--help"],
+    { stdio: ["ignore", full, "pipe"], encoding: "utf8", timeout: 20_000 },
+  );
   assert.match(stderr, /^Cannot write the output: no space left on device\n$/);
   assert.is(status, 1);
 });
@@ -114,11 +167,17 @@ addresses("reads IPv4, names and IPv6, and writes them back the same", () => {
 });
 
 addresses("refuses what has no port, a bad one, or an IPv6 address without brackets", () => {
-  for (const text of ["127.0.0.1", ":80", "a:65536", "a:b", "::1:80", "a b:80", "[::1]", ""]) assert.is(parseAddress(text), undefined, text);
+  for (const text of ["127.0.0.1", ":80", "a:65536", "a:b", "::1:80", "a b:80", "[::1]", ""])
+    assert.is(parseAddress(text), undefined, text);
 });
 
 addresses("reads a host with or without brackets", () => {
-  assert.equal(["localhost", "127.0.0.1", "::1", "[::1]"].map(hostName.read), ["localhost", "127.0.0.1", "::1", "::1"]);
+  assert.equal(["localhost", "127.0.0.1", "::1", "[::1]"].map(hostName.read), [
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "::1",
+  ]);
   assert.equal(["", "a b", "[::1", "a/b"].map(hostName.read), Array(4).fill(undefined));
 });
 
@@ -132,14 +191,24 @@ addresses("listening on port 0 gives the real port", async () => {
 
 addresses("a port in use is one line in the system's words", async () => {
   const { port } = await listening(() => undefined);
-  const error: unknown = await listen(createServer(), { host: "127.0.0.1", port }).catch((error: unknown) => error);
+  const error: unknown = await listen(createServer(), { host: "127.0.0.1", port }).catch(
+    (error: unknown) => error,
+  );
   assert.instance(error, RunError);
   assert.is(String(error), `Error: Cannot listen on 127.0.0.1:${port}: address already in use`);
 });
 
 addresses("says why in words: of the system, of the resolver, or the error's own", () => {
-  assert.is(reasonOf(Object.assign(new Error("connect ECONNREFUSED"), { code: "ECONNREFUSED", errno: -111 })), "connection refused");
-  assert.is(reasonOf(Object.assign(new Error("x"), { code: "ENOTFOUND" })), "the name does not resolve");
+  assert.is(
+    reasonOf(
+      Object.assign(new Error("connect ECONNREFUSED"), { code: "ECONNREFUSED", errno: -111 }),
+    ),
+    "connection refused",
+  );
+  assert.is(
+    reasonOf(Object.assign(new Error("x"), { code: "ENOTFOUND" })),
+    "the name does not resolve",
+  );
   assert.is(reasonOf(new Error("its own")), "its own");
   assert.is(reasonOf("text"), "text");
 });
@@ -155,13 +224,19 @@ rest("a repeat of a signal within a second is the same signal; a later one is th
   const calls: string[] = [];
   const clock = performance.now;
   const before = { SIGINT: process.listeners("SIGINT"), SIGTERM: process.listeners("SIGTERM") };
-  later(() => { performance.now = clock; });
+  later(() => {
+    performance.now = clock;
+  });
   later(() => {
     for (const signal of ["SIGINT", "SIGTERM"] as const) {
-      for (const listener of process.listeners(signal)) if (!before[signal].includes(listener)) process.off(signal, listener);
+      for (const listener of process.listeners(signal))
+        if (!before[signal].includes(listener)) process.off(signal, listener);
     }
   });
-  onStopSignals(() => calls.push("stop"), () => calls.push("now"));
+  onStopSignals(
+    () => calls.push("stop"),
+    () => calls.push("now"),
+  );
   for (const at of [5000, 5900, 6100]) {
     performance.now = () => at;
     process.emit(at === 5900 ? "SIGTERM" : "SIGINT");
@@ -171,7 +246,10 @@ rest("a repeat of a signal within a second is the same signal; a later one is th
 
 rest("mulberry32 gives its published numbers, and others for another seed", () => {
   const random = mulberry32(1);
-  assert.equal([random(), random(), random()], [0.6270739405881613, 0.002735721180215478, 0.5274470399599522]);
+  assert.equal(
+    [random(), random(), random()],
+    [0.6270739405881613, 0.002735721180215478, 0.5274470399599522],
+  );
   assert.is.not(mulberry32(2)(), mulberry32(1)());
 });
 
@@ -180,7 +258,10 @@ rest("mulberry32 fills 0 to 1 evenly", () => {
   const bins = Array<number>(10).fill(0);
   for (let i = 0; i < 100_000; i++) bins[Math.floor(random() * 10)]! += 1;
   const chiSquare = bins.reduce((sum, n) => sum + (n - 10_000) ** 2 / 10_000, 0);
-  assert.ok(chiSquare < 27.9, `chi-square ${chiSquare} with 9 degrees of freedom; 99.9 % lie below 27.9`);
+  assert.ok(
+    chiSquare < 27.9,
+    `chi-square ${chiSquare} with 9 degrees of freedom; 99.9 % lie below 27.9`,
+  );
 });
 
 rest.run();

@@ -1,24 +1,46 @@
 /**
- * load_balancer.test.ts - what the balancer promises about bytes, ends, retries, the queue and its limits, with real sockets.
+ * load_balancer.test.ts - what the balancer promises about bytes, ends, retries, the queue and its
+ * limits, with real sockets.
  */
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { mulberry32 } from "../lib.ts";
-import { ask, assertAllCounted, assertEnded, cleanUp, DEAD, dial, echoing, failDials, listening, outcomeOf, serving, startBalancer, startNode, swallowing, type Talk, until, within } from "./helpers.ts";
+import {
+  ask,
+  assertAllCounted,
+  assertEnded,
+  cleanUp,
+  DEAD,
+  dial,
+  echoing,
+  failDials,
+  listening,
+  outcomeOf,
+  serving,
+  startBalancer,
+  startNode,
+  swallowing,
+  type Talk,
+  until,
+  within,
+} from "./helpers.ts";
 
 const MIB = 1024 * 1024;
 /** 50 MiB that no one could mistake for other bytes. */
 const BULK = randomBytes(50 * MIB);
 /** A client and, once the balancer has connected them, its server's side. */
-async function pair(options: Parameters<typeof startBalancer>[1] = {}): Promise<{ client: Talk; server: Talk } & Awaited<ReturnType<typeof startBalancer>>> {
+async function pair(
+  options: Parameters<typeof startBalancer>[1] = {},
+): Promise<{ client: Talk; server: Talk } & Awaited<ReturnType<typeof startBalancer>>> {
   const listener = await serving();
   const started = await startBalancer([listener.address], options);
   const client = await dial(started.port);
   return { client, server: await listener.next(), ...started };
 }
-const has = (talk: Talk, size: number): Promise<void> => until(() => talk.size() >= size, `${size} bytes arriving`);
+const has = (talk: Talk, size: number): Promise<void> =>
+  until(() => talk.size() >= size, `${size} bytes arriving`);
 
 // ─── Bytes ───────────────────────────────────────────────────────────────────
 
@@ -67,11 +89,17 @@ bytes("carries bytes that come one by one", async () => {
   }
   client.socket.end();
   assert.is(await outcomeOf(client), "end");
-  assert.equal([...client.bytes()], Array.from({ length: 256 }, (_, i) => i));
+  assert.equal(
+    [...client.bytes()],
+    Array.from({ length: 256 }, (_, i) => i),
+  );
 });
 
 bytes("never mixes up the messages of 100 connections, slow readers among them", async () => {
-  const { balancer, port } = await startBalancer([(await echoing()).address, (await echoing()).address]);
+  const { balancer, port } = await startBalancer([
+    (await echoing()).address,
+    (await echoing()).address,
+  ]);
   const random = mulberry32(7);
   const talkers = Array.from({ length: 100 }, async (_, i) => {
     const client = await dial(port);
@@ -84,7 +112,13 @@ bytes("never mixes up the messages of 100 connections, slow readers among them",
       sent += size;
       if (i % 4 === 0) setTimeout(() => client.socket.resume(), random() * 40);
       await has(client, sent);
-      assert.ok(client.bytes().subarray(before).equals(BULK.subarray(start, start + size)), `client ${i}, round ${round}`);
+      assert.ok(
+        client
+          .bytes()
+          .subarray(before)
+          .equals(BULK.subarray(start, start + size)),
+        `client ${i}, round ${round}`,
+      );
     }
     client.socket.end();
     return outcomeOf(client);
@@ -94,25 +128,29 @@ bytes("never mixes up the messages of 100 connections, slow readers among them",
 });
 
 for (const sizes of [[1500], [20_000], [30_000, 700, 17_000, 64_000, 1]]) {
-  bytes(`keeps what waits for a slow reader apart from what is read next, in pieces of ${sizes} bytes`, async () => {
-    const { client, server, balancer } = await pair();
-    client.socket.pause();
-    let sent = 0;
-    const taken = (): number => balancer.status().servers[0]?.bytesToClient ?? 0;
-    for (let i = 0, waited = 0; waited < 20; i += 1) { // until the balancer takes no more: what it took last waits in its own memory
-      const size = sizes[i % sizes.length] ?? 1;
-      if (taken() === sent) {
-        server.socket.write(BULK.subarray(sent, sent + size));
-        [sent, waited] = [sent + size, 0];
-      } else waited += 1;
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-    client.socket.end().resume();
-    server.socket.end();
-    assert.is(await outcomeOf(client), "end");
-    assert.ok(client.bytes().equals(BULK.subarray(0, sent)));
-    await assertEnded(balancer, { ok: 1 });
-  });
+  bytes(
+    `keeps what waits for a slow reader apart from what is read next, in pieces of ${sizes} bytes`,
+    async () => {
+      const { client, server, balancer } = await pair();
+      client.socket.pause();
+      let sent = 0;
+      const taken = (): number => balancer.status().servers[0]?.bytesToClient ?? 0;
+      for (let i = 0, waited = 0; waited < 20; i += 1) {
+        // until the balancer takes no more: what it took last waits in its own memory
+        const size = sizes[i % sizes.length] ?? 1;
+        if (taken() === sent) {
+          server.socket.write(BULK.subarray(sent, sent + size));
+          [sent, waited] = [sent + size, 0];
+        } else waited += 1;
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      client.socket.end().resume();
+      server.socket.end();
+      assert.is(await outcomeOf(client), "end");
+      assert.ok(client.bytes().equals(BULK.subarray(0, sent)));
+      await assertEnded(balancer, { ok: 1 });
+    },
+  );
 }
 
 bytes("lets the server speak first", async () => {
@@ -124,16 +162,22 @@ bytes("lets the server speak first", async () => {
 });
 
 bytes("takes no more from a server than a client who never reads leaves room for", async () => {
-  const listener = await listening((socket) => { socket.end(BULK); });
+  const listener = await listening((socket) => {
+    socket.end(BULK);
+  });
   const { balancer, port } = await startBalancer([listener.address]);
-  const clients = await Promise.all(Array.from({ length: 4 }, () => dial(port, { onread: undefined })));
+  const clients = await Promise.all(
+    Array.from({ length: 4 }, () => dial(port, { onread: undefined })),
+  );
   for (const client of clients) client.socket.pause();
   const taken = await stillness(() => balancer.status().servers[0]?.bytesToClient ?? 0);
   assert.ok(taken > 0 && taken < 4 * 20 * MIB, `took ${taken} of ${4 * BULK.length} bytes`);
 });
 
 bytes("takes no more from a client than a server who never reads leaves room for", async () => {
-  const listener = await listening((socket) => { socket.pause(); });
+  const listener = await listening((socket) => {
+    socket.pause();
+  });
   const { balancer, port } = await startBalancer([listener.address]);
   for (let i = 0; i < 4; i += 1) (await dial(port)).socket.end(BULK);
   const taken = await stillness(() => balancer.status().servers[0]?.bytesToServer ?? 0);
@@ -193,13 +237,16 @@ ends("passes a client's reset on behind exactly the bytes that came before it", 
   await assertEnded(balancer, { client_reset: 1 });
 });
 
-/** A reset in the same turn as the data before it: both wait in the balancer's kernel when it looks. */
+/**
+ * A reset in the same turn as the data before it: both wait in the balancer's kernel when it looks.
+ */
 async function sayAndReset(speaker: Talk): Promise<void> {
   await new Promise<void>((resolve) => speaker.socket.write("last words", () => resolve()));
   speaker.socket.resetAndDestroy();
 }
 
-for (let round = 1; round <= 3; round += 1) { // which of the two is seen first is a matter of luck
+for (let round = 1; round <= 3; round += 1) {
+  // which of the two is seen first is a matter of luck
   ends(`passes on a server's reset right behind data (${round})`, async () => {
     const { client, server, balancer } = await pair();
     client.socket.write("hello");
@@ -218,38 +265,47 @@ for (let round = 1; round <= 3; round += 1) { // which of the two is seen first 
     await assertEnded(balancer, { client_reset: 1 });
   });
 
-  ends(`passes on a server's reset right behind data to a client that has finished sending (${round})`, async () => {
-    const { client, server, balancer } = await pair();
-    client.socket.end("hello");
-    assert.is(await outcomeOf(server), "end");
-    await sayAndReset(server);
-    assert.match(await outcomeOf(client), BROKEN);
-    assert.is(client.bytes().toString(), "last words");
-    await assertEnded(balancer, { server_reset: 1 });
-  });
+  ends(
+    `passes on a server's reset right behind data to a client that has finished sending (${round})`,
+    async () => {
+      const { client, server, balancer } = await pair();
+      client.socket.end("hello");
+      assert.is(await outcomeOf(server), "end");
+      await sayAndReset(server);
+      assert.match(await outcomeOf(client), BROKEN);
+      assert.is(client.bytes().toString(), "last words");
+      await assertEnded(balancer, { server_reset: 1 });
+    },
+  );
 
-  ends(`passes on a client's reset right behind data to a server that has finished sending (${round})`, async () => {
-    const { client, server, balancer } = await pair();
-    server.socket.end("hello");
-    assert.is(await outcomeOf(client), "end");
-    await sayAndReset(client);
-    assert.match(await outcomeOf(server), BROKEN);
-    assert.is(server.bytes().toString(), "last words");
-    await assertEnded(balancer, { client_reset: 1 });
-  });
+  ends(
+    `passes on a client's reset right behind data to a server that has finished sending (${round})`,
+    async () => {
+      const { client, server, balancer } = await pair();
+      server.socket.end("hello");
+      assert.is(await outcomeOf(client), "end");
+      await sayAndReset(client);
+      assert.match(await outcomeOf(server), BROKEN);
+      assert.is(server.bytes().toString(), "last words");
+      await assertEnded(balancer, { client_reset: 1 });
+    },
+  );
 }
 
-ends("delivers an exact prefix of a long reply that is followed by a reset 50 ms later, and then the reset", async () => {
-  const listener = await listening((socket) => {
-    socket.write(BULK.subarray(0, 4 * MIB));
-    setTimeout(() => socket.resetAndDestroy(), 50);
-  });
-  const { port } = await startBalancer([listener.address]);
-  const client = await dial(port);
-  assert.match(await outcomeOf(client), BROKEN);
-  const sent = client.bytes();
-  assert.ok(BULK.subarray(0, sent.length).equals(sent), "a prefix");
-});
+ends(
+  "delivers an exact prefix of a long reply that is followed by a reset 50 ms later, and then the reset",
+  async () => {
+    const listener = await listening((socket) => {
+      socket.write(BULK.subarray(0, 4 * MIB));
+      setTimeout(() => socket.resetAndDestroy(), 50);
+    });
+    const { port } = await startBalancer([listener.address]);
+    const client = await dial(port);
+    assert.match(await outcomeOf(client), BROKEN);
+    const sent = client.bytes();
+    assert.ok(BULK.subarray(0, sent.length).equals(sent), "a prefix");
+  },
+);
 
 ends("delivers a whole short reply that is followed by a reset 50 ms later", async () => {
   const listener = await listening((socket) => {
@@ -278,17 +334,20 @@ ends("passes on an end without a byte, each way", async () => {
   await assertEnded(balancer, { ok: 1 });
 });
 
-ends("keeps the bytes and the end of a client that finishes while it is being connected", async () => {
-  const { address, wake } = await swallowing();
-  const { balancer, port } = await startBalancer([address]);
-  const client = await dial(port);
-  client.socket.end("all I have to say");
-  await until(() => balancer.status().servers[0]?.active === 1, "the dial");
-  wake();
-  assert.is(await outcomeOf(client), "end");
-  assert.is(client.bytes().toString(), "17");
-  await assertEnded(balancer, { ok: 1 });
-});
+ends(
+  "keeps the bytes and the end of a client that finishes while it is being connected",
+  async () => {
+    const { address, wake } = await swallowing();
+    const { balancer, port } = await startBalancer([address]);
+    const client = await dial(port);
+    client.socket.end("all I have to say");
+    await until(() => balancer.status().servers[0]?.active === 1, "the dial");
+    wake();
+    assert.is(await outcomeOf(client), "end");
+    assert.is(client.bytes().toString(), "17");
+    await assertEnded(balancer, { ok: 1 });
+  },
+);
 
 ends("leaves no orphan behind when a client goes while it is being connected", async () => {
   const { address } = await swallowing();
@@ -305,7 +364,9 @@ ends("takes no more from a client than its buffer holds while it is being connec
   const client = await dial(port);
   client.socket.end(BULK);
   await until(() => balancer.status().servers[0]?.active === 1, "the dial");
-  const written = await stillness(() => client.socket.bytesWritten - client.socket.writableLength + 1);
+  const written = await stillness(
+    () => client.socket.bytesWritten - client.socket.writableLength + 1,
+  );
   assert.ok(written < 20 * MIB);
   assert.match(await outcomeOf(client), BROKEN);
   await assertEnded(balancer, { no_server: 1 });
@@ -331,7 +392,8 @@ ends("outlives a server that is killed in mid-stream", async () => {
   kill("SIGKILL");
   await outcomeOf(streamed); // an end: that is what the kernel says for a killed process
   streamed.socket.destroy();
-  while (await outcomeOf(await dial(Number(address.split(":")[1]))) !== "ECONNREFUSED") continue; // its sockets close one by one
+  // its sockets close one by one
+  while ((await outcomeOf(await dial(Number(address.split(":")[1])))) !== "ECONNREFUSED") continue;
   echoed.socket.end(" again");
   assert.is(await outcomeOf(echoed), "end");
   assert.is(echoed.bytes().toString(), "hello again");
@@ -422,53 +484,80 @@ const retries = suite("retries");
 retries.after.each(cleanUp);
 
 for (const check of ["tcp", "none"] as const) {
-  retries(`fails none of 300 clients when one of three servers is dead (check ${check})`, async () => {
-    const { balancer, port } = await startBalancer([(await echoing()).address, DEAD[0], (await echoing()).address], { check });
-    const answers = await Promise.all(Array.from({ length: 300 }, () => ask(port)));
-    assert.equal([...new Set(answers)], ["hello"]);
-    await assertEnded(balancer, { ok: 300 });
-    assert.ok((balancer.status().servers[1]?.connectErrors ?? 0) > 0);
-    assert.is(balancer.status().servers[1]?.state, "down");
-  });
+  retries(
+    `fails none of 300 clients when one of three servers is dead (check ${check})`,
+    async () => {
+      const { balancer, port } = await startBalancer(
+        [(await echoing()).address, DEAD[0], (await echoing()).address],
+        { check },
+      );
+      const answers = await Promise.all(Array.from({ length: 300 }, () => ask(port)));
+      assert.equal([...new Set(answers)], ["hello"]);
+      await assertEnded(balancer, { ok: 300 });
+      assert.ok((balancer.status().servers[1]?.connectErrors ?? 0) > 0);
+      assert.is(balancer.status().servers[1]?.state, "down");
+    },
+  );
 }
 
-retries("delivers what a client said before its reset, although the server was only being connected to", async () => {
-  let got = "";
-  const { address } = await listening((socket) => void socket.on("data", (chunk: Buffer) => { got += chunk.toString(); }));
-  const { balancer, port } = await startBalancer([address]);
-  const { socket } = await dial(port);
-  socket.write("abc");
-  socket.resetAndDestroy();
-  await until(() => got === "abc", "the three bytes");
-  await assertEnded(balancer, { client_reset: 1 });
-});
+retries(
+  "delivers what a client said before its reset, although the server was only being connected to",
+  async () => {
+    let got = "";
+    const { address } = await listening(
+      (socket) =>
+        void socket.on("data", (chunk: Buffer) => {
+          got += chunk.toString();
+        }),
+    );
+    const { balancer, port } = await startBalancer([address]);
+    const { socket } = await dial(port);
+    socket.write("abc");
+    socket.resetAndDestroy();
+    await until(() => got === "abc", "the three bytes");
+    await assertEnded(balancer, { client_reset: 1 });
+  },
+);
 
-retries("resets a client at once when all servers are dead, and serves the next when one is back", async () => {
-  const { port: back, server } = await echoing();
-  server.close();
-  const { balancer, port } = await startBalancer([DEAD[0], `127.0.0.1:${back}`, DEAD[1]]);
-  for (let i = 0; i < 5; i += 1) assert.match(await outcomeOf(await dial(port)), BROKEN);
-  assert.is(balancer.status().retries, 10);
-  await echoing(back);
-  for (let i = 0; i < 5; i += 1) assert.is(await ask(port), "hello", "a server that is down is the last resort");
-  await assertEnded(balancer, { no_server: 5, ok: 5 });
-});
+retries(
+  "resets a client at once when all servers are dead, and serves the next when one is back",
+  async () => {
+    const { port: back, server } = await echoing();
+    server.close();
+    const { balancer, port } = await startBalancer([DEAD[0], `127.0.0.1:${back}`, DEAD[1]]);
+    for (let i = 0; i < 5; i += 1) assert.match(await outcomeOf(await dial(port)), BROKEN);
+    assert.is(balancer.status().retries, 10);
+    await echoing(back);
+    for (let i = 0; i < 5; i += 1)
+      assert.is(await ask(port), "hello", "a server that is down is the last resort");
+    await assertEnded(balancer, { no_server: 5, ok: 5 });
+  },
+);
 
-retries("fails none of 20 clients when an address swallows SYNs, none waits much longer than the time-out", async () => {
-  const { address } = await swallowing();
-  const { balancer, port } = await startBalancer([address, (await echoing()).address], { connectTimeout: 1 });
-  const waits = await Promise.all(Array.from({ length: 20 }, async () => {
-    const since = performance.now();
-    assert.is(await ask(port), "hello");
-    return performance.now() - since;
-  }));
-  assert.ok(Math.max(...waits) < 1900, `waited ${Math.max(...waits)} ms`);
-  await assertEnded(balancer, { ok: 20 });
-});
+retries(
+  "fails none of 20 clients when an address swallows SYNs, none waits much longer than the time-out",
+  async () => {
+    const { address } = await swallowing();
+    const { balancer, port } = await startBalancer([address, (await echoing()).address], {
+      connectTimeout: 1,
+    });
+    const waits = await Promise.all(
+      Array.from({ length: 20 }, async () => {
+        const since = performance.now();
+        assert.is(await ask(port), "hello");
+        return performance.now() - since;
+      }),
+    );
+    assert.ok(Math.max(...waits) < 1900, `waited ${Math.max(...waits)} ms`);
+    await assertEnded(balancer, { ok: 20 });
+  },
+);
 
 retries("keeps what the client has said for the server that it gets in the end", async () => {
   const { address } = await swallowing();
-  const { balancer, port } = await startBalancer([address, DEAD[0], (await echoing()).address], { connectTimeout: 0.2 });
+  const { balancer, port } = await startBalancer([address, DEAD[0], (await echoing()).address], {
+    connectTimeout: 0.2,
+  });
   const text = BULK.toString("hex", 0, 40_000);
   assert.is(await ask(port, text), text);
   await assertEnded(balancer, { ok: 1 });
@@ -477,24 +566,44 @@ retries("keeps what the client has said for the server that it gets in the end",
 
 retries("goes on to the next server on an error that nobody has heard of", async () => {
   failDials("EWHATEVER", 1);
-  const { balancer, port } = await startBalancer([(await echoing()).address, (await echoing()).address]);
+  const { balancer, port } = await startBalancer([
+    (await echoing()).address,
+    (await echoing()).address,
+  ]);
   assert.is(await ask(port), "hello");
   await assertEnded(balancer, { ok: 1 });
-  assert.equal(balancer.status().servers.map((server) => server.connectErrors), [1, 0]);
+  assert.equal(
+    balancer.status().servers.map((server) => server.connectErrors),
+    [1, 0],
+  );
 });
 
-for (const [code, reason] of [["EADDRNOTAVAIL", "ok"], ["EMFILE", "limit"]] as const) {
+for (const [code, reason] of [
+  ["EADDRNOTAVAIL", "ok"],
+  ["EMFILE", "limit"],
+] as const) {
   retries(`does not blame a server for this machine's shortage: ${code}`, async () => {
     failDials(code, 1);
-    const { balancer, port } = await startBalancer([(await echoing()).address, (await echoing()).address], { fall: 1 });
+    const { balancer, port } = await startBalancer(
+      [(await echoing()).address, (await echoing()).address],
+      { fall: 1 },
+    );
     await ask(port);
     await assertEnded(balancer, { [reason]: 1 });
-    assert.equal(balancer.status().servers.map((server) => [server.state, server.connectErrors]), [["up", 0], ["up", 0]]);
+    assert.equal(
+      balancer.status().servers.map((server) => [server.state, server.connectErrors]),
+      [
+        ["up", 0],
+        ["up", 0],
+      ],
+    );
   });
 }
 
 retries("does not repeat what a server has already been told", async () => {
-  const first = await listening((socket) => { socket.once("data", () => socket.resetAndDestroy()); });
+  const first = await listening((socket) => {
+    socket.once("data", () => socket.resetAndDestroy());
+  });
   const second = await serving();
   const { balancer, port } = await startBalancer([first.address, second.address]);
   assert.match(await ask(port), BROKEN);
@@ -512,10 +621,14 @@ limits.after.each(cleanUp);
 /** A balancer whose only server takes one connection, which is taken; the others will queue. */
 async function oneSlot(options: Parameters<typeof startBalancer>[1] = {}) {
   const listener = await serving();
-  const { balancer, port } = await startBalancer([listener.address], { serverConnections: 1, ...options });
+  const { balancer, port } = await startBalancer([listener.address], {
+    serverConnections: 1,
+    ...options,
+  });
   const holder = await dial(port);
   const held = await listener.next();
-  const queue = async (size: number): Promise<void> => until(() => balancer.status().queued === size, `${size} in the queue`);
+  const queue = async (size: number): Promise<void> =>
+    until(() => balancer.status().queued === size, `${size} in the queue`);
   return { listener, balancer, port, holder, held, queue };
 }
 
@@ -602,22 +715,30 @@ limits("forgets a flooding client that leaves the queue by a reset", async () =>
   await assertEnded(balancer, { ok: 1, client_reset: 1 });
 });
 
-limits("notices that a server has gone whose client does not read, and gives that client time for what there is", async () => {
-  const listener = await serving();
-  const { balancer, port } = await startBalancer([listener.address], { idleTimeout: 2 });
-  const client = await dial(port, { onread: undefined });
-  const server = await listener.next();
-  client.socket.pause();
-  server.socket.write(BULK);
-  const taken = await stillness(() => balancer.status().servers[0]?.bytesToClient ?? 0);
-  server.socket.resetAndDestroy();
-  await until(() => balancer.status().servers[0]?.active === 0, "the server's side closing", 1.5); // before the idle time-out
-  let size = 0;
-  client.socket.on("data", (chunk: Buffer) => { size += chunk.length; }).resume();
-  assert.match(await outcomeOf(client), BROKEN);
-  assert.is(size, taken);
-  await assertEnded(balancer, { server_reset: 1 });
-});
+limits(
+  "notices that a server has gone whose client does not read, and gives that client time for what there is",
+  async () => {
+    const listener = await serving();
+    const { balancer, port } = await startBalancer([listener.address], { idleTimeout: 2 });
+    const client = await dial(port, { onread: undefined });
+    const server = await listener.next();
+    client.socket.pause();
+    server.socket.write(BULK);
+    const taken = await stillness(() => balancer.status().servers[0]?.bytesToClient ?? 0);
+    server.socket.resetAndDestroy();
+    // before the idle time-out
+    await until(() => balancer.status().servers[0]?.active === 0, "the server's side closing", 1.5);
+    let size = 0;
+    client.socket
+      .on("data", (chunk: Buffer) => {
+        size += chunk.length;
+      })
+      .resume();
+    assert.match(await outcomeOf(client), BROKEN);
+    assert.is(size, taken);
+    await assertEnded(balancer, { server_reset: 1 });
+  },
+);
 
 limits("gives a freed place to the queue, not to a newcomer", async () => {
   const { listener, port, holder, held, queue } = await oneSlot();
@@ -638,17 +759,27 @@ limits("never opens more connections to a server than it may have", async () => 
   let [open, most] = [0, 0];
   const listener = await listening((socket) => {
     most = Math.max(most, ++open);
-    socket.on("close", () => { open -= 1; }).pipe(socket);
+    socket
+      .on("close", () => {
+        open -= 1;
+      })
+      .pipe(socket);
   });
-  const { balancer, port } = await startBalancer([listener.address, DEAD[0]], { serverConnections: 3, algorithm: "least-connections" });
+  const { balancer, port } = await startBalancer([listener.address, DEAD[0]], {
+    serverConnections: 3,
+    algorithm: "least-connections",
+  });
   const answers = await Promise.all(Array.from({ length: 60 }, () => ask(port)));
   assert.equal([...new Set(answers)], ["hello"]);
-  assert.ok(most <= 4, `${most} at once`); // the balancer's side may close a moment before the server's
+  // the balancer's side may close a moment before the server's
+  assert.ok(most <= 4, `${most} at once`);
   await assertEnded(balancer, { ok: 60 });
 });
 
 limits("resets at once whoever comes when the limit is reached", async () => {
-  const { port, balancer } = await startBalancer([(await echoing()).address], { maxConnections: 2 });
+  const { port, balancer } = await startBalancer([(await echoing()).address], {
+    maxConnections: 2,
+  });
   const [one, two] = [await dial(port), await dial(port)];
   assert.is(await outcomeOf(await dial(port)), "ECONNRESET");
   one.socket.end("still here");
@@ -662,28 +793,51 @@ limits("resets at once whoever comes when the limit is reached", async () => {
 
 limits("counts every connection once, whatever became of it", async () => {
   const { address } = await swallowing();
-  const moody = await listening((socket) => { socket.once("data", (chunk) => (chunk[0] === 114 ? socket.resetAndDestroy() : socket.end(chunk))); });
-  const { balancer, port } = await startBalancer([moody.address, address, DEAD[0]], { connectTimeout: 0.2, idleTimeout: 0.4, serverConnections: 20, queueTimeout: 0.3 });
+  const moody = await listening((socket) => {
+    socket.once("data", (chunk) =>
+      chunk[0] === 114 ? socket.resetAndDestroy() : socket.end(chunk),
+    );
+  });
+  const { balancer, port } = await startBalancer([moody.address, address, DEAD[0]], {
+    connectTimeout: 0.2,
+    idleTimeout: 0.4,
+    serverConnections: 20,
+    queueTimeout: 0.3,
+  });
   const random = mulberry32(3);
-  await Promise.all(Array.from({ length: 150 }, async () => {
-    const client = await dial(port);
-    const what = random();
-    if (what < 0.2) client.socket.resetAndDestroy();
-    else if (what < 0.4) client.socket.end();
-    else if (what < 0.6) client.socket.end("reset me");
-    else if (what < 0.8) client.socket.end("hello");
-    assertAllCounted(balancer.status());
-    await outcomeOf(client);
-    client.socket.destroy();
-  }));
-  await until(() => balancer.status().active + balancer.status().queued === 0, "all connections ending");
+  await Promise.all(
+    Array.from({ length: 150 }, async () => {
+      const client = await dial(port);
+      const what = random();
+      if (what < 0.2) client.socket.resetAndDestroy();
+      else if (what < 0.4) client.socket.end();
+      else if (what < 0.6) client.socket.end("reset me");
+      else if (what < 0.8) client.socket.end("hello");
+      assertAllCounted(balancer.status());
+      await outcomeOf(client);
+      client.socket.destroy();
+    }),
+  );
+  await until(
+    () => balancer.status().active + balancer.status().queued === 0,
+    "all connections ending",
+  );
   assert.is(balancer.status().accepted, 150);
-  assert.equal(balancer.status().servers.map((server) => server.active), [0, 0, 0]);
+  assert.equal(
+    balancer.status().servers.map((server) => server.active),
+    [0, 0, 0],
+  );
 });
 
 limits("listens and dials over IPv6 as well", async () => {
   const listener = await echoing();
-  const v6 = new Promise<boolean>((resolve) => { listener.server.once("close", () => listener.server.once("error", () => resolve(false)).listen(0, "::1", () => resolve(true))).close(); });
+  const v6 = new Promise<boolean>((resolve) => {
+    listener.server
+      .once("close", () =>
+        listener.server.once("error", () => resolve(false)).listen(0, "::1", () => resolve(true)),
+      )
+      .close();
+  });
   if (!(await within(v6, "listening on ::1"))) return; // this machine has none
   const bound = listener.server.address();
   if (bound === null || typeof bound === "string") throw new Error("no port");

@@ -11,12 +11,26 @@ for (const script of ["server", "load_balancer", "client", "stress_test", "gener
   readme(`lists the options of ${script}.ts as --help does`, async () => {
     const { stdout } = await run(`${script}.ts`, ["--help"]);
     const text = await readFile(new URL("../README.md", import.meta.url), "utf8");
-    const table = new RegExp(`\\*\\*${script}\\.ts\\*\\*\\n\\n((?:\\|.*\\n)+)`).exec(text)?.[1] ?? "";
-    const documented = table.split("\n").slice(2).filter(Boolean).map((row) => row.replace(/^\| `|\|$/g, "").replaceAll("\\|", "/").split(/`? \| /).map((cell) => cell.trim()));
-    const offered = stdout.split("\n").filter((line) => line.startsWith("  --") && !line.startsWith("  --help")).map((line) => {
-      const [, flag = "", help = ""] = /^ {2}(\S+(?: \S+)?)\s{2,}(.*)$/.exec(line) ?? [];
-      return [flag.replaceAll("|", "/"), help.replaceAll("|", "/")];
-    });
+    const table =
+      new RegExp(`\\*\\*${script}\\.ts\\*\\*\\n\\n((?:\\|.*\\n)+)`).exec(text)?.[1] ?? "";
+    const documented = table
+      .split("\n")
+      .slice(2)
+      .filter(Boolean)
+      .map((row) =>
+        row
+          .replace(/^\| `|\|$/g, "")
+          .replaceAll("\\|", "/")
+          .split(/`? \| /)
+          .map((cell) => cell.trim()),
+      );
+    const offered = stdout
+      .split("\n")
+      .filter((line) => line.startsWith("  --") && !line.startsWith("  --help"))
+      .map((line) => {
+        const [, flag = "", help = ""] = /^ {2}(\S+(?: \S+)?)\s{2,}(.*)$/.exec(line) ?? [];
+        return [flag.replaceAll("|", "/"), help.replaceAll("|", "/")];
+      });
     assert.equal(documented, offered);
   });
 }

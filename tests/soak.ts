@@ -1,15 +1,18 @@
 /**
- * soak.ts - a balancer among random clients and servers that are killed, stopped, slowed, reset and restarted all the time.
+ * soak.ts - a balancer among random clients and servers that are killed, stopped, slowed, reset and
+ * restarted all the time.
  *
- * Afterwards every byte was right or its connection visibly broken, accepted = active + queued + ended held at every look,
- * and connections, descriptors and memory are back where they were. Exit code 1 when anything of this is not so.
+ * Afterwards every byte was right or its connection visibly broken, accepted = active + queued +
+ * ended held at every look, and connections, descriptors and memory are back where they were. Exit
+ * code 1 when anything of this is not so.
  *
  *   node --import tsx tests/soak.ts [--minutes 1] [--seed 1] [--algorithm least-connections]
  *
- * The balancer runs in this process, so that only its own descriptors and memory are looked at; servers and clients are
- * children. A client's order (13 bytes) says which bytes it will send, which it wants, and the server answers with its
- * process id first: a reply that ends early and cleanly is excused only when that very process had been killed, because
- * the kernel ends a killed process's connections with a FIN. (A client that has half-closed is excused for a server that
+ * The balancer runs in this process, so that only its own descriptors and memory are looked at;
+ * servers and clients are children. A client's order (13 bytes) says which bytes it will send,
+ * which it wants, and the server answers with its process id first: a reply that ends early and
+ * cleanly is excused only when that very process had been killed, because the kernel ends a killed
+ * process's connections with a FIN. (A client that has half-closed is excused for a server that
  * reset it, too: under Node 20 and 22 the client itself cannot tell.)
  */
 import { type ChildProcess, fork } from "node:child_process";
@@ -18,7 +21,16 @@ import { readdirSync } from "node:fs";
 import { connect, createServer, type Socket } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { amount, isMain, mulberry32, oneOf, type Options, runScript, seedNumber, type Values } from "../lib.ts";
+import {
+  amount,
+  isMain,
+  mulberry32,
+  oneOf,
+  type Options,
+  runScript,
+  seedNumber,
+  type Values,
+} from "../lib.ts";
 import { ALGORITHMS, parseServers, startLoadBalancer } from "../load_balancer.ts";
 
 const SELF = fileURLToPath(import.meta.url);
@@ -26,10 +38,18 @@ const SERVERS = 4;
 const CLIENTS_AT_ONCE = 60;
 
 // ─── The bytes ───────────────────────────────────────────────────────────────
-// A stream is a place in one random table whose length is prime, so that a slice that is lost, doubled or from another
-// connection never looks right.
+// A stream is a place in one random table whose length is prime, so that a slice that is lost,
+// doubled or from another connection never looks right.
 
-const TABLE = Buffer.from(Uint8Array.from({ length: 1_048_573 }, ((random) => () => random() * 256)(mulberry32(4711))));
+const TABLE = Buffer.from(
+  Uint8Array.from(
+    { length: 1_048_573 },
+    (
+      (random) => () =>
+        random() * 256
+    )(mulberry32(4711)),
+  ),
+);
 
 /** Bytes `from` to `from + size` of stream `start`; at most to the table's end. */
 function streamBytes(start: number, from: number, size: number): Buffer {
@@ -55,37 +75,60 @@ async function send(socket: Socket, start: number, size: number): Promise<void> 
   }
 }
 
-const drained = (socket: Socket): Promise<void> => new Promise((resolve) => {
-  const done = (): void => { socket.off("drain", done).off("close", done); resolve(); };
-  socket.on("drain", done).on("close", done);
-});
+const drained = (socket: Socket): Promise<void> =>
+  new Promise((resolve) => {
+    const done = (): void => {
+      socket.off("drain", done).off("close", done);
+      resolve();
+    };
+    socket.on("drain", done).on("close", done);
+  });
 
 // ─── A server ────────────────────────────────────────────────────────────────
 
-/** Listens on `port`; takes an order, checks the upload, answers with its process id and the download, and ends. */
+/**
+ * Listens on `port`; takes an order, checks the upload, answers with its process id and the
+ * download, and ends.
+ */
 function serve(port: number): void {
   const sockets = new Set<Socket>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     let head = Buffer.alloc(0);
     let received = 0;
     sockets.add(socket);
-    socket.on("error", () => undefined).on("close", () => sockets.delete(socket)).on("end", () => { if (head.length < 13) socket.end(); });
+    socket
+      .on("error", () => undefined)
+      .on("close", () => sockets.delete(socket))
+      .on("end", () => {
+        if (head.length < 13) socket.end();
+      });
     socket.on("data", (chunk: Buffer) => {
       if (head.length < 13) {
         head = Buffer.concat([head, chunk]);
         if (head.length < 13) return;
         chunk = head.subarray(13);
       }
-      const [start, upload, download] = [head.readUInt32LE(0), head.readUInt32LE(4), head.readUInt32LE(8)];
-      if (!matches(chunk, start, received)) process.send?.({ violation: `server got wrong bytes at ${received}` });
+      const [start, upload, download] = [
+        head.readUInt32LE(0),
+        head.readUInt32LE(4),
+        head.readUInt32LE(8),
+      ];
+      if (!matches(chunk, start, received))
+        process.send?.({ violation: `server got wrong bytes at ${received}` });
       const before = received;
       received += chunk.length;
-      if (received >= upload && (before < upload || upload === 0)) void answer(socket, start + 1, download);
+      if (received >= upload && (before < upload || upload === 0))
+        void answer(socket, start + 1, download);
     });
   });
-  process.on("message", () => { for (const socket of sockets) socket.resetAndDestroy(); });
+  process.on("message", () => {
+    for (const socket of sockets) socket.resetAndDestroy();
+  });
   process.on("disconnect", () => process.exit());
-  server.listen(port, "127.0.0.1", () => { const bound = server.address(); process.send?.({ port: typeof bound === "object" ? bound?.port : 0 }); });
+  server.listen(port, "127.0.0.1", () => {
+    const bound = server.address();
+    process.send?.({ port: typeof bound === "object" ? bound?.port : 0 });
+  });
 }
 
 async function answer(socket: Socket, start: number, size: number): Promise<void> {
@@ -99,17 +142,28 @@ async function answer(socket: Socket, start: number, size: number): Promise<void
 // ─── Clients ─────────────────────────────────────────────────────────────────
 
 const BEHAVIOURS = ["plain", "half-close", "slow", "leaves", "resets", "silent"] as const;
-type Outcome = { readonly kind: "whole" | "broken" | "left" | "short"; readonly server: number; readonly behaviour: string };
+type Outcome = {
+  readonly kind: "whole" | "broken" | "left" | "short";
+  readonly server: number;
+  readonly behaviour: string;
+};
 
 /** One connection, and how it turned out. Wrong bytes throw. */
 async function client(port: number, random: () => number): Promise<Outcome> {
   const behaviour = BEHAVIOURS[Math.floor(random() * BEHAVIOURS.length)] ?? "plain";
-  const sizeOf = (): number => Math.floor(random() * (random() < 0.03 ? 20_000_000 : random() < 0.2 ? 1_000_000 : 20_000));
+  const sizeOf = (): number =>
+    Math.floor(random() * (random() < 0.03 ? 20_000_000 : random() < 0.2 ? 1_000_000 : 20_000));
   const [start, upload, download] = [Math.floor(random() * 2 ** 31), sizeOf(), sizeOf()];
   const socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
   let [server, received, cut, ended, wrong] = [0, 0, false, false, ""];
   let head = Buffer.alloc(0);
-  socket.on("error", () => { cut = true; }).on("end", () => { ended = true; });
+  socket
+    .on("error", () => {
+      cut = true;
+    })
+    .on("end", () => {
+      ended = true;
+    });
   socket.on("data", (chunk: Buffer) => {
     if (head.length < 4) {
       head = Buffer.concat([head, chunk]);
@@ -117,7 +171,8 @@ async function client(port: number, random: () => number): Promise<Outcome> {
       server = head.readUInt32LE(0);
       chunk = head.subarray(4);
     }
-    if (!matches(chunk, start + 1, received)) wrong = `client got wrong bytes at ${received} of ${download}`;
+    if (!matches(chunk, start + 1, received))
+      wrong = `client got wrong bytes at ${received} of ${download}`;
     received += chunk.length;
     if (behaviour === "slow" && !socket.isPaused()) {
       socket.pause();
@@ -135,15 +190,26 @@ async function client(port: number, random: () => number): Promise<Outcome> {
     const sending = send(socket, start, upload);
     if (behaviour === "half-close") void sending.then(() => socket.end());
     if (behaviour === "leaves") setTimeout(() => socket.destroy(), random() * 100);
-    if (behaviour === "resets") setTimeout(() => { if (!socket.destroyed) socket.resetAndDestroy(); }, random() * 100);
+    if (behaviour === "resets")
+      setTimeout(() => {
+        if (!socket.destroyed) socket.resetAndDestroy();
+      }, random() * 100);
     socket.once("end", () => {
-      if (!socket.writableEnded) socket.write(""); // Node 20 and 22 show data and a reset that come together as a clean end; this tells them apart
+      // Node 20 and 22 show data and a reset that come together as a clean end; this tells them
+      // apart
+      if (!socket.writableEnded) socket.write("");
       void sending.then(() => socket.end());
     });
   }
-  await Promise.race([closed, pause(20_000, undefined, { ref: false }).then(() => { throw new Error(`a ${behaviour} client hung at ${received} of ${download} bytes`); })]);
+  await Promise.race([
+    closed,
+    pause(20_000, undefined, { ref: false }).then(() => {
+      throw new Error(`a ${behaviour} client hung at ${received} of ${download} bytes`);
+    }),
+  ]);
   if (wrong) throw new Error(wrong);
-  if (behaviour === "leaves" || behaviour === "resets" || behaviour === "silent") return { kind: "left", server, behaviour };
+  if (behaviour === "leaves" || behaviour === "resets" || behaviour === "silent")
+    return { kind: "left", server, behaviour };
   if (cut || !ended) return { kind: "broken", server, behaviour };
   return { kind: head.length >= 4 && received === download ? "whole" : "short", server, behaviour };
 }
@@ -152,11 +218,16 @@ async function client(port: number, random: () => number): Promise<Outcome> {
 async function clients(port: number, seed: number): Promise<void> {
   const random = mulberry32(seed);
   let running = true;
-  process.on("message", () => { running = false; });
+  process.on("message", () => {
+    running = false;
+  });
   process.on("disconnect", () => process.exit());
   const oneAfterAnother = async (): Promise<void> => {
     while (running) {
-      await client(port, random).then((outcome) => process.send?.(outcome), (error: Error) => process.send?.({ violation: error.message }));
+      await client(port, random).then(
+        (outcome) => process.send?.(outcome),
+        (error: Error) => process.send?.({ violation: error.message }),
+      );
       await pause(random() * 20);
     }
   };
@@ -184,8 +255,15 @@ class Victim {
   }
 }
 
-/** One act of violence against a random server. Returns once it is over and the server runs again. */
-async function violence(victim: Victim, random: () => number, harmed: { killed: Set<number>; reset: Set<number> }, violated: (what: string) => void): Promise<string> {
+/**
+ * One act of violence against a random server. Returns once it is over and the server runs again.
+ */
+async function violence(
+  victim: Victim,
+  random: () => number,
+  harmed: { killed: Set<number>; reset: Set<number> },
+  violated: (what: string) => void,
+): Promise<string> {
   const act = ["kill", "stop", "reset"][Math.floor(random() * 3)] ?? "kill";
   const pid = victim.child?.pid ?? 0;
   if (act === "kill") {
@@ -207,10 +285,18 @@ async function violence(victim: Victim, random: () => number, harmed: { killed: 
 const OPTIONS = {
   minutes: { kind: amount("minutes"), value: "N", fallback: "1", help: "how long" },
   seed: { kind: seedNumber, value: "N", fallback: "1", help: "of clients and chaos" },
-  algorithm: { kind: oneOf(ALGORITHMS), value: "NAME", fallback: "least-connections", help: "of the balancer" },
+  algorithm: {
+    kind: oneOf(ALGORITHMS),
+    value: "NAME",
+    fallback: "least-connections",
+    help: "of the balancer",
+  },
 } as const satisfies Options;
 
-async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPTIONS>): Promise<number> {
+async function main(
+  _: string[],
+  { minutes, seed, algorithm }: Values<typeof OPTIONS>,
+): Promise<number> {
   const violations: string[] = [];
   const violated = (what: string): void => void violations.push(what);
   const harmed = { killed: new Set<number>(), reset: new Set<number>() };
@@ -219,18 +305,28 @@ async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPT
   const victims = Array.from({ length: SERVERS }, () => new Victim());
   for (const victim of victims) await victim.start(violated);
   const { balancer, address } = await startLoadBalancer({
-    algorithm, seed, port: 0, log: "none", connectTimeout: 0.5, checkInterval: 0.5, idleTimeout: 15,
+    algorithm,
+    seed,
+    port: 0,
+    log: "none",
+    connectTimeout: 0.5,
+    checkInterval: 0.5,
+    idleTimeout: 15,
     servers: parseServers(victims.map(({ port }) => `127.0.0.1:${port}`)),
   });
   const look = (): void => {
     const { accepted, active, queued, ended } = balancer.status();
-    if (accepted !== active + queued + Object.values(ended).reduce((a, b) => a + b)) violated("accepted is not active + queued + ended");
+    if (accepted !== active + queued + Object.values(ended).reduce((a, b) => a + b))
+      violated("accepted is not active + queued + ended");
   };
   const descriptors = (): number => readdirSync("/dev/fd").length;
   const before = descriptors();
 
   const crowd = fork(SELF, ["clients", String(address.port), String(seed)]);
-  crowd.on("message", (outcome: Outcome & { violation?: string }) => { if (outcome.violation) violated(outcome.violation); else outcomes.push(outcome); });
+  crowd.on("message", (outcome: Outcome & { violation?: string }) => {
+    if (outcome.violation) violated(outcome.violation);
+    else outcomes.push(outcome);
+  });
   const left = once(crowd, "exit");
   const end = performance.now() + minutes * 60_000;
   const memory: number[] = []; // MiB, once a second
@@ -239,7 +335,10 @@ async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPT
   const random = mulberry32(seed + 1);
   while (performance.now() < end) {
     const victim = victims[Math.floor(random() * SERVERS)];
-    if (victim) { const act = await violence(victim, random, harmed, violated); acts[act] = (acts[act] ?? 0) + 1; }
+    if (victim) {
+      const act = await violence(victim, random, harmed, violated);
+      acts[act] = (acts[act] ?? 0) + 1;
+    }
     await pause(random() * 600);
   }
   crowd.send("stop");
@@ -251,21 +350,45 @@ async function main(_: string[], { minutes, seed, algorithm }: Values<typeof OPT
   const { accepted, active, ended, retries, servers } = balancer.status();
   const after = descriptors();
   for (const { kind, server, behaviour } of outcomes) {
-    const excused = server === 0 ? harmed.killed.size > 0 : harmed.killed.has(server) || (behaviour === "half-close" && harmed.reset.has(server));
-    if (kind === "short" && !excused) violated(`a ${behaviour} client's reply ended early and cleanly, and its server had not been killed`);
+    const excused =
+      server === 0
+        ? harmed.killed.size > 0
+        : harmed.killed.has(server) || (behaviour === "half-close" && harmed.reset.has(server));
+    if (kind === "short" && !excused)
+      violated(
+        `a ${behaviour} client's reply ended early and cleanly, and its server had not been killed`,
+      );
   }
-  if (active > 0 || servers.some((server) => server.active !== 0)) violated(`${active} connections are still open`);
-  if (after > before + SERVERS) violated(`${after} descriptors are open, ${before} were before`); // a check or two may be under way
-  const [early = 0, late = 0] = [memory.slice(0, memory.length >> 1), memory.slice(memory.length >> 1)].map((half) => Math.max(...half));
+  if (active > 0 || servers.some((server) => server.active !== 0))
+    violated(`${active} connections are still open`);
+  // a check or two may be under way
+  if (after > before + SERVERS) violated(`${after} descriptors are open, ${before} were before`);
+  const [early = 0, late = 0] = [
+    memory.slice(0, memory.length >> 1),
+    memory.slice(memory.length >> 1),
+  ].map((half) => Math.max(...half));
   await balancer.stop(0);
   for (const victim of victims) await victim.kill();
 
-  const kinds = Object.fromEntries(["whole", "broken", "short", "left"].map((kind) => [kind, outcomes.filter((outcome) => outcome.kind === kind).length]));
-  console.log(`${outcomes.length} clients in ${minutes} min, seed ${seed}, ${algorithm}: ${JSON.stringify(kinds)}`);
+  const kinds = Object.fromEntries(
+    ["whole", "broken", "short", "left"].map((kind) => [
+      kind,
+      outcomes.filter((outcome) => outcome.kind === kind).length,
+    ]),
+  );
+  console.log(
+    `${outcomes.length} clients in ${minutes} min, seed ${seed}, ${algorithm}: ${JSON.stringify(kinds)}`,
+  );
   console.log(`violence: ${JSON.stringify(acts)}`);
   console.log(`accepted ${accepted}, retries ${retries}, ended ${JSON.stringify(ended)}`);
-  console.log(`descriptors ${before} -> ${after}, memory at most ${early.toFixed(0)} MiB in the first half, ${late.toFixed(0)} MiB in the second`);
-  console.log(violations.length === 0 ? "no violation" : `${violations.length} VIOLATIONS, such as: ${[...new Set(violations)].slice(0, 5).join("; ")}`);
+  console.log(
+    `descriptors ${before} -> ${after}, memory at most ${early.toFixed(0)} MiB in the first half, ${late.toFixed(0)} MiB in the second`,
+  );
+  console.log(
+    violations.length === 0
+      ? "no violation"
+      : `${violations.length} VIOLATIONS, such as: ${[...new Set(violations)].slice(0, 5).join("; ")}`,
+  );
   return violations.length === 0 ? 0 : 1;
 }
 
@@ -273,5 +396,10 @@ if (isMain(import.meta)) {
   const [role, port, seed] = process.argv.slice(2);
   if (role === "server") serve(Number(port));
   else if (role === "clients") void clients(Number(port), Number(seed));
-  else await runScript({ usage: "How to Use: node --import tsx tests/soak.ts", options: OPTIONS, main });
+  else
+    await runScript({
+      usage: "How to Use: node --import tsx tests/soak.ts",
+      options: OPTIONS,
+      main,
+    });
 }

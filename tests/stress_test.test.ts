@@ -1,4 +1,7 @@
-/** stress_test.test.ts - the plan, what is printed and written, runs against real servers, and --compare with its children. */
+/**
+ * stress_test.test.ts - the plan, what is printed and written, runs against real servers, and
+ * --compare with its children.
+ */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
@@ -7,12 +10,44 @@ import * as assert from "uvu/assert";
 import { parseCommandLine, UsageError } from "../lib.ts";
 import { algorithms } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
-import { bottlenecks, Children, drawPlan, formatSummary, liveLine, OPTIONS, type Outcome, parseEntries, type Plan, readJob, Run, type RunOptions, seedsFrom, type Setup, summarise } from "../stress_test.ts";
-import { cleanUp, later, listening, run, start, temporaryFolder, until, within } from "./helpers.ts";
+import {
+  bottlenecks,
+  Children,
+  drawPlan,
+  formatSummary,
+  liveLine,
+  OPTIONS,
+  type Outcome,
+  parseEntries,
+  type Plan,
+  readJob,
+  Run,
+  type RunOptions,
+  seedsFrom,
+  type Setup,
+  summarise,
+} from "../stress_test.ts";
+import {
+  cleanUp,
+  later,
+  listening,
+  run,
+  start,
+  temporaryFolder,
+  until,
+  within,
+} from "./helpers.ts";
 
 /** A ping server in this process that answers at once. */
 async function serve(maxConnections = 10_000): Promise<number> {
-  const server = await startServer({ host: "127.0.0.1", port: 0, mean: 0, sd: 0, maxConnections, seed: 1 });
+  const server = await startServer({
+    host: "127.0.0.1",
+    port: 0,
+    mean: 0,
+    sd: 0,
+    maxConnections,
+    seed: 1,
+  });
   later(() => {
     const closed = server.close();
     server.cut();
@@ -21,7 +56,10 @@ async function serve(maxConnections = 10_000): Promise<number> {
   return server.address.port;
 }
 
-const everyByte = (act: (socket: Socket) => void) => (socket: Socket): void => void socket.on("data", () => act(socket));
+const everyByte =
+  (act: (socket: Socket) => void) =>
+  (socket: Socket): void =>
+    void socket.on("data", () => act(socket));
 const readJson = (file: string): unknown => JSON.parse(readFileSync(file, "utf8"));
 
 // ─── Plan ────────────────────────────────────────────────────────────────────
@@ -30,19 +68,31 @@ const plans = suite("stress test: plan");
 
 plans("the same seed draws the same plan, another one another", () => {
   assert.equal(drawPlan(50, 5, 30, seedsFrom(1)), drawPlan(50, 5, 30, seedsFrom(1)));
-  assert.not.equal(drawPlan(50, 5, 30, seedsFrom(1)).requests, drawPlan(50, 5, 30, seedsFrom(2)).requests);
+  assert.not.equal(
+    drawPlan(50, 5, 30, seedsFrom(1)).requests,
+    drawPlan(50, 5, 30, seedsFrom(2)).requests,
+  );
 });
 
 plans("every client draws its own number of requests, uniformly from 1 to the maximum", () => {
   const counts = [0, 0, 0, 0, 0];
   for (const n of drawPlan(10_000, 5, 0, seedsFrom(1)).requests) counts[n - 1]! += 1;
-  assert.ok(counts.every((count) => Math.abs(count - 2000) < 160), counts.join(" ")); // four standard deviations
+  assert.ok(
+    counts.every((count) => Math.abs(count - 2000) < 160),
+    counts.join(" "),
+  ); // four standard deviations
 });
 
 plans("arrivals ascend, at the rate asked for", () => {
   const { arrivals } = drawPlan(10_000, 5, 50, seedsFrom(1));
-  assert.equal(arrivals, arrivals.toSorted((a, b) => a - b));
-  assert.ok(Math.abs((arrivals.at(-1) ?? 0) - 200) < 8, `10,000 arrivals took ${arrivals.at(-1)} s`);
+  assert.equal(
+    arrivals,
+    arrivals.toSorted((a, b) => a - b),
+  );
+  assert.ok(
+    Math.abs((arrivals.at(-1) ?? 0) - 200) < 8,
+    `10,000 arrivals took ${arrivals.at(-1)} s`,
+  );
 });
 
 plans("rate 0 lets all arrive at once, and changes nothing about the requests", () => {
@@ -68,8 +118,15 @@ plans.run();
 const entries = suite("stress test: entries of --compare");
 
 entries("an entry names its file after what it tests", () => {
-  const names = parseEntries("baseline, round-robin,least-connections,least-connections --server-connections 10 --check=none").map(({ name }) => name);
-  assert.equal(names, ["Baseline", "RoundRobin", "LeastConnections", "LeastConnections-server-connections-10-check-none"]);
+  const names = parseEntries(
+    "baseline, round-robin,least-connections,least-connections --server-connections 10 --check=none",
+  ).map(({ name }) => name);
+  assert.equal(names, [
+    "Baseline",
+    "RoundRobin",
+    "LeastConnections",
+    "LeastConnections-server-connections-10-check-none",
+  ]);
 });
 
 entries("an entry hands its options to the balancer; the baseline has none", () => {
@@ -80,17 +137,35 @@ entries("an entry hands its options to the balancer; the baseline has none", () 
 });
 
 entries("all is the baseline and every algorithm", () => {
-  assert.equal(parseEntries("all").map(({ algorithm }) => algorithm), [undefined, ...Object.keys(algorithms)]);
+  assert.equal(
+    parseEntries("all").map(({ algorithm }) => algorithm),
+    [undefined, ...Object.keys(algorithms)],
+  );
 });
 
 entries("a bad entry is quoted", () => {
-  for (const entry of ["fastest", "", "constructor", "baseline --fall 5", "random --port 1", "random --servers=x", "random ten"]) {
-    assert.throws(() => parseEntries(`round-robin,${entry}`), (error: unknown) => error instanceof UsageError && error.message.startsWith(`Bad --compare entry ${JSON.stringify(entry)}: expected `), entry);
+  for (const entry of [
+    "fastest",
+    "",
+    "constructor",
+    "baseline --fall 5",
+    "random --port 1",
+    "random --servers=x",
+    "random ten",
+  ]) {
+    assert.throws(
+      () => parseEntries(`round-robin,${entry}`),
+      (error: unknown) =>
+        error instanceof UsageError &&
+        error.message.startsWith(`Bad --compare entry ${JSON.stringify(entry)}: expected `),
+      entry,
+    );
   }
 });
 
 entries("the same entry twice is refused, and so are two that would write the same file", () => {
-  for (const list of ["random,baseline,random", "all,random", "random --fall 5,random --fall=5"]) assert.throws(() => parseEntries(list), /expected each entry once/, list);
+  for (const list of ["random,baseline,random", "all,random", "random --fall 5,random --fall=5"])
+    assert.throws(() => parseEntries(list), /expected each entry once/, list);
 });
 
 entries.run();
@@ -99,28 +174,62 @@ entries.run();
 
 const summaries = suite("stress test: summary");
 
-const setup: Setup = { name: "RoundRobin", clients: 60, maxRequests: 5, rate: 0, seed: 1, reconnect: false, address: "127.0.0.1:65432" };
+const setup: Setup = {
+  name: "RoundRobin",
+  clients: 60,
+  maxRequests: 5,
+  rate: 0,
+  seed: 1,
+  reconnect: false,
+  address: "127.0.0.1:65432",
+};
 const noErrors = { connect: 0, timeout: 0, reset: 0, closed: 0, wrong: 0, interrupted: 0 };
 const idle = { utilization: 0.1, stall: 0.001, startLag: 0.001 };
 
 /** What a run of 5.17 s with these times printed. */
-const printed = (times: number[][], outcome: Partial<Outcome> = {}, other: Partial<Setup> = {}): string =>
-  formatSummary(summarise({ ...setup, ...other }, { times, planned: times.flat().length, errors: noErrors, firstFailure: null, seconds: 5.17, interrupted: false, tester: idle, ...outcome }));
+const printed = (
+  times: number[][],
+  outcome: Partial<Outcome> = {},
+  other: Partial<Setup> = {},
+): string =>
+  formatSummary(
+    summarise(
+      { ...setup, ...other },
+      {
+        times,
+        planned: times.flat().length,
+        errors: noErrors,
+        firstFailure: null,
+        seconds: 5.17,
+        interrupted: false,
+        tester: idle,
+        ...outcome,
+      },
+    ),
+  );
 
 summaries("is laid out as the contract has it", () => {
-  const times = Array.from({ length: 60 }, (_, i) => [i / 59, ...Array<number>(i < 59 ? 2 : 1).fill(0.5)]);
-  assert.is(printed(times), `\
+  const times = Array.from({ length: 60 }, (_, i) => [
+    i / 59,
+    ...Array<number>(i < 59 ? 2 : 1).fill(0.5),
+  ]);
+  assert.is(
+    printed(times),
+    `\
 RoundRobin   60 clients × 1–5 requests, all at once, seed 1 → 127.0.0.1:65432
 179/179 answered in 5.17 s   34.6 req/s   errors 0
 
 response time (s)     n     p50    p90    p95    max
 first request        60   0.500  0.900  0.950  1.000   includes waiting for a slot
 later requests      119   0.500  0.500  0.500  0.500
-all                 179   0.500  0.698  0.849  1.000   p99 needs n ≥ 299`);
+all                 179   0.500  0.698  0.849  1.000   p99 needs n ≥ 299`,
+  );
 });
 
 summaries("has a column for p99 once the whole run carries it", () => {
-  const lines = printed(Array.from({ length: 299 }, (_, i) => [i / 298])).split("\n").slice(3);
+  const lines = printed(Array.from({ length: 299 }, (_, i) => [i / 298]))
+    .split("\n")
+    .slice(3);
   assert.equal(lines, [
     "response time (s)     n     p50    p90    p95    p99    max",
     "first request       299   0.500  0.900  0.950  0.990  1.000   includes waiting for a slot",
@@ -130,37 +239,71 @@ summaries("has a column for p99 once the whole run carries it", () => {
 });
 
 summaries("names the first percentile that the run does not carry", () => {
-  const last = (n: number): string => printed(Array.from({ length: n }, () => [1])).split("\n").at(-1) ?? "";
+  const last = (n: number): string =>
+    printed(Array.from({ length: n }, () => [1]))
+      .split("\n")
+      .at(-1) ?? "";
   assert.is(last(4), "all                   4       -      -      -  1.000   p50 needs n ≥ 5");
   assert.is(last(28), "all                  28   1.000      -      -  1.000   p90 needs n ≥ 29");
   assert.is(last(58), "all                  58   1.000  1.000      -  1.000   p95 needs n ≥ 59");
 });
 
 summaries("keeps its columns apart when times are long", () => {
-  assert.match(printed(Array.from({ length: 60 }, () => [1234.56])), "60  1234.6 1234.6 1234.6 1234.6");
+  assert.match(
+    printed(Array.from({ length: 60 }, () => [1234.56])),
+    "60  1234.6 1234.6 1234.6 1234.6",
+  );
 });
 
 summaries("counts errors by kind and shows the first", () => {
-  const lines = printed([[], []], { planned: 5, errors: { ...noErrors, connect: 4, timeout: 1 }, firstFailure: "Cannot connect to x" }).split("\n");
-  assert.equal(lines.slice(1, 3), ["0/5 answered in 5.17 s   0.0 req/s   errors 5 (connect 4, timeout 1)", "first failure: Cannot connect to x"]);
+  const lines = printed([[], []], {
+    planned: 5,
+    errors: { ...noErrors, connect: 4, timeout: 1 },
+    firstFailure: "Cannot connect to x",
+  }).split("\n");
+  assert.equal(lines.slice(1, 3), [
+    "0/5 answered in 5.17 s   0.0 req/s   errors 5 (connect 4, timeout 1)",
+    "first failure: Cannot connect to x",
+  ]);
   assert.is(lines.at(-1), "all                   0       -      -      -      -   p50 needs n ≥ 5");
 });
 
 summaries("says how clients arrived and connected", () => {
-  assert.match(printed([[1]], {}, { clients: 1, maxRequests: 1, rate: 30, reconnect: true }), "RoundRobin   1 client × 1 request, 30 arriving a second, a connection each, seed 1 →");
+  assert.match(
+    printed([[1]], {}, { clients: 1, maxRequests: 1, rate: 30, reconnect: true }),
+    "RoundRobin   1 client × 1 request, 30 arriving a second, a connection each, seed 1 →",
+  );
 });
 
 summaries("the live line is laid out as the contract has it, and is cut to the terminal", () => {
-  const progress = { planned: 179, answered: 126, failed: 0, toCome: 0, waiting: 9, talking: 31, done: 20, p50: 0.55, seconds: 2.9 };
-  const line = "RoundRobin  ██████████████░░░░░░ 126/179   9 waiting · 31 talking · 20 done   p50 0.55 s   errors 0   2.9 s";
+  const progress = {
+    planned: 179,
+    answered: 126,
+    failed: 0,
+    toCome: 0,
+    waiting: 9,
+    talking: 31,
+    done: 20,
+    p50: 0.55,
+    seconds: 2.9,
+  };
+  const line =
+    "RoundRobin  ██████████████░░░░░░ 126/179   9 waiting · 31 talking · 20 done   p50 0.55 s   errors 0   2.9 s";
   assert.is(liveLine("RoundRobin", progress, 200), line);
   assert.is(liveLine("RoundRobin", progress, 41), line.slice(0, 40));
-  assert.match(liveLine("X", { ...progress, answered: 0, toCome: 5, p50: NaN }, 200), "5 to come · 9 waiting · 31 talking · 20 done   p50 - s");
+  assert.match(
+    liveLine("X", { ...progress, answered: 0, toCome: 5, p50: NaN }, 200),
+    "5 to come · 9 waiting · 31 talking · 20 done   p50 - s",
+  );
 });
 
 summaries("warns of a busy tester, of a stall and of late starts, each with its figure", () => {
   assert.equal(bottlenecks(idle, 1), []);
-  assert.equal(bottlenecks({ utilization: 0.71, stall: 0.021, startLag: 0.011 }, 1), ["its event loop was busy 71 % of the time", "it stood still for 21 ms", "it started a client 11 ms late"]);
+  assert.equal(bottlenecks({ utilization: 0.71, stall: 0.021, startLag: 0.011 }, 1), [
+    "its event loop was busy 71 % of the time",
+    "it stood still for 21 ms",
+    "it started a client 11 ms late",
+  ]);
 });
 
 summaries.run();
@@ -171,80 +314,130 @@ const runs = suite("stress test: runs");
 runs.after.each(cleanUp);
 
 function runOf(port: number, plan: Plan, options: Partial<RunOptions> = {}): Run {
-  const run = new Run({ host: "127.0.0.1", port }, plan, { timeout: 20, reconnect: false, ...options });
+  const run = new Run({ host: "127.0.0.1", port }, plan, {
+    timeout: 20,
+    reconnect: false,
+    ...options,
+  });
   later(() => run.stop());
   return run;
 }
 const burst = (...requests: number[]): Plan => ({ requests, arrivals: requests.map(() => 0) });
 
-runs("every request of the plan is answered and recorded under its client, in microseconds", async () => {
-  const plan = drawPlan(40, 4, 400, seedsFrom(1));
-  const { times, planned, errors } = await within(runOf(await serve(), plan).start(), "the run");
-  assert.equal(times.map((of) => of.length), plan.requests);
-  assert.is(planned, times.flat().length);
-  assert.equal(errors, noErrors);
-  assert.ok(times.flat().every((seconds) => seconds > 0 && /^0\.\d{1,6}$|^\de-[56]$/.test(String(seconds))), String(times.flat()));
-});
+runs(
+  "every request of the plan is answered and recorded under its client, in microseconds",
+  async () => {
+    const plan = drawPlan(40, 4, 400, seedsFrom(1));
+    const { times, planned, errors } = await within(runOf(await serve(), plan).start(), "the run");
+    assert.equal(
+      times.map((of) => of.length),
+      plan.requests,
+    );
+    assert.is(planned, times.flat().length);
+    assert.equal(errors, noErrors);
+    assert.ok(
+      times
+        .flat()
+        .every((seconds) => seconds > 0 && /^0\.\d{1,6}$|^\de-[56]$/.test(String(seconds))),
+      String(times.flat()),
+    );
+  },
+);
 
 runs("a thousand clients at once, none fails", async () => {
-  const { times, errors } = await within(runOf(await serve(100), burst(...Array<number>(1000).fill(2))).start(), "the run");
+  const { times, errors } = await within(
+    runOf(await serve(100), burst(...Array<number>(1000).fill(2))).start(),
+    "the run",
+  );
   assert.equal(errors, noErrors);
   assert.is(times.flat().length, 2000);
 });
 
 runs("a client keeps its connection, or has a new one for each request", async () => {
   let connections = 0;
-  const { port } = await listening((socket) => { connections++; everyByte(() => socket.write("PONG!"))(socket); });
+  const { port } = await listening((socket) => {
+    connections++;
+    everyByte(() => socket.write("PONG!"))(socket);
+  });
   await within(runOf(port, burst(3, 2)).start(), "the run");
   assert.is(connections, 2);
   await within(runOf(port, burst(3, 2), { reconnect: true }).start(), "the run");
   assert.is(connections, 7);
 });
 
-runs("a failed request counts once, by its kind, and the client goes on with the next on a new connection", async () => {
-  const misdeeds = [everyByte((socket) => socket.write("WRONG")), everyByte((socket) => socket.end()), everyByte((socket) => socket.resetAndDestroy()), everyByte(() => undefined)];
-  let connections = 0;
-  const { port } = await listening((socket) => (misdeeds[connections++] ?? everyByte(() => socket.write("PONG!")))(socket));
-  const { times, errors, firstFailure } = await within(runOf(port, burst(6), { timeout: 0.2 }).start(), "the run");
-  assert.equal(errors, { ...noErrors, wrong: 1, closed: 1, reset: 1, timeout: 1 });
-  assert.is(times[0]?.length, 2);
-  assert.is(connections, 5);
-  assert.match(firstFailure ?? "", /^Wrong answer/);
-});
+runs(
+  "a failed request counts once, by its kind, and the client goes on with the next on a new connection",
+  async () => {
+    const misdeeds = [
+      everyByte((socket) => socket.write("WRONG")),
+      everyByte((socket) => socket.end()),
+      everyByte((socket) => socket.resetAndDestroy()),
+      everyByte(() => undefined),
+    ];
+    let connections = 0;
+    const { port } = await listening((socket) =>
+      (misdeeds[connections++] ?? everyByte(() => socket.write("PONG!")))(socket),
+    );
+    const { times, errors, firstFailure } = await within(
+      runOf(port, burst(6), { timeout: 0.2 }).start(),
+      "the run",
+    );
+    assert.equal(errors, { ...noErrors, wrong: 1, closed: 1, reset: 1, timeout: 1 });
+    assert.is(times[0]?.length, 2);
+    assert.is(connections, 5);
+    assert.match(firstFailure ?? "", /^Wrong answer/);
+  },
+);
 
 runs("arrivals do not wait for answers", async () => {
   let connections = 0;
   const { port } = await listening(() => connections++);
-  const run = runOf(port, { requests: Array<number>(20).fill(1), arrivals: Array.from({ length: 20 }, (_, i) => i / 200) });
+  const run = runOf(port, {
+    requests: Array<number>(20).fill(1),
+    arrivals: Array.from({ length: 20 }, (_, i) => i / 200),
+  });
   const outcome = run.start();
   await until(() => connections === 20, "twenty arrivals");
   run.stop();
   assert.is((await outcome).errors.interrupted, 20);
 });
 
-runs("the first request is timed from its scheduled arrival, however late the tester is", async () => {
-  const run = runOf(await serve(), { requests: [2], arrivals: [0.01] });
-  const outcome = run.start();
-  for (const until = performance.now() + 80; performance.now() < until;); // the tester is busy
-  const { times: [client = []], tester } = await within(outcome, "the run");
-  assert.ok(client[0]! >= 0.069 && client[0]! > client[1]!, String(client));
-  assert.ok(tester.startLag >= 0.069 && tester.stall >= 0.05, JSON.stringify(tester));
-});
+runs(
+  "the first request is timed from its scheduled arrival, however late the tester is",
+  async () => {
+    const run = runOf(await serve(), { requests: [2], arrivals: [0.01] });
+    const outcome = run.start();
+    for (const until = performance.now() + 80; performance.now() < until;); // the tester is busy
+    const {
+      times: [client = []],
+      tester,
+    } = await within(outcome, "the run");
+    assert.ok(client[0]! >= 0.069 && client[0]! > client[1]!, String(client));
+    assert.ok(tester.startLag >= 0.069 && tester.stall >= 0.05, JSON.stringify(tester));
+  },
+);
 
-runs("stopping counts what is in flight as interrupted, and what was never asked as nothing", async () => {
-  let answers = 0;
-  const { port } = await listening(everyByte((socket) => { if (answers++ === 0) socket.write("PONG!"); }));
-  const run = runOf(port, { requests: [5, 5, 5], arrivals: [0, 0, 1000] });
-  const outcome = run.start();
-  await until(() => answers === 3, "two requests in flight");
-  const { waiting, talking, toCome, done } = run.progress;
-  assert.equal([waiting, talking, toCome, done], [1, 1, 1, 0]);
-  run.stop();
-  const { times, errors, interrupted } = await within(outcome, "the run");
-  assert.equal(errors, { ...noErrors, interrupted: 2 });
-  assert.is(times.flat().length, 1);
-  assert.ok(interrupted);
-});
+runs(
+  "stopping counts what is in flight as interrupted, and what was never asked as nothing",
+  async () => {
+    let answers = 0;
+    const { port } = await listening(
+      everyByte((socket) => {
+        if (answers++ === 0) socket.write("PONG!");
+      }),
+    );
+    const run = runOf(port, { requests: [5, 5, 5], arrivals: [0, 0, 1000] });
+    const outcome = run.start();
+    await until(() => answers === 3, "two requests in flight");
+    const { waiting, talking, toCome, done } = run.progress;
+    assert.equal([waiting, talking, toCome, done], [1, 1, 1, 0]);
+    run.stop();
+    const { times, errors, interrupted } = await within(outcome, "the run");
+    assert.equal(errors, { ...noErrors, interrupted: 2 });
+    assert.is(times.flat().length, 1);
+    assert.ok(interrupted);
+  },
+);
 
 runs("a run that was stopped before it started ends at once", async () => {
   const run = runOf(1, burst(5));
@@ -261,23 +454,44 @@ program.after.each(cleanUp);
 
 program("writes response_times.json where it is called, and prints the summary", async () => {
   const folder = await temporaryFolder();
-  const { code, stdout, stderr } = await run("stress_test.ts", ["20", "3", "--port", String(await serve())], folder);
-  assert.match(stdout, /^response_times   20 clients × 1–3 requests, all at once, seed 1 → 127\.0\.0\.1:\d+\n(\d+)\/\1 answered in /);
+  const { code, stdout, stderr } = await run(
+    "stress_test.ts",
+    ["20", "3", "--port", String(await serve())],
+    folder,
+  );
+  assert.match(
+    stdout,
+    /^response_times   20 clients × 1–3 requests, all at once, seed 1 → 127\.0\.0\.1:\d+\n(\d+)\/\1 answered in /,
+  );
   assert.match(stderr, /^(Warning: .*\n)?$/); // the machine may be busy
   assert.is(code, 0);
   const times = readJson(join(folder, "response_times.json"));
-  assert.ok(Array.isArray(times) && times.length === 20 && times.flat().every((seconds) => typeof seconds === "number"));
+  assert.ok(
+    Array.isArray(times) &&
+      times.length === 20 &&
+      times.flat().every((seconds) => typeof seconds === "number"),
+  );
   assert.equal(readdirSync(folder), ["response_times.json"]);
 });
 
-program("nobody listening: errors are counted, the file is written all the same, exit code 1", async () => {
-  const folder = await temporaryFolder();
-  const { code, stdout } = await run("stress_test.ts", ["3", "1", "--port", "1", "--name", "Nobody", "--data", "a/b"], folder);
-  assert.match(stdout, "0/3 answered in ");
-  assert.match(stdout, "errors 3 (connect 3)\nfirst failure: Cannot connect to 127.0.0.1:1: connection refused\n");
-  assert.is(code, 1);
-  assert.equal(readJson(join(folder, "a/b/Nobody.json")), [[], [], []]);
-});
+program(
+  "nobody listening: errors are counted, the file is written all the same, exit code 1",
+  async () => {
+    const folder = await temporaryFolder();
+    const { code, stdout } = await run(
+      "stress_test.ts",
+      ["3", "1", "--port", "1", "--name", "Nobody", "--data", "a/b"],
+      folder,
+    );
+    assert.match(stdout, "0/3 answered in ");
+    assert.match(
+      stdout,
+      "errors 3 (connect 3)\nfirst failure: Cannot connect to 127.0.0.1:1: connection refused\n",
+    );
+    assert.is(code, 1);
+    assert.equal(readJson(join(folder, "a/b/Nobody.json")), [[], [], []]);
+  },
+);
 
 program("--json prints the same figures as JSON, --quiet nothing", async () => {
   const folder = await temporaryFolder();
@@ -295,8 +509,16 @@ program("--json prints the same figures as JSON, --quiet nothing", async () => {
 program("Ctrl-C writes what there is and exits with 130", async () => {
   const folder = await temporaryFolder();
   let answers = 0;
-  const { port } = await listening(everyByte((socket) => { if (answers++ < 5) socket.write("PONG!"); }));
-  const { child, output, exited } = start("stress_test.ts", ["2", "1000", "--port", String(port)], folder);
+  const { port } = await listening(
+    everyByte((socket) => {
+      if (answers++ < 5) socket.write("PONG!");
+    }),
+  );
+  const { child, output, exited } = start(
+    "stress_test.ts",
+    ["2", "1000", "--port", String(port)],
+    folder,
+  );
   await until(() => answers === 7, "two requests without an answer");
   child.kill("SIGINT");
   assert.is(await within(exited, "stress_test.ts"), 130);
@@ -310,7 +532,15 @@ program("a folder that cannot be written is noticed before anybody is asked anyt
   writeFileSync(join(folder, "file"), "");
   let connections = 0;
   const { port } = await listening(() => connections++);
-  const results = await Promise.all(["file", "file/deeper", "/proc/none"].map((data) => run("stress_test.ts", ["3", "1", "--port", String(port), "--name", "X", "--data", data], folder)));
+  const results = await Promise.all(
+    ["file", "file/deeper", "/proc/none"].map((data) =>
+      run(
+        "stress_test.ts",
+        ["3", "1", "--port", String(port), "--name", "X", "--data", data],
+        folder,
+      ),
+    ),
+  );
   for (const { code, stderr } of results) {
     assert.match(stderr, /^Cannot write .*X\.json: [a-z ]+\n$/);
     assert.is(code, 1);
@@ -320,14 +550,24 @@ program("a folder that cannot be written is noticed before anybody is asked anyt
 
 const USAGE = "How to Use: tsx stress_test.ts [clients] [max_requests]\n";
 program("bad input is one line that quotes it, then the usage, and exit code 2", async () => {
-  const results = await Promise.all([[], ["0", "5"], ["-3", "5"], ["5", "5", "--compare", "baseline,fastest"]].map((args) => run("stress_test.ts", args)));
-  assert.equal(results.map(({ code, stdout }) => [code, stdout]), Array(4).fill([2, ""]));
-  assert.equal(results.map(({ stderr }) => stderr), [
-    USAGE,
-    `Bad clients "0": expected a whole number from 1 to 100000\n${USAGE}`,
-    `Bad clients "-3": expected a whole number from 1 to 100000\n${USAGE}`,
-    `Bad --compare entry "fastest": expected baseline, all, ${Object.keys(algorithms).join(", ")}\n${USAGE}`,
-  ]);
+  const results = await Promise.all(
+    [[], ["0", "5"], ["-3", "5"], ["5", "5", "--compare", "baseline,fastest"]].map((args) =>
+      run("stress_test.ts", args),
+    ),
+  );
+  assert.equal(
+    results.map(({ code, stdout }) => [code, stdout]),
+    Array(4).fill([2, ""]),
+  );
+  assert.equal(
+    results.map(({ stderr }) => stderr),
+    [
+      USAGE,
+      `Bad clients "0": expected a whole number from 1 to 100000\n${USAGE}`,
+      `Bad clients "-3": expected a whole number from 1 to 100000\n${USAGE}`,
+      `Bad --compare entry "fastest": expected baseline, all, ${Object.keys(algorithms).join(", ")}\n${USAGE}`,
+    ],
+  );
 });
 
 const badInput: [args: string, complaint: string][] = [
@@ -341,11 +581,26 @@ const badInput: [args: string, complaint: string][] = [
   ["5 5 --timeout 0", 'Bad --timeout "0": expected a number of seconds above 0, at most 2000000'],
   ["5 5 --mean 1", 'Bad option "--mean": expected only with --compare, which starts the servers'],
   ["5 5 --data x", 'Bad option "--data": expected only with --name or --compare'],
-  ["5 5 --compare baseline --port 1", 'Bad option "--port": expected only without --compare, which starts and names what it asks'],
-  ["5 5 --servers 3", 'Bad option "--servers": expected only with --compare, which starts the servers'],
-  ["5 5 --compare baseline --mean 1,x", 'Bad --mean "1,x": expected a number of seconds from 0 to 2000000, or a list of them, one a server, with commas between'],
-  ["5 5 --compare baseline --mean 1,2", 'Bad --mean "1,2": expected one value, or one for each of 5 servers'],
-  ["5 5 --compare baseline --servers 3 --weights 1,2,3,4", 'Bad --weights "1,2,3,4": expected one value, or one for each of 3 servers'],
+  [
+    "5 5 --compare baseline --port 1",
+    'Bad option "--port": expected only without --compare, which starts and names what it asks',
+  ],
+  [
+    "5 5 --servers 3",
+    'Bad option "--servers": expected only with --compare, which starts the servers',
+  ],
+  [
+    "5 5 --compare baseline --mean 1,x",
+    'Bad --mean "1,x": expected a number of seconds from 0 to 2000000, or a list of them, one a server, with commas between',
+  ],
+  [
+    "5 5 --compare baseline --mean 1,2",
+    'Bad --mean "1,2": expected one value, or one for each of 5 servers',
+  ],
+  [
+    "5 5 --compare baseline --servers 3 --weights 1,2,3,4",
+    'Bad --weights "1,2,3,4": expected one value, or one for each of 3 servers',
+  ],
 ];
 
 for (const [args, complaint] of badInput) {
@@ -354,7 +609,10 @@ for (const [args, complaint] of badInput) {
       const { positionals, values } = parseCommandLine(OPTIONS, args.split(" "));
       return readJob(positionals, values);
     };
-    assert.throws(read, (error: unknown) => error instanceof UsageError && error.message === complaint);
+    assert.throws(
+      read,
+      (error: unknown) => error instanceof UsageError && error.message === complaint,
+    );
   });
 }
 
@@ -369,10 +627,17 @@ const QUICK = ["--mean", "0,0,0,0,0.001", "--sd", "0", "--slow", "0-1000:0.002"]
 
 comparing("runs the same plan against each entry and writes a file for each", async () => {
   const folder = await temporaryFolder();
-  const { code, stdout } = await run("stress_test.ts", ["20", "3", "--compare", "baseline,round-robin --fall 5", ...QUICK, "--json"], folder);
+  const { code, stdout } = await run(
+    "stress_test.ts",
+    ["20", "3", "--compare", "baseline,round-robin --fall 5", ...QUICK, "--json"],
+    folder,
+  );
   assert.is(code, 0);
   const names = ["Baseline", "RoundRobin-fall-5"];
-  assert.equal(JSON.parse(stdout).map(({ name }: { name: string }) => name), names);
+  assert.equal(
+    JSON.parse(stdout).map(({ name }: { name: string }) => name),
+    names,
+  );
   const lengths = names.map((name) => {
     const times = readJson(join(folder, "data", `${name}.json`));
     return Array.isArray(times) ? times.map((of: unknown[]) => of.length) : [];
@@ -383,47 +648,100 @@ comparing("runs the same plan against each entry and writes a file for each", as
 
 comparing("a child that does not start is shown in its own words, exit code 1", async () => {
   const folder = await temporaryFolder();
-  const { code, stdout, stderr } = await run("stress_test.ts", ["1", "1", "--compare", "random --admin 203.0.113.1:1", ...QUICK], folder);
+  const { code, stdout, stderr } = await run(
+    "stress_test.ts",
+    ["1", "1", "--compare", "random --admin 203.0.113.1:1", ...QUICK],
+    folder,
+  );
   assert.match(stderr, /^Cannot start load_balancer\.ts: Cannot listen on 203\.0\.113\.1:1: /);
   assert.is(stdout, "");
   assert.is(code, 1);
 });
 
-comparing("an option that the balancer would refuse is refused before anything is started", async () => {
-  const { code, stderr } = await run("stress_test.ts", ["1", "1", "--compare", "baseline,random --fall none", ...QUICK], await temporaryFolder());
-  assert.match(stderr, /^Bad --compare entry "random --fall none": Bad --fall "none": expected a whole number.*\nHow to Use/);
-  assert.is(code, 2);
-});
+comparing(
+  "an option that the balancer would refuse is refused before anything is started",
+  async () => {
+    const { code, stderr } = await run(
+      "stress_test.ts",
+      ["1", "1", "--compare", "baseline,random --fall none", ...QUICK],
+      await temporaryFolder(),
+    );
+    assert.match(
+      stderr,
+      /^Bad --compare entry "random --fall none": Bad --fall "none": expected a whole number.*\nHow to Use/,
+    );
+    assert.is(code, 2);
+  },
+);
 
 comparing("starts as many servers as it is told, with their slots and weights", async () => {
   const lab = (args: string) => {
-    const { positionals, values } = parseCommandLine(OPTIONS, `1 1 --compare random ${args}`.trim().split(" "));
+    const { positionals, values } = parseCommandLine(
+      OPTIONS,
+      `1 1 --compare random ${args}`.trim().split(" "),
+    );
     return readJob(positionals, values).lab;
   };
   const { servers, weights } = lab("--servers 3 --mean 1,2,3 --sd 0 --slots 4 --weights 5,1,1");
-  assert.equal(servers.map((options) => options.slice(0, 6).join(" ")), [1, 2, 3].map((mean) => `--mean ${mean} --sd 0 --max-connections 4`));
+  assert.equal(
+    servers.map((options) => options.slice(0, 6).join(" ")),
+    [1, 2, 3].map((mean) => `--mean ${mean} --sd 0 --max-connections 4`),
+  );
   assert.equal(weights, [5, 1, 1]);
-  assert.equal(lab("").servers.map((options) => options.slice(0, 6).join(" ")), Array(5).fill("--mean 0.5 --sd 0.2 --max-connections 10"));
+  assert.equal(
+    lab("").servers.map((options) => options.slice(0, 6).join(" ")),
+    Array(5).fill("--mean 0.5 --sd 0.2 --max-connections 10"),
+  );
 });
 
-comparing("tells the balancer the weights: the one server of weight 1000 gets all of the few clients", async () => {
-  const folder = await temporaryFolder();
-  const { stdout } = await run("stress_test.ts", ["20", "1", "--compare", "round-robin", "--servers", "2", "--mean", "0,0.3", "--sd", "0", "--weights", "1000,1", "--json"], folder);
-  const [{ answered, all }] = JSON.parse(stdout);
-  assert.is(answered, 20);
-  assert.ok(all.max < 0.3, String(all.max));
-});
+comparing(
+  "tells the balancer the weights: the one server of weight 1000 gets all of the few clients",
+  async () => {
+    const folder = await temporaryFolder();
+    const { stdout } = await run(
+      "stress_test.ts",
+      [
+        "20",
+        "1",
+        "--compare",
+        "round-robin",
+        "--servers",
+        "2",
+        "--mean",
+        "0,0.3",
+        "--sd",
+        "0",
+        "--weights",
+        "1000,1",
+        "--json",
+      ],
+      folder,
+    );
+    const [{ answered, all }] = JSON.parse(stdout);
+    assert.is(answered, 20);
+    assert.ok(all.max < 0.3, String(all.max));
+  },
+);
 
 /** The processes that `pid` has started; undefined where the system does not say. */
 function childrenOf(pid: number | undefined): number[] | undefined {
   const file = `/proc/${pid}/task/${pid}/children`;
-  return existsSync(file) ? readFileSync(file, "utf8").split(" ").filter(Boolean).map(Number) : undefined;
+  return existsSync(file)
+    ? readFileSync(file, "utf8").split(" ").filter(Boolean).map(Number)
+    : undefined;
 }
 const alive = (pid: number): boolean => existsSync(`/proc/${pid}`);
 
-for (const [signal, ending] of [["SIGINT", 130], ["SIGKILL", "SIGKILL"]] as const) {
+for (const [signal, ending] of [
+  ["SIGINT", 130],
+  ["SIGKILL", "SIGKILL"],
+] as const) {
   comparing(`its children end with it on ${signal}`, async () => {
-    const { child, exited } = start("stress_test.ts", ["1", "1", "--compare", "baseline", "--mean", "1000", "--sd", "0"], await temporaryFolder());
+    const { child, exited } = start(
+      "stress_test.ts",
+      ["1", "1", "--compare", "baseline", "--mean", "1000", "--sd", "0"],
+      await temporaryFolder(),
+    );
     await until(() => (childrenOf(child.pid)?.length ?? 1) > 0, "children");
     const children = childrenOf(child.pid) ?? [];
     child.kill(signal);
@@ -435,11 +753,17 @@ for (const [signal, ending] of [["SIGINT", 130], ["SIGKILL", "SIGKILL"]] as cons
 comparing("starts children that listen, and stops them", async () => {
   const children = new Children();
   later(() => children.kill());
-  const address = await within(children.start("server.ts", ["127.0.0.1", "0", "--log", "none"]), "a server");
-  const dial = (): Promise<string> => new Promise((resolve) => {
-    const socket = connect(address).on("connect", () => resolve("connected")).on("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? ""));
-    later(() => socket.destroy());
-  });
+  const address = await within(
+    children.start("server.ts", ["127.0.0.1", "0", "--log", "none"]),
+    "a server",
+  );
+  const dial = (): Promise<string> =>
+    new Promise((resolve) => {
+      const socket = connect(address)
+        .on("connect", () => resolve("connected"))
+        .on("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? ""));
+      later(() => socket.destroy());
+    });
   assert.is(await dial(), "connected");
   await within(children.stop(), "stopping");
   assert.is(await dial(), "ECONNREFUSED");
