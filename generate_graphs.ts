@@ -17,9 +17,11 @@ import { readFile, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import {
   anyText,
+  carries,
   isMain,
   mulberry32,
   type Options,
+  quantile,
   reasonOf,
   RunError,
   runScript,
@@ -257,23 +259,6 @@ async function readRuns(files: readonly string[]): Promise<{ runs: Run[]; compla
 /** The arithmetic mean; NaN of nothing. */
 export const mean = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / values.length;
-
-/**
- * The `p`-quantile of sorted values by linear interpolation (Hyndman and Fan 1996, type 7); NaN of
- * nothing.
- */
-export function quantile(values: readonly number[], p: number): number {
-  const place = (values.length - 1) * p;
-  const below = values[Math.floor(place)] ?? NaN;
-  const above = values[Math.ceil(place)] ?? NaN;
-  return below + (above - below) * (place - Math.floor(place));
-}
-
-/**
- * Whether `n` values carry the `p`-quantile: with 95 % certainty at least one of them lies beyond
- * it (p90 29, p95 59, p99 299).
- */
-export const carries = (n: number, p: number): boolean => n >= Math.log(0.05) / Math.log(p);
 
 /**
  * The steps of the empirical distribution: each distinct value of sorted `values`, with the share

@@ -232,6 +232,70 @@ export function onStopSignals(stop: () => void, stopNow: () => void): void {
   process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
 }
 
+// ─── Timers and output ───────────────────────────────────────────────────────
+
+/** The longest a timer can hold, in milliseconds; a longer one fires at once. */
+export const LONGEST_TIMER = 2 ** 31 - 1;
+
+/**
+ * Lines for standard output that wait a moment and are written together: a system call for each
+ * would cost a busy server most of its time. A reader that is too slow costs lines, not memory;
+ * how many were dropped is said on stderr, as soon as it reads again or at the end.
+ */
+export class LineWriter {
+  /** Bytes that may wait for the reader. */
+  static readonly #MOST = 1 << 20;
+  static readonly #EVERY_MS = 50;
+  #lines: string[] = [];
+  #dropped = 0;
+  #timer: NodeJS.Timeout | undefined;
+
+  /** Takes `line`, which holds no newline. */
+  write(line: string): void {
+    if (process.stdout.writableLength > LineWriter.#MOST) this.#dropped += 1;
+    else this.#lines.push(line);
+    this.#timer ??= setTimeout(() => this.#look(), LineWriter.#EVERY_MS);
+  }
+
+  /** Writes what waits; to be called once more at the end. */
+  flush(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    if (this.#lines.length > 0) process.stdout.write(`${this.#lines.join("\n")}\n`);
+    this.#lines = [];
+    if (this.#dropped === 0) return;
+    console.error(`${this.#dropped} log lines were dropped: their reader was too slow`);
+    this.#dropped = 0;
+  }
+
+  /** Waits on, while lines were dropped and the reader has not caught up. */
+  #look(): void {
+    this.#timer = undefined;
+    const isStalled = process.stdout.writableLength > LineWriter.#MOST;
+    if (!isStalled || this.#dropped === 0) return this.flush();
+    this.#timer = setTimeout(() => this.#look(), LineWriter.#EVERY_MS).unref();
+  }
+}
+
+// ─── Samples ─────────────────────────────────────────────────────────────────
+
+/**
+ * The `p`-quantile of sorted values by linear interpolation (Hyndman and Fan 1996, type 7); NaN of
+ * nothing.
+ */
+export function quantile(values: readonly number[], p: number): number {
+  const place = (values.length - 1) * p;
+  const below = values[Math.floor(place)] ?? NaN;
+  const above = values[Math.ceil(place)] ?? NaN;
+  return below + (above - below) * (place - Math.floor(place));
+}
+
+/**
+ * Whether `n` values carry the `p`-quantile: with 95 % certainty at least one of them lies beyond
+ * it (p90 29, p95 59, p99 299).
+ */
+export const carries = (n: number, p: number): boolean => n >= Math.log(0.05) / Math.log(p);
+
 // ─── Random numbers ──────────────────────────────────────────────────────────
 
 export const seedNumber = wholeNumber(0, 2 ** 32 - 1);

@@ -19,7 +19,9 @@ import {
   hostName,
   isMain,
   type Kind,
+  LineWriter,
   listen,
+  LONGEST_TIMER,
   mulberry32,
   oneOf,
   onStopSignals,
@@ -39,8 +41,6 @@ const PONG = Buffer.from("PONG!");
  * How long a client may take, once we have ended a connection in order to stop, to end it as well.
  */
 const GOODBYE_MS = 1000;
-/** The longest a timer can hold; a longer one fires at once. */
-const LONGEST_MS = 2 ** 31 - 1;
 
 // ─── Bytes and sleeps ────────────────────────────────────────────────────────
 // Pure: what a client has asked for, and how long an answer takes. All that is remembered of a
@@ -271,7 +271,7 @@ export class PingServer {
       if (seconds > 0) {
         connection.timer = setTimeout(
           this.#afterSleep,
-          Math.min(Math.round(seconds * 1000), LONGEST_MS),
+          Math.min(Math.round(seconds * 1000), LONGEST_TIMER),
           connection,
         );
         break;
@@ -326,24 +326,6 @@ export class PingServer {
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
-// Log lines are collected and written together: with thousands of clients, a system call a line
-// would be most of the work.
-
-const LOG_EVERY_MS = 100;
-
-function lineBuffer(): (line: string) => void {
-  const lines: string[] = [];
-  let timer: NodeJS.Timeout | undefined;
-  const flush = (): void => {
-    timer = undefined;
-    if (lines.length > 0) process.stdout.write(`${lines.splice(0).join("\n")}\n`);
-  };
-  process.on("exit", flush);
-  return (line) => {
-    lines.push(line);
-    timer ??= setTimeout(flush, LOG_EVERY_MS);
-  };
-}
 
 const OPTIONS = {
   mean: {
@@ -390,12 +372,14 @@ async function main(
     );
   if (extra !== undefined)
     throw new UsageError(`Bad argument ${JSON.stringify(extra)}: expected a host and a port only`);
+  const lines = new LineWriter();
+  process.on("exit", () => lines.flush());
   const server = await startServer({
     ...values,
     host: readValue("host", hostName, host),
     port: readValue("port", portNumber, port),
     seed: values.seed ?? Math.floor(Math.random() * 2 ** 32),
-    log: log === "text" ? lineBuffer() : undefined,
+    log: log === "text" ? (line) => lines.write(line) : undefined,
   });
   let cut = 0;
   const stopped = new Promise<void>((resolve) =>

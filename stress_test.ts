@@ -18,19 +18,21 @@ import { existsSync, mkdirSync, renameSync, rmSync, statSync, writeFileSync } fr
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Client, type FailureKind, failureKinds, RequestError, resolveAddress } from "./client.ts";
-import { carries, quantile } from "./generate_graphs.ts";
 import {
   type Address,
   amount,
   anyText,
+  carries,
   formatAddress,
   hostName,
   isMain,
   type Kind,
+  LONGEST_TIMER,
   mulberry32,
   onStopSignals,
   parseAddress,
   parseCommandLine,
+  quantile,
   readValue,
   reasonOf,
   RunError,
@@ -339,8 +341,6 @@ export function liveLine(name: string, progress: Progress, columns: number): str
 
 /** Answers that the running median of the live line looks back on. */
 const RECENT = 500;
-/** The longest a timer can hold; a longer one fires at once. */
-const LONGEST_MS = 2 ** 31 - 1;
 
 /** Watches the event loop until the returned function is called. */
 function watchLoop(): () => { utilization: number; stall: number } {
@@ -459,7 +459,7 @@ export class Run {
       const due = this.#startedAt + arrival * 1000;
       const wait = due - performance.now();
       if (wait > 0) {
-        this.#arrivalTimer = setTimeout(this.#admit, Math.min(Math.ceil(wait), LONGEST_MS));
+        this.#arrivalTimer = setTimeout(this.#admit, Math.min(Math.ceil(wait), LONGEST_TIMER));
         return;
       }
       this.#startLag = Math.max(this.#startLag, -wait);

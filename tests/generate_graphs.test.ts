@@ -75,34 +75,6 @@ const EIGHT = runsOf(
 
 const statistics = suite("generate_graphs: statistics");
 
-statistics("interpolates a quantile between its neighbours", () => {
-  assert.is(graphs.quantile([1, 2, 3, 4], 0.5), 2.5);
-  assert.is(graphs.quantile([0, 10], 0.95), 9.5);
-  assert.equal(
-    [0, 0.25, 1].map((p) => graphs.quantile([1, 2, 3, 4, 5], p)),
-    [1, 2, 5],
-  );
-});
-
-statistics("takes one value for all its quantiles, and NaN for those of nothing", () => {
-  assert.equal(
-    [0, 0.5, 0.99, 1].map((p) => graphs.quantile([7], p)),
-    [7, 7, 7, 7],
-  );
-  assert.ok(Number.isNaN(graphs.quantile([], 0.5)));
-});
-
-statistics("carries p90 from 29 values, p95 from 59, p99 from 299", () => {
-  for (const [p, n] of [
-    [0.9, 29],
-    [0.95, 59],
-    [0.99, 299],
-  ] as const) {
-    assert.is(graphs.carries(n, p), true, `${p}`);
-    assert.is(graphs.carries(n - 1, p), false, `${p}`);
-  }
-});
-
 statistics("steps the distribution once for each distinct value, up to 1", () => {
   assert.equal(graphs.ecdf([1, 1, 2, 4]), [
     { value: 1, share: 0.5 },

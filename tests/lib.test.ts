@@ -7,6 +7,7 @@ import * as assert from "uvu/assert";
 import {
   amount,
   anyText,
+  carries,
   formatAddress,
   hostName,
   listen,
@@ -16,6 +17,7 @@ import {
   parseAddress,
   parseCommandLine,
   portNumber,
+  quantile,
   readValue,
   reasonOf,
   RunError,
@@ -262,6 +264,34 @@ rest("mulberry32 fills 0 to 1 evenly", () => {
     chiSquare < 27.9,
     `chi-square ${chiSquare} with 9 degrees of freedom; 99.9 % lie below 27.9`,
   );
+});
+
+rest("interpolates a quantile between its neighbours", () => {
+  assert.is(quantile([1, 2, 3, 4], 0.5), 2.5);
+  assert.is(quantile([0, 10], 0.95), 9.5);
+  assert.equal(
+    [0, 0.25, 1].map((p) => quantile([1, 2, 3, 4, 5], p)),
+    [1, 2, 5],
+  );
+});
+
+rest("takes one value for all its quantiles, and NaN for those of nothing", () => {
+  assert.equal(
+    [0, 0.5, 0.99, 1].map((p) => quantile([7], p)),
+    [7, 7, 7, 7],
+  );
+  assert.ok(Number.isNaN(quantile([], 0.5)));
+});
+
+rest("carries p90 from 29 values, p95 from 59, p99 from 299", () => {
+  for (const [p, n] of [
+    [0.9, 29],
+    [0.95, 59],
+    [0.99, 299],
+  ] as const) {
+    assert.is(carries(n, p), true, `${p}`);
+    assert.is(carries(n - 1, p), false, `${p}`);
+  }
 });
 
 rest.run();
