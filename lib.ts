@@ -219,17 +219,21 @@ export async function listen(server: Server, options: ListenOptions & Address): 
 }
 
 /**
- * Calls `stop` on the first SIGINT or SIGTERM, `stopNow` on the second. A repeat within a second is
+ * Calls `stop` on the first of `signals`, `stopNow` on the second. A repeat within a second is
  * the same signal: the tsx wrapper may deliver one twice.
  */
-export function onStopSignals(stop: () => void, stopNow: () => void): void {
+export function onStopSignals(
+  stop: () => void,
+  stopNow: () => void,
+  signals: readonly NodeJS.Signals[] = ["SIGINT", "SIGTERM"],
+): void {
   let first: number | undefined;
   const onSignal = (): void => {
     if (first === undefined) stop();
     else if (performance.now() - first > 1000) stopNow();
     first ??= performance.now();
   };
-  process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
+  for (const signal of signals) process.on(signal, onSignal);
 }
 
 // ─── Timers and output ───────────────────────────────────────────────────────

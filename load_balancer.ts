@@ -9,7 +9,11 @@
  *   tsx load_balancer.ts round-robin
  *   tsx load_balancer.ts least-connections --port 8080 --servers 10.0.0.1:80,10.0.0.2:80*2
  *
- * What it promises about bytes, half-closes, resets, retries and limits is listed in README.md.
+ * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health and
+ * Places decide and touch nothing: read any of them alone. Relay is the life of one connection, from
+ * stage to stage. Balancer carries out what those decide, with sockets and timers. Each time-out is
+ * a constant at the top of the section that waits, or an option at the end. What it promises about
+ * bytes, half-closes, resets, retries and limits is listed in README.md.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
@@ -20,7 +24,19 @@ import {
   type IncomingMessage,
   type ServerResponse,
 } from "node:http";
-import { connect, createServer, isIP, type Server as Listener, type Socket } from "node:net";
+import {
+  BlockList,
+  connect,
+  createServer,
+  isIP,
+  type Server as Listener,
+  type ServerOpts,
+  type Socket,
+  type TcpNetConnectOpts,
+} from "node:net";
+import { networkInterfaces } from "node:os";
+import { connect as secure } from "node:tls";
+import { isatty } from "node:tty";
 import {
   type Address,
   amount,
@@ -29,7 +45,9 @@ import {
   hostName,
   isMain,
   type Kind,
+  LineWriter,
   listen,
+  LONGEST_TIMER,
   mulberry32,
   oneOf,
   onStopSignals,
@@ -58,165 +76,141 @@ const SERVERS = [
 ];
 
 // ─── Servers ─────────────────────────────────────────────────────────────────
-// What the balancer knows about each server. The algorithms read it, the health section and the
-// relay write it.
+// What the balancer knows of a server, by who writes it: places, algorithms, health, or nobody but
+// the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
-/** A server as the command line names it. */
-export type ServerSpec = Address & { readonly weight: number };
-
-export interface Server {
+/** A server. What is not marked otherwise is written by the balancer section. */
+export interface Server extends Candidate {
   readonly address: Address;
-  /** `127.0.0.1:65433`, its name in logs and in the status. */
-  readonly name: string;
-  /** What the algorithms see: less than `fullWeight` during a slow start. */
-  weight: number;
-  fullWeight: number;
-  up: boolean;
+  /** As it is configured now. */
+  spec: ServerSpec;
+  /** Taken out by hand: it gets no new clients. */
   draining: boolean;
-  /** Since when it is up or down (on the balancer's clock, in seconds), and why it is down. */
-  since: number;
-  why: string;
-  /** Came back on probation: one connection at a time until one of them succeeds. */
-  onTrial: boolean;
-  /** Its open connections from before the trial, which do not count as the one. */
-  elders: number;
-  /** Failures and successes in a row, of checks and of real connects alike. */
-  failures: number;
-  successes: number;
-  /**
-   * The last failures were of a kind that a bare connect cannot refute: accepted, and closed at
-   * once.
-   */
-  suspect: boolean;
-  /**
-   * How long it will be left alone next time, in seconds, when no check can tell whether it is
-   * back; and until when it is now, in ms.
-   */
-  penalty: number;
-  heldUntil: number;
-  /** Gave a byte to a client since the last look. */
-  spoke: boolean;
-  /** Open connections, counted from the pick. */
-  active: number;
+  /** When it was last drained or made ready, and since when its slow start counts. */
+  switchedAt: number;
+  warmSince: number;
+  /** Written by the health section. */
+  readonly health: HealthState;
+  /** Counted for people to see; nothing decides by it. */
+  readonly stats: Stats;
+}
+
+export interface Stats {
   total: number;
   connectErrors: number;
   checkFailures: number;
   bytesToServer: number;
-  bytesToClient: number;
   /** Exponentially weighted means in seconds, null before the first sample. */
   connectTime: number | null;
   turnTime: number | null;
   readonly connectTimes: Histogram;
   readonly turnTimes: Histogram;
-  /** Where it stands in taking turns: what that means is the algorithm's own affair. */
-  credit: number;
-  /**
-   * Peak EWMA of its turn times in seconds, as it was at `costAt`; 0 without history. See
-   * `observe`.
-   */
-  cost: number;
-  costAt: number;
-  /**
-   * When each connection that waits for an answer began to, in seconds, the oldest first (kept for
-   * `least-latency` only).
-   */
-  readonly asked: Map<object, number>;
-  oldestAsked: number;
-  /** Of its name, for `source-hash`. */
-  readonly hash: number;
-  /** Its next check, or its next chance. */
-  timer: NodeJS.Timeout | undefined;
 }
 
 /** A server as it is before anything is known of it. */
-export function newServer({ weight, ...address }: ServerSpec): Server {
-  const name = formatAddress(address);
+export function newServer(spec: ServerSpec, now: number): Server {
+  const name = formatAddress(spec);
   return {
-    address,
     name,
-    weight,
-    fullWeight: weight,
-    up: true,
-    draining: false,
-    since: clock(),
-    why: "",
-    onTrial: false,
-    elders: 0,
-    failures: 0,
-    successes: 0,
-    suspect: false,
-    penalty: PENALTY.first,
-    heldUntil: 0,
-    spoke: false,
-    active: 0,
-    total: 0,
-    connectErrors: 0,
-    checkFailures: 0,
-    bytesToServer: 0,
-    bytesToClient: 0,
-    connectTime: null,
-    turnTime: null,
-    connectTimes: newHistogram(),
-    turnTimes: newHistogram(),
+    address: { host: spec.host, port: spec.port },
+    hash: hashOf(name),
+    spec,
+    weight: spec.weight,
+    open: 0,
     credit: 0,
-    cost: 0,
-    costAt: 0,
-    asked: new Map(),
-    oldestAsked: Infinity,
-    hash: hash(name),
-    timer: undefined,
+    turnsOf: undefined,
+    cost: newCost(),
+    draining: false,
+    switchedAt: now,
+    warmSince: -Infinity,
+    health: newHealth(now),
+    stats: newStats(),
   };
 }
 
-/** Monotonic, in seconds. */
-const clock = (): number => performance.now() / 1000;
+const newStats = (): Stats => ({
+  total: 0,
+  connectErrors: 0,
+  checkFailures: 0,
+  bytesToServer: 0,
+  connectTime: null,
+  turnTime: null,
+  connectTimes: newHistogram(BUCKETS),
+  turnTimes: newHistogram(BUCKETS),
+});
 
-/**
- * How many samples were at most each of BUCKETS seconds and above the one before; the last count is
- * for those above all.
- */
+/** How many samples were at most each bound and above the one before; the last, above all. */
 export interface Histogram {
+  readonly bounds: readonly number[];
   readonly counts: number[];
   sum: number;
 }
+/** For the metrics: bounds in seconds that Prometheus' users expect. */
 const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
-const newHistogram = (): Histogram => ({
-  counts: Array.from({ length: BUCKETS.length + 1 }, () => 0),
+/** For the page's median and p95: from 1 ms to 10 s, each 1.2 times the one before. */
+const FINE_BUCKETS = Array.from({ length: 52 }, (_, i) => Math.min(10, 0.001 * 1.2 ** i));
+
+const newHistogram = (bounds: readonly number[]): Histogram => ({
+  bounds,
+  counts: new Array<number>(bounds.length + 1).fill(0),
   sum: 0,
 });
 
 function count(histogram: Histogram, seconds: number): void {
-  let bucket = 0;
-  while (seconds > (BUCKETS[bucket] ?? Infinity)) bucket += 1;
-  histogram.counts[bucket] = (histogram.counts[bucket] ?? 0) + 1;
+  const { bounds, counts } = histogram;
+  let low = 0;
+  let high = bounds.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (seconds > (bounds[middle] ?? Infinity)) low = middle + 1;
+    else high = middle;
+  }
+  counts[low] = (counts[low] ?? 0) + 1;
   histogram.sum += seconds;
 }
 
-/** `host:port` or `host:port*weight`. */
+/** Gives a new sample an eighth of the weight, as TCP does with round trips (RFC 6298). */
+const smooth = (mean: number | null, sample: number): number =>
+  mean === null ? sample : mean + (sample - mean) / 8;
+
+/** A server as it is configured: an address, or a name that has none yet (`resolved` is false). */
+export interface ServerSpec extends Address {
+  readonly weight: number;
+  /** Picked only while nobody else serves, and by clients who have failed at all others. */
+  readonly backup: boolean;
+  readonly resolved: boolean;
+  /** The host as it was written, for what a check says of it. */
+  readonly configuredHost: string;
+}
+
+/** `host:port`, `host:port*weight`, either with ` backup` behind it. */
 const serverSpec: Kind<ServerSpec> = {
   expected:
-    "host:port or host:port*weight, with a port from 1 to 65535 and a weight from 1 to 1000",
+    "host:port or host:port*weight, with a port from 1 to 65535 and a weight from 0 to 1000, " +
+    "and perhaps backup after a blank",
   read(text) {
-    const [place = "", stars, rest] = text.split("*");
-    const address = parseAddress(place);
-    const weight = stars === undefined ? 1 : wholeNumber(1, 1000).read(stars);
-    return address === undefined || address.port === 0 || weight === undefined || rest !== undefined
-      ? undefined
-      : { ...address, weight };
+    const match = /^([^*\s]+)(?:\*(\d+))?(\s+backup)?$/.exec(text);
+    const address = parseAddress(match?.[1] ?? "");
+    const weight = wholeNumber(0, 1000).read(match?.[2] ?? "1");
+    if (address === undefined || address.port === 0 || weight === undefined) return undefined;
+    return {
+      ...address,
+      weight,
+      backup: match?.[3] !== undefined,
+      resolved: isIP(address.host) !== 0,
+      configuredHost: address.host,
+    };
   },
 };
 
-/**
- * Reads a list of `serverSpec`s. Throws a UsageError about the first one that is wrong, or there
- * twice.
- */
+/** Reads a list of `serverSpec`s. Throws a UsageError about the first one that is wrong or twice. */
 export function parseServers(texts: readonly string[]): ServerSpec[] {
   const specs = new Map<string, ServerSpec>();
-  for (const text of texts) addServer(specs, text.trim());
+  for (const text of texts) addSpec(specs, text.trim());
   return [...specs.values()];
 }
 
-function addServer(specs: Map<string, ServerSpec>, text: string): void {
+function addSpec(specs: Map<string, ServerSpec>, text: string): void {
   const spec = readValue("server", serverSpec, text);
   const name = formatAddress(spec);
   if (specs.has(name))
@@ -224,26 +218,25 @@ function addServer(specs: Map<string, ServerSpec>, text: string): void {
   specs.set(name, spec);
 }
 
-/**
- * Reads a servers file: one server a line, `#` starts a comment. Throws a RunError that names the
- * line.
- */
+/** Reads a servers file: one server a line, `#` starts a comment. Throws a RunError that names the
+ *  line. */
 export async function readServersFile(file: string): Promise<ServerSpec[]> {
   const text = await readFile(file, "utf8").catch((error: unknown) => {
-    throw new RunError(`Cannot read ${file}: ${reasonOf(error)}`);
+    throw new RunError(`Cannot read ${escapeControls(file)}: ${reasonOf(error)}`);
   });
   const specs = new Map<string, ServerSpec>();
   for (const [index, line] of text.split("\n").entries()) {
     const entry = line.replace(/#.*/, "").trim();
     try {
-      if (entry !== "") addServer(specs, entry);
+      if (entry !== "") addSpec(specs, entry);
     } catch (error) {
-      throw new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
+      throw new RunError(`${escapeControls(file)}:${index + 1}: ${reasonOf(error)}`);
     }
   }
-  if (specs.size === 0)
-    throw new RunError(`${file}:1: no server in the file: expected one host:port[*weight] a line`);
-  return [...specs.values()];
+  if (specs.size > 0) return [...specs.values()];
+  throw new RunError(
+    `${escapeControls(file)}:1: no server in the file: expected one host:port[*weight] a line`,
+  );
 }
 
 /** The addresses of a host name. */
@@ -251,110 +244,174 @@ export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
+/** What is known of a name. */
+interface Name {
+  addresses: readonly string[];
+  isAsked: boolean;
+  /** Its last answer failed, and that was said. */
+  isStale: boolean;
+}
+
 /**
  * What the configured servers are at the moment: every address of a name is a server, so that DNS
- * can be the directory. A name is looked up here, not for each connection, which would cost a
- * thread each time. When that fails its last good answer stays, and that is said once; a name that
- * has never had one stands for itself, and is down until it resolves.
+ * can be the directory. Names are looked up here, not for each connection, which would cost a thread
+ * each time: one look-up of a name at a time, each answer taken as it comes, so that no name holds
+ * up another. A failed look-up keeps the last good answer, and that is said once.
  */
 export class Directory {
-  specs: readonly ServerSpec[];
   readonly #resolve: Resolver;
-  readonly #known = new Map<string, readonly string[]>();
-  readonly #stale = new Set<string>();
+  readonly #changed: () => void;
+  readonly #names = new Map<string, Name>();
+  #specs: readonly ServerSpec[] = [];
 
-  constructor(specs: readonly ServerSpec[], resolve = systemResolver) {
-    this.specs = specs;
+  /** `changed` is called when an answer has changed what the servers are. */
+  constructor(changed: () => void, resolve = systemResolver) {
+    this.#changed = changed;
     this.#resolve = resolve;
   }
 
-  get hasNames(): boolean {
-    return this.specs.some(({ host }) => isIP(host) === 0);
+  /** Configures `specs` from now on. */
+  set specs(specs: readonly ServerSpec[]) {
+    this.#specs = specs;
+    this.lookUp();
   }
 
-  /** Looks up every name and returns the servers that there are, each once. */
-  async lookUp(): Promise<ServerSpec[]> {
-    const names = [
-      ...new Set(this.specs.map(({ host }) => host).filter((host) => isIP(host) === 0)),
-    ];
-    await Promise.all(
-      names.map(async (name) => {
-        const answer = await this.#resolve(name).catch(reasonOf);
-        if (typeof answer !== "string" && answer.length > 0) {
-          this.#known.set(name, [...answer].sort());
-          this.#stale.delete(name);
-        } else if (this.#known.has(name) && !this.#stale.has(name)) {
-          this.#stale.add(name);
-          console.error(
-            `Cannot look up ${name}: ${typeof answer === "string" ? answer : "it has no address"}; its last addresses stay`,
-          );
-        }
-      }),
-    );
-    const servers = this.specs.flatMap((spec) =>
-      (this.#known.get(spec.host) ?? [spec.host]).map((host) => ({ ...spec, host })),
-    );
+  /** Asks for every name whose last question is answered; waits for nothing. */
+  lookUp(): void {
+    const hosts = this.#specs.filter(({ resolved }) => !resolved).map(({ host }) => host);
+    for (const host of new Set(hosts)) void this.#ask(host);
+  }
+
+  async #ask(host: string): Promise<void> {
+    const name = this.#names.get(host) ?? { addresses: [], isAsked: false, isStale: false };
+    this.#names.set(host, name);
+    if (name.isAsked) return;
+    name.isAsked = true;
+    const answer = await this.#resolve(host).catch(reasonOf);
+    name.isAsked = false;
+    if (typeof answer === "string" || answer.length === 0) return this.#failed(host, name, answer);
+    const addresses = preferredFamily(answer);
+    name.isStale = false;
+    if (addresses.join() === name.addresses.join()) return;
+    name.addresses = addresses;
+    this.#changed();
+  }
+
+  #failed(host: string, name: Name, answer: string | readonly string[]): void {
+    if (name.isStale) return;
+    name.isStale = true;
+    const why = typeof answer === "string" ? answer : "it has no address";
+    const then =
+      name.addresses.length > 0 ? "its last addresses stay" : "it is down until it has one";
+    console.error(`Cannot look up ${host}: ${why}; ${then}`);
+  }
+
+  /** The servers that there are, each once. A name without an address stands for itself. */
+  get servers(): ServerSpec[] {
+    const servers = this.#specs.flatMap((spec) => {
+      const addresses = this.#names.get(spec.host)?.addresses ?? [];
+      if (spec.resolved || addresses.length === 0) return [spec];
+      return addresses.map((host) => ({ ...spec, host, resolved: true }));
+    });
     return [...new Map(servers.map((server) => [formatAddress(server), server])).values()];
   }
+}
+
+/** The IPv4 addresses, or the IPv6 ones where there is no other: a name with both is one server. */
+function preferredFamily(addresses: readonly string[]): string[] {
+  const v4 = addresses.filter((address) => isIP(address) === 4);
+  return [...new Set(v4.length > 0 ? v4 : addresses)].sort();
 }
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
 // Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the
 // table: help, validation, tests and the laboratory derive from it.
 
-/** Picks one of `servers`, which is never empty and holds only servers that may be picked now. */
-export type Picker = (servers: readonly Server[], clientAddress: string) => Server;
+/** What a picker sees of a server. */
+export interface Candidate {
+  /** `127.0.0.1:65433`, its name in logs and in the status; and the hash of that. */
+  readonly name: string;
+  readonly hash: number;
+  /** Configured weight x warmth, above 0. */
+  weight: number;
+  /** Open connections, counted from the pick. Written by the places section. */
+  open: number;
+  /** Where it stands in taking turns, and the picker by which: another one begins anew. */
+  credit: number;
+  turnsOf: object | undefined;
+  /** What is known of how fast it answers. */
+  readonly cost: Cost;
+}
 
 /**
- * What an algorithm may use of the world: random numbers in [0, 1), and a monotonic clock in
- * seconds.
+ * Picks one of `servers`, which is never empty and holds only servers that may be picked now. It is
+ * the same array as long as neither its members nor a weight among them has changed.
  */
-export type Sources = { readonly random: () => number; readonly now: () => number };
+export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 
-/** Each entry makes a fresh picker, so that two balancers never share anything. */
+/** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
+export interface Sources {
+  readonly random: () => number;
+  readonly now: () => number;
+}
+
+/** Each entry makes a fresh picker, so that no two share anything: for each balancer, and when the
+ *  algorithm or a configured weight has changed. */
 export const algorithms = {
-  "round-robin": () => takeTurns,
+  "round-robin": ({ random }) => {
+    const turns = {};
+    let hasBegun = false;
+    return (servers) => {
+      if (!hasBegun) beginAnywhere(servers, turns, random);
+      hasBegun = true;
+      return nextInTurn(servers, turns);
+    };
+  },
 
-  // Ties take turns by a virtual time that each pick moves on by 1 / weight (start-time fair
-  // queueing, Goyal et al. 1996).
-  "least-connections": () => {
+  // Ties take turns by a virtual time (start-time fair queueing, Goyal et al. 1996): a server is due
+  // 1 / weight after its last pick, by the weight that it has now, so that none which warms up is
+  // held to what it weighed when it was cold.
+  "least-connections": ({ random }) => {
+    const turns = {};
     let time = 0;
     return (servers) => {
       let best = first(servers);
+      let earliest = Infinity;
       for (const server of servers) {
+        if (server.turnsOf !== turns)
+          joinTurns(server, turns, time + (random() - 1) / server.weight);
         // per weight, without dividing
-        const difference = server.active * best.weight - best.active * server.weight;
-        if (
-          difference < 0 ||
-          (difference === 0 && Math.max(time, server.credit) < Math.max(time, best.credit))
-        )
-          best = server;
+        const difference = server.open * best.weight - best.open * server.weight;
+        if (difference > 0) continue;
+        const due = Math.max(time, server.credit + 1 / server.weight);
+        if (difference === 0 && due >= earliest) continue;
+        best = server;
+        earliest = due;
       }
-      time = Math.max(time, best.credit);
-      best.credit = time + 1 / best.weight;
+      time = earliest;
+      best.credit = time;
       return best;
     };
   },
 
-  random:
-    ({ random }) =>
-    (servers) => {
-      let left = random() * servers.reduce((sum, server) => sum + server.weight, 0);
-      return servers.find((server) => (left -= server.weight) < 0) ?? first(servers);
-    },
+  random: ({ random }) => {
+    const sumsOf = summer();
+    return (servers) => at(servers, drawPlace(sumsOf(servers), random()));
+  },
 
   // Mitzenmacher 2001: the second choice takes nearly all of the gain. The two must differ, or one
   // pick in n is blind.
-  "two-choices":
-    ({ random }) =>
-    (servers) => {
-      const one = Math.floor(random() * servers.length);
-      const other = Math.floor(random() * (servers.length - 1));
-      const a = servers[one] ?? first(servers);
-      const b = servers[other < one ? other : other + 1] ?? a;
-      // on a tie the first, which is a random one
-      return b.active * a.weight < a.active * b.weight ? b : a;
-    },
+  "two-choices": ({ random }) => {
+    const sumsOf = summer();
+    return (servers) => {
+      const sums = sumsOf(servers);
+      const place = drawPlace(sums, random());
+      const one = at(servers, place);
+      if (servers.length === 1) return one;
+      const other = at(servers, drawOther(sums, place, random()));
+      return other.open * one.weight < one.open * other.weight ? other : one;
+    };
+  },
 
   "least-latency":
     ({ random, now }) =>
@@ -365,18 +422,22 @@ export const algorithms = {
       let lowest = Infinity;
       let unknown = 0; // looked up only when a server is met that needs it
       for (let i = 0; i < servers.length; i += 1) {
-        const server =
-          servers[start + i < servers.length ? start + i : start + i - servers.length] ?? best;
-        const share = (server.active + 1) / server.weight;
+        const server = at(
+          servers,
+          start + i < servers.length ? start + i : start + i - servers.length,
+        );
+        const { cost } = server;
+        if (time - cost.pickedAt > FORGOTTEN_AFTER) return tryAgain(server, time);
+        const share = (server.open + 1) / server.weight;
         // exp(-x) >= 1 - x: most are out without an exp
-        if (server.cost * (1 - (time - server.costAt) / DECAY) * share >= lowest) continue;
-        if (server.cost === 0 && unknown === 0) unknown = typicalCost(servers, time);
-        const load = costOf(server, time, unknown) * share;
-        if (load < lowest) {
-          lowest = load;
-          best = server;
-        }
+        if (cost.shown * (1 - (time - cost.shownAt) / DECAY) * share >= lowest) continue;
+        if (cost.shown === 0 && unknown === 0) unknown = lowestCost(servers, time);
+        const load = costOf(cost, time, unknown) * share;
+        if (load >= lowest) continue;
+        lowest = load;
+        best = server;
       }
+      best.cost.pickedAt = time;
       return best;
     },
 
@@ -384,17 +445,16 @@ export const algorithms = {
   // server that leaves takes only its own clients with it. The highest -weight / ln(u) wins, which
   // for equal weights is the highest u.
   "source-hash": () => (servers, clientAddress) => {
-    const client = hash(clientAddress);
+    const client = hashOf(clientAddress);
     let best = first(servers);
     let highest = -1;
     for (const server of servers) {
       const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
-      if (
-        server.weight === best.weight
-          ? u > highest
-          : Math.log(u) / server.weight > Math.log(highest) / best.weight
-      )
-        [highest, best] = [u, server];
+      const isEqual = server.weight === best.weight;
+      if (isEqual && u <= highest) continue;
+      if (!isEqual && Math.log(u) / server.weight <= Math.log(highest) / best.weight) continue;
+      highest = u;
+      best = server;
     }
     return best;
   },
@@ -405,20 +465,31 @@ export const ALGORITHMS = Object.keys(algorithms).filter(
   (name): name is Algorithm => name in algorithms,
 );
 
-function first(servers: readonly Server[]): Server {
-  const server = servers[0];
-  if (server === undefined) throw new RangeError("an algorithm picks from at least one server");
+/** Those by which a client belongs to one server, and waits for it when it is full. */
+export const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
+
+function at<S>(servers: readonly S[], place: number): S {
+  const server = servers[place];
+  if (server === undefined) throw new RangeError(`no server at place ${place}`);
   return server;
 }
 
-/**
- * Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
- * b c.
- */
-function takeTurns(servers: readonly Server[]): Server {
+const first = <S>(servers: readonly S[]): S => at(servers, 0);
+
+// --- taking turns ---
+
+function joinTurns(server: Candidate, turns: object, credit: number): void {
+  server.turnsOf = turns;
+  server.credit = credit;
+}
+
+/** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
+ *  b c. */
+function nextInTurn<S extends Candidate>(servers: readonly S[], turns: object): S {
   let total = 0;
-  let best: Server | undefined;
+  let best: S | undefined;
   for (const server of servers) {
+    if (server.turnsOf !== turns) joinTurns(server, turns, 0);
     server.credit += server.weight;
     total += server.weight;
     if (best === undefined || server.credit > best.credit) best = server;
@@ -428,44 +499,178 @@ function takeTurns(servers: readonly Server[]): Server {
   return best;
 }
 
+/** More steps than this are not worth a random beginning. */
+const MOST_STEPS = 1_000_000;
+
 /**
- * A cost that a server has shown falls to 1/e of itself in this many seconds without a new sample.
+ * Goes forward to a random place in the order of turns: many balancers that all began with the first
+ * server would send their clients to the same servers at the same time.
  */
+function beginAnywhere(servers: readonly Candidate[], turns: object, random: () => number): void {
+  const isEven = servers.every(({ weight }) => weight === first(servers).weight);
+  if (isEven) return beginAt(servers, turns, Math.floor(random() * servers.length));
+  const round = servers.reduce((sum, { weight }) => sum + weight, 0);
+  const turnsAhead = random() * Math.min(round, MOST_STEPS / servers.length);
+  for (let i = 1; i <= turnsAhead; i += 1) nextInTurn(servers, turns);
+}
+
+/** With equal weights: the `place` first ones have had their turn. */
+function beginAt(servers: readonly Candidate[], turns: object, place: number): void {
+  for (const [i, server] of servers.entries()) {
+    const hadTurn = i < place ? servers.length : 0;
+    joinTurns(server, turns, (place - hadTurn) * server.weight);
+  }
+}
+
+// --- drawing ---
+
+/** The running sums of servers' weights, kept for as long as the servers are the same: by them a draw
+ *  by weight costs O(log n). */
+function summer(): (servers: readonly Candidate[]) => readonly number[] {
+  let sums: readonly number[] = [];
+  let of: readonly Candidate[] | undefined;
+  return (servers) => {
+    if (of === servers) return sums;
+    of = servers;
+    let sum = 0;
+    sums = servers.map(({ weight }) => {
+      sum += weight;
+      return sum;
+    });
+    return sums;
+  };
+}
+
+/** A place drawn by weight; `u` is from [0, 1). */
+const drawPlace = (sums: readonly number[], u: number): number =>
+  placeIn(sums, u * at(sums, sums.length - 1));
+
+/** Another place than `place`, by weight. */
+function drawOther(sums: readonly number[], place: number, u: number): number {
+  const before = place === 0 ? 0 : at(sums, place - 1);
+  const weight = at(sums, place) - before;
+  const drawn = u * (at(sums, sums.length - 1) - weight);
+  const other = placeIn(sums, drawn < before ? drawn : drawn + weight);
+  if (other !== place) return other;
+  return place === 0 ? 1 : place - 1; // the sums are rounded
+}
+
+/** The first place whose sum is above `value`, or the last one. */
+function placeIn(sums: readonly number[], value: number): number {
+  let low = 0;
+  let high = sums.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (at(sums, middle) > value) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+// --- how fast a server answers ---
+
+/** Times in seconds. */
+export interface Cost {
+  /** Peak EWMA of its turns (Finagle's), as it was at `shownAt`; 0 without history. */
+  shown: number;
+  shownAt: number;
+  /** When it was last picked for its latency; Infinity: never, so that there is nothing to forget. */
+  pickedAt: number;
+  /** Its next answer replaces what was known. */
+  isOnTrial: boolean;
+  /** The turns begun since its last answer that still wait, and when the first of them began. */
+  readonly pending: Map<object, number>;
+  pendingSince: number;
+}
+
+export const newCost = (): Cost => ({
+  shown: 0,
+  shownAt: 0,
+  pickedAt: Infinity,
+  isOnTrial: false,
+  pending: new Map(),
+  pendingSince: Infinity,
+});
+
+/** A cost that a server has shown falls to 1/e of itself in so many seconds without a new sample. */
 const DECAY = 10;
 /** What a server is taken to need, in seconds, while no server has a history. */
 const DEFAULT_COST = 0.03;
+/** A server that was not picked for so long is tried again, whatever it costs. */
+const FORGOTTEN_AFTER = 25;
+/** So many times its cost does each pending turn make of a server, at most. */
+const DOUBT = 4;
 
-/**
- * Takes one turn time into the server's peak EWMA (Finagle's): a slower one counts at once, a
- * faster one by and by.
- */
-export function observe(server: Server, seconds: number, now: number): void {
-  const kept = Math.exp((server.costAt - now) / DECAY);
-  const decayed = server.cost * kept;
-  server.cost = seconds > decayed ? seconds : decayed + seconds * (1 - kept);
-  server.costAt = now;
+/** Takes in one turn time: a slower one counts at once, a faster one by and by. */
+function observe(cost: Cost, seconds: number, now: number): void {
+  const kept = Math.exp((cost.shownAt - now) / DECAY);
+  const decayed = cost.shown * kept;
+  const mean = seconds > decayed ? seconds : decayed + seconds * (1 - kept);
+  cost.shown = cost.isOnTrial ? seconds : mean;
+  cost.isOnTrial = false;
+  cost.shownAt = now;
 }
 
 /**
- * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read,
- * so that a once-slow server is tried again; and a turn that has already lasted longer counts as it
- * stands: its server is slow now, before its answer proves it.
+ * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read.
+ * A turn that has lasted longer counts as it stands, for its server is slow before its answer proves
+ * it; but only while the server has answered nobody since, and each such turn can raise the cost to
+ * DOUBT times itself at most: one silent client does not speak for a server.
  */
-export function costOf(server: Server, now: number, unknown: number): number {
-  const shown = server.cost > 0 ? server.cost * Math.exp((server.costAt - now) / DECAY) : unknown;
-  return Math.max(shown, now - server.oldestAsked);
+export function costOf(cost: Cost, now: number, unknown: number): number {
+  const shown = cost.shown > 0 ? cost.shown * Math.exp((cost.shownAt - now) / DECAY) : unknown;
+  if (cost.pending.size === 0) return shown;
+  const doubt = Math.min(now - cost.pendingSince, shown * DOUBT ** cost.pending.size);
+  return Math.max(shown, doubt);
 }
 
-/** What to expect of a server without history: the mean of those that have one. */
-function typicalCost(servers: readonly Server[], now: number): number {
-  const known = servers.filter((server) => server.cost > 0);
-  return (
-    known.reduce((sum, server) => sum + costOf(server, now, 0), 0) / known.length || DEFAULT_COST
-  );
+/** What to expect of a server without history: the lowest known cost, so that it is tried soon. */
+function lowestCost(servers: readonly Candidate[], now: number): number {
+  let lowest = Infinity;
+  for (const { cost } of servers) {
+    if (cost.shown === 0) continue;
+    lowest = Math.min(lowest, cost.shown * Math.exp((cost.shownAt - now) / DECAY));
+  }
+  return lowest === Infinity ? DEFAULT_COST : lowest;
 }
+
+/** One connection tries the server, and its outcome decides. */
+function tryAgain<S extends Candidate>(server: S, now: number): S {
+  server.cost.pickedAt = now;
+  server.cost.isOnTrial = true;
+  return server;
+}
+
+/** A turn of `who` begins. */
+export function asked(cost: Cost, who: object, now: number): void {
+  cost.pending.set(who, now);
+  if (cost.pending.size === 1) cost.pendingSince = now;
+}
+
+/** The server has answered `who` after so many seconds: it is not hung, whoever else waits. */
+export function answered(cost: Cost, seconds: number, now: number): void {
+  observe(cost, seconds, now);
+  if (cost.pending.size > 0) cost.pending.clear();
+}
+
+/** `who` will have no answer. */
+export function forgotten(cost: Cost, who: object): void {
+  cost.pending.delete(who);
+  cost.pendingSince = cost.pending.values().next().value ?? Infinity;
+}
+
+/** A failed connect counts as a slow turn: a fast failure must not look like a fast server. */
+export const failed = observe;
+
+/** Nobody follows its turns any more. */
+export function forgetTurns(cost: Cost): void {
+  cost.pending.clear();
+}
+
+// --- hashing ---
 
 /** FNV-1a, 32 bits. */
-function hash(text: string): number {
+function hashOf(text: string): number {
   let value = 0x811c9dc5;
   for (let i = 0; i < text.length; i += 1)
     value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
@@ -479,10 +684,1046 @@ function mix(value: number): number {
   return (value ^ (value >>> 16)) >>> 0;
 }
 
+// ─── Health ──────────────────────────────────────────────────────────────────
+// Is a server up? Two questions, each with its own count of failures in a row: does it accept
+// (`refused`), and does it answer (`silent`)? Only checks bring a server up. Clients may help to take
+// it down, no faster than checks would; what they send, and how they leave, never counts. `learn`
+// decides and is pure; `Health` runs one check of a server at a time, on a clock that is given.
+
+/** What is known of a server's health. Written by this section alone. */
+export interface HealthState {
+  up: boolean;
+  /** When it went up or down; on the balancer's clock, in seconds, as all times inside are. */
+  since: number;
+  /** Why it is down; "" while it is up. */
+  why: string;
+  /** Failures in a row to the one question and to the other, and checks passed in a row. */
+  refused: number;
+  silent: number;
+  passed: number;
+  /** The last check failed. */
+  failing: boolean;
+  /** A check got other bytes than it wants, which nothing clears but a pass. */
+  wrong: boolean;
+  /** A client's connection dialled since then proves, by its first byte, that it answers. */
+  clearableSince: number;
+  /** The last client's dial that counted as a failure. */
+  dialCountedAt: number;
+  /** Closed a connection at once, or let a client wait for its dial: the next check looks closely. */
+  suspected: boolean;
+  /** Bytes that it has given, counted by the relay; and how many before its row of failures. */
+  received: number;
+  receivedBefore: number;
+  /** It was reached once, so that "address not available" is our shortage and not its absence. */
+  reached: boolean;
+  /** The last evidence that it is well: it gave somebody a byte, or passed a check that asks. */
+  provedAt: number;
+  lastCheck: { readonly result: string; readonly at: number } | undefined;
+}
+
+export const newHealth = (now: number): HealthState => ({
+  up: true,
+  since: now,
+  why: "",
+  refused: 0,
+  silent: 0,
+  passed: 0,
+  failing: false,
+  wrong: false,
+  clearableSince: Infinity,
+  dialCountedAt: -Infinity,
+  suspected: false,
+  received: 0,
+  receivedBefore: 0,
+  reached: false,
+  provedAt: -Infinity,
+  lastCheck: undefined,
+});
+
+/** The numbers by which servers are judged. Times in seconds. */
+export interface HealthRules {
+  readonly interval: number;
+  readonly fall: number;
+  readonly rise: number;
+  /** Nobody that works is checked (`--check none`). */
+  readonly onlyWhoFailed: boolean;
+  /** A client's first byte may clear silence: any that a bare connect can see, only that of a check
+   *  that was closed without a byte, or none. */
+  readonly clears: "any silence" | "a closed check" | "nothing";
+}
+
+/**
+ * A piece of evidence. From checks: `passed`; `answered`, by a check at another port that could not
+ * tell whether the server accepts; `refused`; `silent`, one way or another; `queued`: no byte in
+ * time, but the server's line moves. From clients: whether a dial failed or was accepted, and a
+ * connection's first byte; these tell when they were dialled.
+ */
+export type Sight =
+  | { readonly kind: "passed" | "answered" | "queued" }
+  | { readonly kind: "refused"; readonly why: string }
+  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" }
+  | { readonly kind: "dial failed"; readonly why: string; readonly dialledAt: number }
+  | { readonly kind: "dial accepted" | "first byte"; readonly dialledAt: number };
+
+/** Takes in one sight. Says whether the server went up or down by it. */
+export function learn(
+  state: HealthState,
+  sight: Sight,
+  now: number,
+  rules: HealthRules,
+): "up" | "down" | undefined {
+  switch (sight.kind) {
+    case "passed":
+      return learnPass(state, now, rules);
+    case "answered":
+      clearSilence(state);
+      state.failing = false;
+      return undefined;
+    case "queued":
+      state.failing = false;
+      if (!state.wrong) state.silent = 0;
+      return undefined;
+    case "refused":
+      state.failing = true;
+      return countRefusal(state, sight.why, now, rules);
+    case "silent":
+      return learnSilence(state, sight, now, rules);
+    case "dial failed":
+      if (!countsNow(state, sight.dialledAt)) return undefined;
+      if (now - state.dialCountedAt < rules.interval / rules.fall) return undefined;
+      state.dialCountedAt = now;
+      return countRefusal(state, sight.why, now, rules);
+    case "dial accepted":
+      state.reached = true;
+      if (countsNow(state, sight.dialledAt)) state.refused = 0;
+      return undefined;
+    case "first byte":
+      if (countsNow(state, sight.dialledAt) && sight.dialledAt >= state.clearableSince)
+        if (!state.wrong) clearSilence(state);
+      return undefined;
+  }
+}
+
+/** While a server is down, clients' sights count for nothing; a dial from before never does. */
+const countsNow = (state: HealthState, dialledAt: number): boolean =>
+  state.up && dialledAt >= state.since;
+
+function clearSilence(state: HealthState): void {
+  state.silent = 0;
+  state.wrong = false;
+  state.clearableSince = Infinity;
+}
+
+function learnPass(state: HealthState, now: number, rules: HealthRules): "up" | undefined {
+  clearSilence(state);
+  state.refused = 0;
+  state.failing = false;
+  state.passed += 1;
+  if (state.up || state.passed < rules.rise) return undefined;
+  state.up = true;
+  state.since = now;
+  state.why = "";
+  return "up";
+}
+
+function learnSilence(
+  state: HealthState,
+  { why, by }: Extract<Sight, { kind: "silent" }>,
+  now: number,
+  rules: HealthRules,
+): "down" | undefined {
+  state.failing = true;
+  if (by === "wrong") state.wrong = true;
+  if (rules.clears === "any silence") state.clearableSince = now;
+  if (rules.clears === "a closed check" && by === "close") state.clearableSince = now;
+  goOnFailing(state);
+  state.silent += 1;
+  return fallIf(state, state.silent >= rules.fall, why, now);
+}
+
+function countRefusal(
+  state: HealthState,
+  why: string,
+  now: number,
+  rules: HealthRules,
+): "down" | undefined {
+  goOnFailing(state);
+  state.refused += 1;
+  return fallIf(state, state.refused >= rules.fall, why, now);
+}
+
+function goOnFailing(state: HealthState): void {
+  if (state.refused === 0 && state.silent === 0) state.receivedBefore = state.received;
+  state.passed = 0;
+}
+
+function fallIf(
+  state: HealthState,
+  hasFallen: boolean,
+  why: string,
+  now: number,
+): "down" | undefined {
+  if (!state.up) state.why = why;
+  if (!state.up || !hasFallen) return undefined;
+  state.up = false;
+  state.since = now;
+  state.why = why;
+  return "down";
+}
+
+/** A server gave somebody a byte. */
+export function provedWell(state: HealthState, now: number): void {
+  state.provedAt = now;
+}
+
+/** A server without an address is down, and stays so: nobody can check it. */
+export function cannotBeReached(state: HealthState, why: string, now: number): void {
+  state.up = false;
+  state.since = now;
+  state.why = why;
+}
+
+/** Where a server's checks stand on their clock. */
+export interface CheckTimes {
+  /** When the last check began. */
+  begunAt: number;
+  /** When the last one began that a suspicion had made due. */
+  hurriedAt: number;
+}
+
+/** When the next check is due; Infinity: not before something happens. */
+export function nextCheckAt(state: HealthState, times: CheckTimes, rules: HealthRules): number {
+  const { interval, fall } = rules;
+  const soon = interval / fall;
+  const hurried = state.suspected ? times.hurriedAt + interval : Infinity;
+  if (state.up && state.failing) return Math.min(times.begunAt + soon, hurried);
+  if (!state.up || !rules.onlyWhoFailed) return Math.min(times.begunAt + interval, hurried);
+  const afterDial = state.refused > 0 ? state.dialCountedAt + soon : Infinity;
+  return Math.min(Math.max(afterDial, times.begunAt + soon), hurried);
+}
+
+/** Time that is given: the machine's, or a simulation's. */
+export interface Clock {
+  /** Monotonic, in seconds. */
+  readonly now: () => number;
+  /** Runs `action` in so many seconds; the result takes that back. */
+  readonly after: (seconds: number, action: () => void) => () => void;
+}
+
+/** Does one check and reports once, or is cancelled by the function returned. */
+export type Probe = (
+  server: Server,
+  hold: number,
+  beside: boolean,
+  report: (result: CheckResult) => void,
+) => () => void;
+
+/**
+ * How a check went. Two tell nothing: `late`, when we stood still ourselves, and `short`, when this
+ * machine had no descriptor or no port for it.
+ */
+export type CheckResult = { readonly kind: "late" } | { readonly kind: "short" } | Finding;
+type Finding =
+  | { readonly kind: "passed" }
+  | { readonly kind: "refused"; readonly why: string; readonly code: string }
+  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" };
+
+/** Who told that a server is up or down. */
+export type Teller = "check" | "client";
+
+interface Watched extends CheckTimes {
+  cancelTimer: () => void;
+  /** Ends the check that is under way. */
+  cancelCheck: (() => void) | undefined;
+  /** Since it began: a connection dialled before it got its first byte; one dialled after it did. */
+  lineMoved: boolean;
+  overtaken: boolean;
+}
+
+/** The longest that a check which looks closely holds its connection, in seconds. */
+const HOLD = 0.2;
+
+/** How the balancer asks, beside the rules: whether a check asks at all, and where. */
+export interface HealthSettings extends HealthRules {
+  /** The check sends or expects something; a bare connect holds instead, when in doubt. */
+  readonly asks: boolean;
+  /** It goes to another port than the server's own, and so cannot tell whether the server accepts. */
+  readonly elsewhere: boolean;
+}
+
+export interface HealthEvents {
+  /** The server went up or down. */
+  readonly changed: (server: Server, by: Teller) => void;
+  /** A check of a server that is down has failed again. */
+  readonly stillDown: (server: Server) => void;
+}
+
+/** Watches servers: one check at a time for each, an interval after the last one began. */
+export class Health {
+  readonly #settings: HealthSettings;
+  readonly #clock: Clock;
+  readonly #probe: Probe;
+  readonly #events: HealthEvents;
+  readonly #watched = new Map<Server, Watched>();
+
+  constructor(settings: HealthSettings, clock: Clock, probe: Probe, events: HealthEvents) {
+    this.#settings = settings;
+    this.#clock = clock;
+    this.#probe = probe;
+    this.#events = events;
+  }
+
+  /** How long a connection must last without a byte before its end raises no suspicion. */
+  get hold(): number {
+    return Math.min(HOLD, this.#settings.interval / 2);
+  }
+
+  /** Watches `server` from now on; its first check is due in `delay` seconds. */
+  watch(server: Server, delay: number): void {
+    const begunAt = this.#clock.now() + delay - this.#settings.interval;
+    const watched: Watched = {
+      begunAt,
+      hurriedAt: -Infinity,
+      cancelTimer: () => undefined,
+      cancelCheck: undefined,
+      lineMoved: false,
+      overtaken: false,
+    };
+    this.#watched.set(server, watched);
+    if (this.#settings.onlyWhoFailed && server.health.up) return this.#schedule(server, watched);
+    this.#wakeAt(begunAt + this.#settings.interval, server, watched);
+  }
+
+  forget(server: Server): void {
+    const watched = this.#watched.get(server);
+    if (watched === undefined) return;
+    this.#watched.delete(server);
+    watched.cancelTimer();
+    watched.cancelCheck?.();
+  }
+
+  /** A client's dial or first byte. To be called where it may count: see `learn`. */
+  saw(server: Server, sight: Sight): void {
+    const watched = this.#watched.get(server);
+    if (watched === undefined) return;
+    if (sight.kind === "first byte" && watched.cancelCheck !== undefined) {
+      if (sight.dialledAt < watched.begunAt) watched.lineMoved = true;
+      else watched.overtaken = true;
+    }
+    this.#learn(server, sight, "client");
+    if (watched.cancelCheck === undefined) this.#schedule(server, watched);
+  }
+
+  /** A server closed a connection at once, or a client gave up its dial: look closely, now. */
+  suspect(server: Server): void {
+    const watched = this.#watched.get(server);
+    if (watched === undefined || server.health.suspected) return;
+    server.health.suspected = true;
+    if (watched.cancelCheck === undefined) this.#schedule(server, watched);
+  }
+
+  /** Whether a connection's first byte may tell anything now; asked for each, so it is cheap. */
+  caresForFirstBytes(server: Server): boolean {
+    return server.health.silent > 0 || this.#watched.get(server)?.cancelCheck !== undefined;
+  }
+
+  #schedule(server: Server, watched: Watched): void {
+    watched.cancelTimer();
+    watched.cancelTimer = () => undefined;
+    const dueAt = nextCheckAt(server.health, watched, this.#settings);
+    if (dueAt < Infinity) this.#wakeAt(dueAt, server, watched);
+  }
+
+  #wakeAt(dueAt: number, server: Server, watched: Watched): void {
+    const seconds = Math.max(0, dueAt - this.#clock.now());
+    watched.cancelTimer = this.#clock.after(seconds, () => this.#check(server, watched));
+  }
+
+  #check(server: Server, watched: Watched): void {
+    const { health } = server;
+    const now = this.#clock.now();
+    if (health.suspected) watched.hurriedAt = now;
+    watched.begunAt = now;
+    watched.lineMoved = false;
+    watched.overtaken = false;
+    const isInDoubt = health.suspected || health.silent > 0 || !health.up;
+    const hold = !this.#settings.asks && isInDoubt ? this.hold : 0;
+    const beside = this.#settings.elsewhere && (health.refused > 0 || !health.up);
+    health.suspected = false;
+    watched.cancelCheck = this.#probe(server, hold, beside, (result) => {
+      watched.cancelCheck = undefined;
+      this.#take(server, watched, result, beside);
+    });
+  }
+
+  #take(server: Server, watched: Watched, result: CheckResult, beside: boolean): void {
+    const { health } = server;
+    const now = this.#clock.now();
+    const wasDown = !health.up;
+    if (result.kind === "late") return this.#repeat(server, watched);
+    if (result.kind === "short") return this.#goOn(server, watched);
+    health.lastCheck = { result: result.kind === "passed" ? "passed" : result.why, at: now };
+    if (result.kind !== "passed") server.stats.checkFailures += 1;
+    if (result.kind === "passed" && this.#settings.asks) health.provedAt = now;
+    if (result.kind !== "refused") health.reached = true;
+    this.#learn(server, this.#sightOf(result, health, watched, beside), "check");
+    if (wasDown && !health.up && result.kind !== "passed") this.#events.stillDown(server);
+    this.#goOn(server, watched);
+  }
+
+  #goOn(server: Server, watched: Watched): void {
+    if (this.#watched.get(server) === watched) this.#schedule(server, watched);
+  }
+
+  /** Asks again at once: we stood still, perhaps before we had asked. */
+  #repeat(server: Server, watched: Watched): void {
+    if (this.#watched.get(server) === watched) this.#wakeAt(this.#clock.now(), server, watched);
+  }
+
+  #sightOf(result: Finding, health: HealthState, watched: Watched, beside: boolean): Sight {
+    const { asks, elsewhere } = this.#settings;
+    if (result.kind === "passed") {
+      const leavesOpen = elsewhere && !beside && health.refused > 0;
+      return { kind: leavesOpen ? "answered" : "passed" };
+    }
+    const lineMoves = watched.lineMoved && !watched.overtaken;
+    const isFull = asks && !elsewhere && lineMoves;
+    if (result.kind === "silent" && result.by === "time-out" && isFull) return { kind: "queued" };
+    return result;
+  }
+
+  #learn(server: Server, sight: Sight, by: Teller): void {
+    const change = learn(server.health, sight, this.#clock.now(), this.#settings);
+    if (change !== undefined) this.#events.changed(server, by);
+  }
+}
+
+/** The share of its weight with which a slow start begins. */
+const COLDEST = 0.05;
+
+/** How much of its weight a server gets that has been back since `since`. */
+export function warmth(since: number, now: number, slowStart: number): number {
+  if (slowStart === 0) return 1;
+  return Math.min(1, Math.max(COLDEST, (now - since) / slowStart));
+}
+
+// ─── Checks ──────────────────────────────────────────────────────────────────
+// What --check asks of a server, what counts as its answer, and one check of one server. Judging is
+// pure. `runCheck` alone touches a socket; what its outcome means for a server is for the health
+// section to say.
+
+/** What --check asks for; `text` is how it was written. */
+export type CheckSpec = { readonly text: string } & (
+  | { readonly kind: "tcp" | "none" }
+  | {
+      readonly kind: "http";
+      readonly isSecure: boolean;
+      /** Its own port, where it names one. */
+      readonly port: number | undefined;
+      readonly path: string;
+    }
+  | {
+      readonly kind: "exchange";
+      readonly send: Buffer;
+      readonly expect: Buffer;
+      /** The answer must begin with `expect`; else it may stand anywhere. */
+      readonly isAnchored: boolean;
+    }
+);
+
+/** As much of an answer is looked at, in bytes. */
+const MOST_ANSWER = 64 * 1024;
+const ESCAPES: Readonly<Record<string, string>> = { r: "\r", n: "\n", t: "\t" };
+
+export const readCheck: Kind<CheckSpec> = {
+  expected:
+    "tcp, ping, http[s][:[PORT][/PATH]], none, or SEND=>EXPECT with a text to expect, " +
+    "which may begin with ^, and the escapes \\r \\n \\t \\xHH \\\\ \\^",
+  read(text) {
+    if (text === "tcp" || text === "none") return { kind: text, text };
+    if (text === "ping") return readExchange(text, "PING!=>^PONG!");
+    return text.includes("=>") ? readExchange(text, text) : readHttp(text);
+  },
+};
+
+/** Reads SEND=>EXPECT; the first arrow counts, and one in SEND is written `=\x3e`. */
+function readExchange(text: string, exchange: string): CheckSpec | undefined {
+  const arrow = exchange.indexOf("=>");
+  const wanted = exchange.slice(arrow + 2);
+  const isAnchored = wanted.startsWith("^");
+  const send = bytesOf(exchange.slice(0, arrow));
+  const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
+  if (send === undefined || expect === undefined || expect.length === 0) return undefined;
+  return { kind: "exchange", text, send, expect, isAnchored };
+}
+
+/** `text` in UTF-8 with its escapes replaced; undefined where one is unknown. */
+function bytesOf(text: string): Buffer | undefined {
+  const parts: Buffer[] = [];
+  let end = 0;
+  for (const match of text.matchAll(/\\x([\da-fA-F]{2})|\\([rnt\\^])|[^\\]+/gy)) {
+    const [piece, hex, letter] = match;
+    end += piece.length;
+    if (hex !== undefined) parts.push(Buffer.from(hex, "hex"));
+    else if (letter !== undefined) parts.push(Buffer.from(ESCAPES[letter] ?? letter));
+    else parts.push(Buffer.from(piece));
+  }
+  return end === text.length ? Buffer.concat(parts) : undefined;
+}
+
+function readHttp(text: string): CheckSpec | undefined {
+  const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
+  if (match === null) return undefined;
+  const [, letter, digits, path = "/"] = match;
+  const port = digits === undefined ? undefined : Number(digits);
+  if (port === 0 || (port ?? 0) > 65535) return undefined;
+  return { kind: "http", text, isSecure: letter === "s", port, path };
+}
+
+/** The port that the check itself names: then --check-port must not name one, too. */
+export const ownPortOf = (spec: CheckSpec): number | undefined =>
+  spec.kind === "http" ? spec.port : undefined;
+
+/** Whether the check wants an answer; `tcp` and `none` only want a connection. */
+export const asks = (spec: CheckSpec): boolean => spec.kind === "http" || spec.kind === "exchange";
+
+/** What the check says to a server that is configured as `host`. */
+export function questionOf(spec: CheckSpec, host: string): Buffer {
+  if (spec.kind === "exchange") return spec.send;
+  if (spec.kind !== "http") return Buffer.alloc(0);
+  const name = host.includes(":") ? `[${host}]` : host;
+  return Buffer.from(`GET ${spec.path} HTTP/1.0\r\nHost: ${name}\r\n\r\n`);
+}
+
+export type Judgement = "more" | "passed" | "wrong";
+
+/**
+ * What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
+ * that came are a wrong answer, and no byte is none.
+ */
+export function judge(spec: CheckSpec, answer: Buffer): Judgement {
+  if (spec.kind === "http") return judgeStatus(answer);
+  if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
+  return spec.isAnchored ? judgeBeginning(answer, spec.expect) : judgeText(answer, spec.expect);
+}
+
+/** Any status 2xx or 3xx passes, as soon as the character behind it has come. */
+function judgeStatus(answer: Buffer): Judgement {
+  const start = answer.toString("latin1", 0, 13);
+  if (/^HTTP\/\d\.\d [23]\d\d[ \r\n]$/.test(start)) return "passed";
+  const pattern = "HTTP/d.d ddd ";
+  const isStart = [...start].every((letter, place) =>
+    pattern[place] === "d" ? /\d/.test(letter) : letter === pattern[place],
+  );
+  return isStart && start.length < 13 ? "more" : "wrong";
+}
+
+function judgeBeginning(answer: Buffer, expect: Buffer): Judgement {
+  const length = Math.min(answer.length, expect.length);
+  if (!answer.subarray(0, length).equals(expect.subarray(0, length))) return "wrong";
+  return length === expect.length ? "passed" : "more";
+}
+
+function judgeText(answer: Buffer, expect: Buffer): Judgement {
+  if (answer.subarray(0, MOST_ANSWER).includes(expect)) return "passed";
+  return answer.length < MOST_ANSWER ? "more" : "wrong";
+}
+
+/** In words, for whoever asks why a server is down. */
+function wrongWords(spec: CheckSpec, answer: Buffer): string {
+  const [, status] = /^HTTP\/\d\.\d (\d{3})\s/.exec(answer.toString("latin1", 0, 13)) ?? [];
+  if (spec.kind === "http" && status !== undefined) return `status ${status}`;
+  return `another answer than expected: ${JSON.stringify(answer.toString("latin1", 0, 40))}`;
+}
+
+/** One check of one server. */
+export interface CheckOrder {
+  /** Where it goes: an address, never a name. */
+  readonly address: Address;
+  /** The server's host as it is configured, for Host and SNI. */
+  readonly host: string;
+  readonly spec: CheckSpec;
+  /** How long the connect may take, and all of it. */
+  readonly connectSeconds: number;
+  readonly seconds: number;
+  /** A check that does not ask wants the connection to stay open so long, or a byte; 0: no. */
+  readonly holdSeconds: number;
+  /** Goes before everything else: a PROXY header, or nothing. */
+  readonly prefix: string;
+  readonly connect: World["connect"];
+}
+
+/**
+ * Checks a server once and reports once, never before it has returned. Returns what calls the check
+ * off; then nothing is reported.
+ */
+export function runCheck(order: CheckOrder, report: (result: CheckResult) => void): () => void {
+  const run = new CheckRun(order, report);
+  return () => run.close();
+}
+
+/** What fails for want of something here says nothing about a server. */
+const OUR_SHORTAGES: readonly string[] = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
+const PASSED: CheckResult = { kind: "passed" };
+const UNANSWERED = "no answer in time";
+
+class CheckRun {
+  readonly #order: CheckOrder;
+  readonly #report: (result: CheckResult) => void;
+  /** When all must be over, in ms. */
+  readonly #deadline: number;
+  /** The TCP connection, and what speaks over it: itself, or TLS. */
+  readonly #plain: Socket;
+  #socket: Socket;
+  #isAccepted = false;
+  #answer: Buffer = NOTHING;
+  #timer: NodeJS.Timeout | undefined;
+  #immediate: NodeJS.Immediate | undefined;
+  #isOver = false;
+
+  constructor(order: CheckOrder, report: (result: CheckResult) => void) {
+    this.#order = order;
+    this.#report = report;
+    this.#deadline = performance.now() + order.seconds * 1000;
+    this.#plain = order.connect({ ...order.address, autoSelectFamily: false });
+    this.#socket = this.#plain;
+    this.#plain.on("error", (error) => this.#failed(error));
+    this.#plain.on("connect", () => this.#connected());
+    const refused: CheckResult = { kind: "refused", why: "no connection in time", code: "" };
+    this.#wait(order.connectSeconds * 1000, () => this.#finish(refused));
+  }
+
+  /** Lets go of everything; nothing is reported any more. */
+  close(): void {
+    this.#isOver = true;
+    clearTimeout(this.#timer);
+    clearImmediate(this.#immediate);
+    this.#socket.destroy();
+    this.#plain.destroy();
+  }
+
+  #finish(result: CheckResult): void {
+    if (this.#isOver) return;
+    this.close();
+    this.#report(result);
+  }
+
+  /** Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while we
+   *  stood still is read first. */
+  #wait(ms: number, verdict: () => void): void {
+    clearTimeout(this.#timer);
+    const due = performance.now() + ms;
+    this.#timer = setTimeout(() => {
+      const isLate = performance.now() - due > STOOD_STILL * 1000;
+      if (isLate) this.#finish({ kind: "late" });
+      else this.#immediate = setImmediate(verdict);
+    }, ms);
+  }
+
+  #connected(): void {
+    const { spec, prefix } = this.#order;
+    if (this.#isOver) return;
+    if (isSelfConnected(this.#plain)) return this.#failed(new Error(MET_ITSELF));
+    this.#isAccepted = true;
+    if (prefix !== "") this.#plain.write(prefix);
+    if (asks(spec)) this.#ask();
+    else this.#hold();
+  }
+
+  #ask(): void {
+    const { spec, host } = this.#order;
+    if (spec.kind === "http" && spec.isSecure) this.#socket = this.#secured();
+    this.#listen();
+    const question = questionOf(spec, host);
+    if (question.length > 0) this.#socket.write(question);
+    const left = Math.max(0, this.#deadline - performance.now());
+    this.#wait(left, () => this.#unanswered(UNANSWERED, "time-out"));
+  }
+
+  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
+  #secured(): Socket {
+    const { host } = this.#order;
+    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
+    const socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
+    return socket.on("error", (error) => this.#failed(error));
+  }
+
+  #hold(): void {
+    const { holdSeconds } = this.#order;
+    if (holdSeconds === 0) return this.#finish(PASSED);
+    this.#listen();
+    this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
+  }
+
+  #listen(): void {
+    const closed = (): void => this.#unanswered("accepted, and closed without a byte", "close");
+    this.#socket.on("data", (chunk: Buffer) => this.#read(chunk));
+    this.#socket.on("end", closed).on("close", closed);
+  }
+
+  #read(chunk: Buffer): void {
+    this.#answer = Buffer.concat([this.#answer, chunk]).subarray(0, MOST_ANSWER);
+    const judgement = judge(this.#order.spec, this.#answer);
+    if (judgement === "passed") this.#finish(PASSED);
+    if (judgement === "wrong") this.#unanswered("", "close");
+  }
+
+  /** Nothing more will come: what has come so far is a wrong answer, else there was none. */
+  #unanswered(why: string, by: "close" | "time-out"): void {
+    const isWrong = this.#answer.length > 0;
+    const words = isWrong ? wrongWords(this.#order.spec, this.#answer) : why;
+    this.#finish({ kind: "silent", why: words, by: isWrong ? "wrong" : by });
+  }
+
+  #failed(error: Error): void {
+    const code = codeOf(error);
+    const why = "reason" in error ? `TLS: ${String(error.reason)}` : reasonOf(error);
+    if (OUR_SHORTAGES.includes(code)) return this.#finish({ kind: "short" });
+    if (this.#isAccepted) this.#unanswered(`accepted, then: ${why}`, "close");
+    else this.#finish({ kind: "refused", why, code });
+  }
+}
+
+const MET_ITSELF = "connected to itself: nobody listens";
+/** On its way to a free port of this machine, a connection may meet itself (RFC 9293, 3.5). */
+const isSelfConnected = (socket: Socket): boolean =>
+  socket.localPort === socket.remotePort && socket.localAddress === socket.remoteAddress;
+
+// ─── Places ──────────────────────────────────────────────────────────────────
+// Who may go where: which servers take clients now, how many connections each has, and who waits in
+// which order. Pure: it sees no socket and no clock. A place is taken at the pick and left once.
+
+/** A dial that failed: at which server, and why. */
+export interface Attempt {
+  readonly server: Server;
+  readonly why: string;
+}
+
+/** A client that wants a place. */
+export interface Guest {
+  readonly clientAddress: string;
+  /** Where it has failed already. */
+  readonly tried: readonly Attempt[];
+}
+
+/** So many servers are tried for one client; then there is none for it. */
+const MOST_TRIED = 8;
+
+/** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
+const isOpen = ({ draining, spec }: Server): boolean =>
+  !draining && spec.weight > 0 && spec.resolved;
+const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
+
+/** The servers that one kind of client may go to; `free` are those of them with a place. */
+interface Choices {
+  readonly serving: readonly Server[];
+  readonly free: readonly Server[];
+}
+
+export class Places<G extends Guest> {
+  /** As configured, in order: those for everybody, and those for when nobody else is left. */
+  #primaries: readonly Server[] = [];
+  #backups: readonly Server[] = [];
+  /** Connections that a server may have at once; Infinity without a limit. */
+  readonly #limit: number;
+  #pick: Picker = () => {
+    throw new Error("no algorithm yet");
+  };
+  #sticky = false;
+  /** For clients that have not failed anywhere; undefined when it must be made anew. Algorithms rely
+   *  on it: the arrays stay the same as long as what they hold, weights included, does. */
+  #usual: Choices | undefined;
+  /** Those that wait, in order. With a sticky algorithm each waits for the server that it belongs to
+   *  and stands in that server's line, too. */
+  readonly #line = new Map<G, Server | undefined>();
+  readonly #lines = new Map<Server, Set<G>>();
+
+  /** `limit`: connections per server at once, 0 for no limit. */
+  constructor(limit: number) {
+    this.#limit = limit || Infinity;
+  }
+
+  get waiting(): ReadonlyMap<G, unknown> {
+    return this.#line;
+  }
+
+  /** Picks by `pick` from now on; `sticky`: it is always the same server for the same client. */
+  setPicker(pick: Picker, sticky: boolean): void {
+    this.#pick = pick;
+    this.#sticky = sticky;
+    this.refresh();
+  }
+
+  setServers(servers: readonly Server[]): void {
+    this.#primaries = servers.filter(({ spec }) => !spec.backup);
+    this.#backups = servers.filter(({ spec }) => spec.backup);
+    this.refresh();
+  }
+
+  /** To be called when a server may take clients now, or may not any more, or weighs something else. */
+  refresh(): void {
+    this.#usual = undefined;
+    for (const server of this.#lines.keys()) this.#lines.delete(server);
+    if (!this.#sticky) return;
+    for (const guest of this.#line.keys()) this.#standInLine(guest);
+  }
+
+  hasPlace(server: Server): boolean {
+    return server.open < this.#limit;
+  }
+
+  /** Finds `guest` a server and takes a place there; else it waits in line, or there is `none`. */
+  enter(guest: G): Server | "waits" | "none" {
+    const choice = this.#choose(guest);
+    if (choice === "none") return "none";
+    if (choice !== "anybody" && this.hasPlace(choice)) return this.#take(choice);
+    this.#wait(guest, choice);
+    return "waits";
+  }
+
+  /** Gives up a place at `server`. Somebody in line may be admitted then. */
+  leave(server: Server): void {
+    if (server.open === this.#limit) this.#usual = undefined;
+    server.open -= 1;
+  }
+
+  /** `guest` waits no longer. */
+  forget(guest: G): void {
+    const server = this.#line.get(guest);
+    this.#line.delete(guest);
+    if (server !== undefined) this.#lines.get(server)?.delete(guest);
+  }
+
+  /** The first in line who can be served, at `server` if that is given; taken out of the line. */
+  admit(server?: Server): { readonly guest: G; readonly to: Server | "none" } | undefined {
+    if (this.#line.size === 0) return undefined;
+    return this.#sticky && server !== undefined ? this.#admitOwn(server) : this.#admitAny();
+  }
+
+  #admitOwn(server: Server): { guest: G; to: Server } | undefined {
+    if (!this.hasPlace(server)) return undefined;
+    for (const guest of this.#lines.get(server) ?? []) {
+      this.forget(guest);
+      return { guest, to: this.#take(server) };
+    }
+    return undefined;
+  }
+
+  #admitAny(): { guest: G; to: Server | "none" } | undefined {
+    let newcomersWait = false;
+    for (const guest of this.#line.keys()) {
+      const isNewcomer = guest.tried.length === 0 && !this.#sticky;
+      if (isNewcomer && newcomersWait) continue; // as the one before it
+      const choice = this.#choose(guest);
+      const waits = choice === "anybody" || (choice !== "none" && !this.hasPlace(choice));
+      if (isNewcomer && waits) newcomersWait = true;
+      if (waits) continue;
+      this.forget(guest);
+      return { guest, to: choice === "none" ? "none" : this.#take(choice) };
+    }
+    return undefined;
+  }
+
+  #take(server: Server): Server {
+    server.open += 1;
+    server.stats.total += 1;
+    if (server.open === this.#limit) this.#usual = undefined;
+    return server;
+  }
+
+  #wait(guest: G, choice: Server | "anybody"): void {
+    const server = choice === "anybody" ? undefined : choice;
+    this.#line.set(guest, server);
+    if (server === undefined) return;
+    const line = this.#lines.get(server);
+    if (line === undefined) this.#lines.set(server, new Set([guest]));
+    else line.add(guest);
+  }
+
+  /** Finds out anew for whom a guest waits that keeps its place in line. */
+  #standInLine(guest: G): void {
+    const choice = this.#choose(guest);
+    if (choice !== "none") this.#wait(guest, choice);
+  }
+
+  /** A server, which may be full: then `guest` waits for it; `anybody`: it waits for any of several. */
+  #choose(guest: G): Server | "anybody" | "none" {
+    if (guest.tried.length === 0) {
+      this.#usual ??= this.#choicesFor(guest);
+      return this.#among(this.#usual, guest) ?? this.#lastResort(guest);
+    }
+    if (guest.tried.length >= MOST_TRIED) return "none";
+    return this.#among(this.#choicesFor(guest), guest) ?? this.#lastResort(guest);
+  }
+
+  #among({ serving, free }: Choices, guest: G): Server | "anybody" | undefined {
+    if (serving.length === 0) return undefined;
+    const candidates = this.#sticky ? serving : free;
+    return candidates.length === 0 ? "anybody" : this.#picked(candidates, guest);
+  }
+
+  /** Backups are for those who have failed at all others, and for the time when no other serves. */
+  #choicesFor(guest: G): Choices {
+    const isLastTry = guest.tried.length === MOST_TRIED - 1;
+    const primaries = this.#untried(this.#primaries, guest).filter(takesClients);
+    const backups = this.#untried(this.#backups, guest).filter(takesClients);
+    const useBackups = primaries.length === 0 || (isLastTry && backups.length > 0);
+    return this.#withPlaces(useBackups ? backups : primaries);
+  }
+
+  /** With no server left up, one that is down may still be better than none. */
+  #lastResort(guest: G): Server | "anybody" | "none" {
+    for (const servers of [this.#primaries, this.#backups]) {
+      const down = this.#untried(servers, guest).filter(isOpen);
+      const choice = this.#among(this.#withPlaces(down), guest);
+      if (choice !== undefined) return choice;
+    }
+    return "none";
+  }
+
+  #withPlaces(serving: readonly Server[]): Choices {
+    if (this.#limit === Infinity) return { serving, free: serving };
+    return { serving, free: serving.filter((server) => this.hasPlace(server)) };
+  }
+
+  #untried(servers: readonly Server[], { tried }: G): readonly Server[] {
+    if (tried.length === 0) return servers;
+    return servers.filter((server) => !tried.some((attempt) => attempt.server === server));
+  }
+
+  /** A picker that returns nothing is a bug, and ends the program as one that throws does. */
+  #picked(servers: readonly Server[], guest: G): Server {
+    const server: Server | undefined = this.#pick(servers, guest.clientAddress);
+    if (server === undefined) throw new TypeError("the algorithm picked no server");
+    return server;
+  }
+}
+
+// ─── PROXY protocol ──────────────────────────────────────────────────────────
+// One header before everything else says whom the bytes come from (version 1 is a line, version 2 is
+// binary). We write version 1, and read both from those who may say so. Pure.
+
+const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
+
+/** Version 1's line for a connection from `source` to `target`, where we listen. */
+export function proxyHeader(source: Address, target: Address): string {
+  const from = bareAddress(source.host);
+  const to = bareAddress(target.host);
+  const family = isIP(from);
+  if (family === 0 || family !== isIP(to)) return PROXY_UNKNOWN;
+  return `PROXY TCP${family} ${from} ${to} ${source.port} ${target.port}\r\n`;
+}
+
+/** Without the prefix of an IPv4 address in IPv6, and without a zone (`fe80::1%eth0`). */
+const bareAddress = (host: string): string => host.replace(/^::ffff:(?=\d+\.)|%.*$/g, "");
+
+/** What the first bytes are: a whole header, the beginning of one, or something else. `client` is
+ *  undefined where the header names none that speaks TCP over IP. */
+export type ProxyHeader =
+  | { readonly state: "more" }
+  | { readonly state: "bad"; readonly why: string }
+  | { readonly state: "done"; readonly length: number; readonly client: Address | undefined };
+
+const bad = (why: string): ProxyHeader => ({ state: "bad", why });
+const SIGNATURE = Buffer.from("\r\n\r\n\0\r\nQUIT\n", "latin1");
+const LONGEST_LINE = 107;
+
+/** Reads the header at the beginning of `bytes`. */
+export function readProxyHeader(bytes: Buffer): ProxyHeader {
+  const start = bytes.subarray(0, SIGNATURE.length);
+  if (start.equals(SIGNATURE.subarray(0, start.length))) return readVersion2(bytes);
+  return readVersion1(bytes);
+}
+
+function readVersion1(bytes: Buffer): ProxyHeader {
+  const text = bytes.toString("latin1", 0, LONGEST_LINE);
+  if (!"PROXY ".startsWith(text.slice(0, 6))) return bad("no PROXY header");
+  const end = text.indexOf("\n");
+  if (end === -1 && text.length >= LONGEST_LINE) return bad("the line is too long");
+  if (end === -1) return { state: "more" };
+  const line = text.slice(0, end + 1);
+  if (/^PROXY UNKNOWN[ \r]/.test(line) && line.endsWith("\r\n"))
+    return { state: "done", length: line.length, client: undefined };
+  const match = /^PROXY TCP([46]) (\S+) (\S+) (\d{1,5}) (\d{1,5})\r\n$/.exec(line);
+  if (match === null) return bad("a malformed line");
+  const [, family, from = "", to = "", fromPort, toPort] = match;
+  if (![from, to].every((host) => isIP(host) === Number(family))) return bad("a bad address");
+  if (![fromPort, toPort].every(isPort)) return bad("a bad port");
+  return {
+    state: "done",
+    length: line.length,
+    client: { host: bareAddress(from), port: Number(fromPort) },
+  };
+}
+
+/** A whole number up to 65535, without leading zeros. */
+const isPort = (text = ""): boolean => String(Number(text)) === text && Number(text) <= 65535;
+
+function readVersion2(bytes: Buffer): ProxyHeader {
+  const version = bytes[12];
+  if (version !== undefined && version !== 0x20 && version !== 0x21) return bad("a bad version");
+  const family = bytes[13];
+  if (family !== undefined && (family >> 4 > 3 || (family & 15) > 2)) return bad("a bad family");
+  if (bytes.length < 16) return { state: "more" };
+  const length = 16 + bytes.readUInt16BE(14);
+  const addresses = ADDRESS_BYTES[(family ?? 0) >> 4] ?? 0;
+  if (version === 0x21 && length < 16 + addresses) return bad("too short for its addresses");
+  if (bytes.length < length) return { state: "more" };
+  const client = version === 0x21 ? clientOf(bytes, family ?? 0) : undefined;
+  return { state: "done", length, client };
+}
+
+/** Of two addresses with their ports: unspecified, IPv4, IPv6, UNIX. */
+const ADDRESS_BYTES = [0, 12, 36, 216] as const;
+
+/** Who speaks TCP over IPv4 (0x11) or IPv6 (0x21). */
+function clientOf(bytes: Buffer, family: number): Address | undefined {
+  if (family === 0x11)
+    return { host: bytes.subarray(16, 20).join("."), port: bytes.readUInt16BE(24) };
+  if (family !== 0x21) return undefined;
+  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(16 + 2 * i).toString(16));
+  const host = new URL(`http://[${groups.join(":")}]`).hostname.slice(1, -1); // its shortest form
+  return { host: fromMapped(host), port: bytes.readUInt16BE(48) };
+}
+
+/** `127.0.0.1` for `::ffff:7f00:1`. */
+function fromMapped(host: string): string {
+  const [, high = "", low = ""] = /^::ffff:([\da-f]{1,4}):([\da-f]{1,4})$/.exec(host) ?? [];
+  if (high === "") return host;
+  const bits = parseInt(high, 16) * 65536 + parseInt(low, 16);
+  return [bits >>> 24, (bits >>> 16) & 255, (bits >>> 8) & 255, bits & 255].join(".");
+}
+
+/** Networks such as `10.0.0.0/8` or `fd00::/8`; a bare address is a network of one. */
+const networkList: Kind<BlockList> = {
+  expected: "networks with commas between, such as 10.0.0.0/8,fd00::/8",
+  read(text) {
+    const list = new BlockList();
+    const areGood = text.split(",").every((network) => addNetwork(list, network.trim()));
+    return areGood ? list : undefined;
+  },
+};
+
+function addNetwork(list: BlockList, network: string): boolean {
+  const [host = "", digits, rest] = network.split("/");
+  const family = isIP(host);
+  const most = family === 4 ? 32 : 128;
+  const bits = digits === undefined ? most : wholeNumber(0, most).read(digits);
+  if (family === 0 || bits === undefined || rest !== undefined) return false;
+  list.addSubnet(host, bits, family === 4 ? "ipv4" : "ipv6");
+  return true;
+}
+
+function isListed(list: BlockList | undefined, host: string): boolean {
+  if (list === undefined || isIP(host) === 0) return false;
+  return list.check(host, isIP(host) === 4 ? "ipv4" : "ipv6");
+}
+
 // ─── Relay ───────────────────────────────────────────────────────────────────
-// A connection is two sockets, bytes both ways, and one place (`end`) that decides how it ends. The
-// handlers are shared by all connections and find theirs through the socket: closures for each
-// would cost more than the forwarding.
+// A connection is two sockets, bytes both ways, a stage, and one way out: whatever happens ends in
+// `#settle` once both sockets are closed. It decides; what it needs of the world it asks of its
+// owner. The handlers are shared by all connections and find theirs through the socket: closures
+// for each would cost more than the forwarding.
 
 /** How an accepted connection may end. */
 export const REASONS = [
@@ -493,36 +1734,507 @@ export const REASONS = [
   "no_server",
   "queue_timeout",
   "limit",
+  "bad_proxy",
+  "unanswered",
   "drain_forced",
 ] as const;
 export type Reason = (typeof REASONS)[number];
 
-/**
- * Bytes that a socket may hold back for a slow reader before its source is paused; also the size of
- * a small read.
- */
+/** Bytes that are held back for a slow reader before its source is paused; also a small read. */
 const BUFFER_SIZE = 64 * 1024;
-/**
- * A read of this many bytes or more is a bulk transfer, and worth a buffer of its own, of this
- * size: larger ones cost less a byte (see the journal on cost), but each reader that has stalled
- * holds one.
- */
-const BULK = 16 * 1024;
-const BULK_BUFFER_SIZE = 128 * 1024;
-const NOTHING = Buffer.alloc(0);
+
+/** What a connection needs of a socket. A `Socket` is one; so is a test's recorder. */
+export type Wire = Pick<
+  Socket,
+  | "write"
+  | "end"
+  | "pause"
+  | "resume"
+  | "unshift"
+  | "connection"
+  | "once"
+  | "cork"
+  | "uncork"
+  | "destroy"
+  | "resetAndDestroy"
+  | "connecting"
+  | "destroyed"
+  | "writable"
+  | "writableLength"
+  | "writableNeedDrain"
+  | "writableEnded"
+  | "writableFinished"
+  | "localAddress"
+  | "localPort"
+>;
 
 /**
- * Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
- * and a clean end. A write of nothing asks the kernel for the error; on a socket that has been
- * ended, only a later read does.
+ * `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
+ * way; `relaying`; `closing`: its end is decided, and its sockets are being closed; `ended`.
  */
-const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
-const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
-/**
- * Reading of a client stops behind a chunk that `reread` puts back, which takes this; what may be
- * written to it is counted, not asked of the stream.
- */
-const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
+export type Stage = "greeting" | "queued" | "dialling" | "relaying" | "closing" | "ended";
+
+/** What a connection tells of a server, beside the failed dials that it counts itself. */
+export type Hint = "accepted" | "first byte" | "suspicious";
+
+/** What a connection asks of its owner. */
+export interface Owner {
+  readonly settings: RelaySettings;
+  readonly buffers: ReadBuffers;
+  now(): number;
+  /** The PROXY header that its server is sent first; "" for none. */
+  headerFor(connection: Connection): string;
+  /** It wants a (another) server: it will be dialled, or queued, or closed for want of one. */
+  place(connection: Connection): void;
+  /** It waits for nothing any more: no place, no deadline. */
+  rest(connection: Connection): void;
+  /** It holds its place at `server` no longer; once for each place. */
+  left(connection: Connection, server: Server): void;
+  /** A dial of it failed; `error` says how. True when that is our own shortage. */
+  dialFailed(connection: Connection, server: Server, error: Error): boolean;
+  saw(connection: Connection, server: Server, hint: Hint): void;
+  /** A turn of it begins; the server answers it; or it will have no answer. */
+  asked(connection: Connection, server: Server): void;
+  answered(connection: Connection, server: Server): void;
+  unasked(connection: Connection, server: Server): void;
+  /** Calls `turnEnds` at the end of the loop's turn. */
+  soon(connection: Connection): void;
+  /** Reads on from `wire` at the end of the loop's turn. */
+  resumeSoon(wire: Wire): void;
+  /** Resets `wire` when what was written to it has had its chance to arrive. */
+  resetLater(wire: Wire): void;
+  /** It has ended; exactly once. */
+  gone(connection: Connection): void;
+}
+
+export interface RelaySettings {
+  readonly abortOnClose: boolean;
+  /** Seconds within which a server that closes without a byte is suspect. */
+  readonly hold: number;
+}
+
+/** One direction: bytes so far, whether some moved since the last sweep, and whether it has ended. */
+interface Flow {
+  bytes: number;
+  moved: boolean;
+  ended: boolean;
+}
+const newFlow = (): Flow => ({ bytes: 0, moved: false, ended: false });
+
+/** What a connection starts with, shared by all: most never put anything in. */
+const NO_CHUNKS: Buffer[] = [];
+const NO_ATTEMPTS: readonly Attempt[] = [];
+const NOTHING = Buffer.alloc(0);
+
+export class Connection implements Guest {
+  readonly owner: Owner;
+  readonly client: Wire;
+  /** Whom the bytes come from: the peer, or whom its PROXY header names. */
+  source: Address;
+  readonly acceptedAt: number;
+  stage: Stage = "queued";
+  reason: Reason | undefined = undefined;
+  upstream: Wire | undefined = undefined;
+  /** Where it has a place. */
+  server: Server | undefined = undefined;
+  /** The server that it was connected to. */
+  reached: Server | undefined = undefined;
+  tried: readonly Attempt[] = NO_ATTEMPTS;
+  /** The key under which its client's connections are counted; "" while it is not. */
+  countedAs = "";
+  /** A dial failed for want of our own descriptors or ports. */
+  ranShort = false;
+  readonly up: Flow = newFlow();
+  readonly down: Flow = newFlow();
+  /** When things happened; 0 for not yet. A turn begins with `askedAt` and its answer sets it to 0. */
+  dialledAt = 0;
+  connectedAt = 0;
+  firstByteAt = 0;
+  askedAt = 0;
+  quietSince: number;
+  /** Seconds spent in the queue, and since when it is there now. */
+  queuedFor = 0;
+  queuedAt = 0;
+  /** Client's bytes that no server has been given yet. */
+  #kept = NO_CHUNKS;
+  #keptBytes = 0;
+  #isPutOff = false;
+  #isRereading = false;
+  #clientClosed = false;
+  #endsUnanswered = false;
+
+  constructor(owner: Owner, client: Wire, source: Address) {
+    this.owner = owner;
+    this.client = client;
+    this.source = source;
+    this.acceptedAt = owner.now();
+    this.quietSince = this.acceptedAt;
+  }
+
+  get clientAddress(): string {
+    return this.source.host;
+  }
+
+  get clientName(): string {
+    return formatAddress(this.source);
+  }
+
+  /** The client has sent nothing at all. */
+  get isSilent(): boolean {
+    return this.up.bytes + this.#keptBytes === 0;
+  }
+
+  // --- stages ---
+
+  /** A PROXY header comes first, and says who the client is. */
+  greet(): void {
+    this.stage = "greeting";
+  }
+
+  queue(): void {
+    this.stage = "queued";
+    this.queuedAt = this.owner.now();
+  }
+
+  /** It has a place at `server`, and `wire` is being connected to it. */
+  dial(server: Server, wire: Wire): void {
+    const now = this.owner.now();
+    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
+    this.queuedAt = 0;
+    this.stage = "dialling";
+    this.server = server;
+    this.upstream = wire;
+    this.dialledAt = now;
+    this.connectedAt = 0;
+  }
+
+  /** The server is there: everything that waited for it goes out. */
+  connected(): void {
+    const { server, upstream } = this;
+    if (upstream === undefined || server === undefined) return;
+    this.connectedAt = this.owner.now();
+    this.quietSince = this.connectedAt;
+    this.reached = server;
+    this.owner.saw(this, server, "accepted");
+    const isLate = this.stage === "closing"; // its client has left: what it said still arrives
+    if (!isLate) this.stage = "relaying";
+    const header = this.owner.headerFor(this);
+    if (header !== "") upstream.write(header);
+    if (!this.isSilent) this.#beginTurn();
+    this.#flush(upstream);
+    if (isLate) this.owner.resetLater(upstream);
+    else if (this.up.ended) this.#putOff();
+  }
+
+  /** The dial failed: it goes to a server that it has not tried. */
+  dialFailed(error: Error): void {
+    const { server, upstream } = this;
+    if (server === undefined) return;
+    if (upstream !== undefined) silence(upstream);
+    this.upstream = undefined;
+    this.tried = [...this.tried, { server, why: reasonOf(error) }];
+    if (this.owner.dialFailed(this, server, error)) this.ranShort = true;
+    this.#leave();
+    if (this.stage === "closing") return this.#settle();
+    if (this.up.ended && this.#hasLeft()) return this.close("client_reset");
+    this.queue();
+    this.owner.place(this);
+  }
+
+  // --- the client's side ---
+
+  clientSent(chunk: Buffer): void {
+    const { stage, upstream } = this;
+    if (stage === "closing" || stage === "ended") return;
+    if (HIDES_RESETS && this.client.writableEnded && this.#reread(chunk)) return;
+    if (stage !== "relaying" || upstream === undefined) return this.#keepEarly(chunk);
+    if (this.askedAt === 0 && this.#keptBytes === 0) {
+      this.#beginTurn();
+      this.#sendUp(upstream, chunk);
+      return;
+    }
+    // A server may answer early and close. Writing to it then fails, and would lose its last words:
+    // so later chunks of a turn wait until what has come in during this turn of the loop is read.
+    this.#keep(chunk);
+    this.#putOff();
+  }
+
+  #keepEarly(chunk: Buffer): void {
+    this.#keep(chunk);
+    if (this.stage === "greeting") this.#readGreeting();
+  }
+
+  #keep(chunk: Buffer): void {
+    if (this.#kept === NO_CHUNKS) this.#kept = [chunk];
+    else this.#kept.push(chunk);
+    this.#keptBytes += chunk.length;
+    if (this.#keptBytes >= BUFFER_SIZE) this.client.pause();
+  }
+
+  #readGreeting(): void {
+    const bytes = Buffer.concat(this.#kept);
+    this.#kept = [bytes];
+    const greeting = readProxyHeader(bytes);
+    if (greeting.state === "more") return;
+    if (greeting.state === "bad") return this.close("bad_proxy");
+    if (greeting.client !== undefined) this.source = greeting.client;
+    const rest = bytes.subarray(greeting.length);
+    this.#kept = rest.length > 0 ? [rest] : NO_CHUNKS;
+    this.#keptBytes = rest.length;
+    this.owner.rest(this);
+    this.queue();
+    this.owner.place(this);
+  }
+
+  clientFinished(): void {
+    this.up.ended = true;
+    if (this.stage === "greeting") return this.close(this.isSilent ? "client_reset" : "bad_proxy");
+    // One that gives up in the queue has left as surely as one that resets, and is counted as such.
+    if (this.stage === "queued" && this.#hasLeft()) return this.close("client_reset");
+    if (this.stage === "dialling" && this.owner.settings.abortOnClose) this.#giveUpDial();
+    if (this.stage === "relaying") this.#putOff();
+  }
+
+  #hasLeft(): boolean {
+    return this.isSilent || this.owner.settings.abortOnClose;
+  }
+
+  clientLost(): void {
+    if (this.stage === "dialling") this.#giveUpDial();
+    else this.close("client_reset");
+  }
+
+  /** The client leaves before its server is there: a server that lets clients wait is suspect. */
+  #giveUpDial(): void {
+    const { server } = this;
+    const waited = this.owner.now() - this.dialledAt;
+    if (server !== undefined && waited > this.owner.settings.hold)
+      this.owner.saw(this, server, "suspicious");
+    this.close("client_reset");
+  }
+
+  // --- the server's side ---
+
+  /** Returns false when no more should be read for now. */
+  serverSent(size: number, buffer: Uint8Array): boolean {
+    const { server, client, upstream, owner } = this;
+    if (this.stage !== "relaying" || upstream === undefined) return false;
+    if (server !== undefined) {
+      server.health.received += size;
+      if (this.down.bytes === 0) this.#sawFirstByte(server);
+      if (this.askedAt !== 0) owner.answered(this, server);
+    }
+    this.down.moved = true;
+    this.down.bytes += size;
+    if (!owner.buffers.writeTo(client, size, buffer)) {
+      client.once("drain", onDrain);
+      return false;
+    }
+    if (!HIDES_RESETS || !upstream.writableEnded) return true;
+    owner.resumeSoon(upstream); // by then a reset behind these bytes shows as one
+    return false;
+  }
+
+  #sawFirstByte(server: Server): void {
+    this.firstByteAt = this.owner.now();
+    this.owner.saw(this, server, "first byte");
+  }
+
+  serverFinished(): void {
+    this.down.ended = true;
+    if (this.stage !== "relaying") return;
+    this.#suspectEarlyEnd();
+    if (this.askedAt !== 0 && !this.up.ended) this.#endsUnanswered = true;
+    this.#putOff();
+  }
+
+  serverLost(error: Error): void {
+    if (this.connectedAt === 0) return this.dialFailed(error);
+    if (this.stage === "relaying") this.#suspectEarlyEnd();
+    this.close("server_reset");
+  }
+
+  /** A server that closes at once, unasked and without a byte, may not really have accepted. */
+  #suspectEarlyEnd(): void {
+    const { server, owner } = this;
+    if (server === undefined || this.down.bytes > 0 || this.up.ended) return;
+    if (owner.now() - this.connectedAt < owner.settings.hold) owner.saw(this, server, "suspicious");
+  }
+
+  // --- writing ---
+
+  #sendUp(upstream: Wire, chunk: Buffer): void {
+    this.up.moved = true;
+    this.up.bytes += chunk.length;
+    if (this.server !== undefined) this.server.stats.bytesToServer += chunk.length;
+    if (upstream.write(chunk)) return;
+    this.client.pause();
+    upstream.once("drain", onDrain);
+  }
+
+  #flush(upstream: Wire): void {
+    const chunks = this.#kept;
+    const wasFull = this.#keptBytes >= BUFFER_SIZE;
+    this.#kept = NO_CHUNKS;
+    this.#keptBytes = 0;
+    if (chunks.length > 1) upstream.cork();
+    for (const chunk of chunks) this.#sendUp(upstream, chunk);
+    if (chunks.length > 1) upstream.uncork();
+    if (wasFull && !upstream.writableNeedDrain) this.client.resume();
+  }
+
+  #beginTurn(): void {
+    const { server } = this;
+    if (server !== undefined) this.owner.asked(this, server);
+  }
+
+  #putOff(): void {
+    if (this.#isPutOff) return;
+    this.#isPutOff = true;
+    this.owner.soon(this);
+  }
+
+  /**
+   * The loop's turn ends: what was put off is written, and the ends that have come in are passed on,
+   * each in its own direction. With both there and nothing left to write, one close each does for
+   * two shutdowns.
+   */
+  turnEnds(): void {
+    this.#isPutOff = false;
+    const { client, upstream, up, down } = this;
+    if (this.stage !== "relaying" || upstream === undefined) return;
+    if (this.#keptBytes > 0) this.#flush(upstream);
+    const isAllSaid = client.writableLength === 0 && upstream.writableLength === 0;
+    if (up.ended && down.ended && isAllSaid) {
+      this.#leave();
+      client.destroy();
+      upstream.destroy();
+      return;
+    }
+    if (up.ended && !upstream.writableEnded) upstream.end();
+    if (down.ended && !client.writableEnded) client.end();
+  }
+
+  /** Puts `chunk` back for the next turn, once: by then a reset behind it shows as one. */
+  #reread(chunk: Buffer): boolean {
+    this.#isRereading = !this.#isRereading;
+    if (!this.#isRereading) return false;
+    this.client.pause();
+    this.client.unshift(chunk);
+    this.owner.resumeSoon(this.client);
+    return true;
+  }
+
+  /** What was held back for `wire` has been written: its source may go on. */
+  drained(wire: Wire): void {
+    if (this.stage === "closing" || this.stage === "ended") return;
+    if (wire === this.client) this.upstream?.resume();
+    else if (this.#keptBytes < BUFFER_SIZE) this.client.resume();
+  }
+
+  /** A side that is not read from shows no reset by itself; a write of nothing does. */
+  askStoppedSide(): void {
+    const stopped = this.#stoppedSide();
+    if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
+  }
+
+  #stoppedSide(): Wire | undefined {
+    const { client, upstream, stage } = this;
+    if (stage === "closing" || stage === "ended") return undefined;
+    if (stage !== "relaying" && this.#keptBytes >= BUFFER_SIZE) return client;
+    if (upstream?.writableNeedDrain) return client;
+    return client.writableNeedDrain ? upstream : undefined;
+  }
+
+  /** To be called now and then; says whether it has been quiet for `seconds`. */
+  isQuietFor(seconds: number, now: number): boolean {
+    const { up, down } = this;
+    if (up.moved || down.moved) this.quietSince = now;
+    up.moved = false;
+    down.moved = false;
+    return this.stage === "relaying" && now - this.quietSince >= seconds;
+  }
+
+  // --- the end ---
+
+  /** Decides the end, for `reason`: each socket is closed as this reason looks to it. The first
+   *  reason stands. */
+  close(reason: Reason): void {
+    const { stage, upstream, client } = this;
+    if (stage === "closing" || stage === "ended") return;
+    if (reason === "client_reset" && stage === "relaying" && upstream) this.#flush(upstream);
+    if (reason !== "client_reset" || stage !== "dialling") this.#dropKept();
+    this.stage = "closing";
+    this.reason = reason;
+    this.owner.rest(this);
+    for (const wire of [client, upstream]) {
+      if (wire !== undefined && !wire.destroyed) this.#closeWire(wire, reason);
+    }
+  }
+
+  #dropKept(): void {
+    this.#kept = NO_CHUNKS;
+    this.#keptBytes = 0;
+  }
+
+  #closeWire(wire: Wire, reason: Reason): void {
+    if (reason === "client_reset" || reason === "server_reset") this.#passOnReset(wire);
+    else if (reason === "idle_timeout" && this.#mayEndCleanly(wire)) wire.destroy();
+    else reset(wire);
+  }
+
+  /** Half a reply must not look like a whole one: idle, a client gets a FIN only from a server that
+   *  has proved well since it fell silent. */
+  #mayEndCleanly(wire: Wire): boolean {
+    const { client, upstream, server } = this;
+    if (wire !== client) return wire.writableLength === 0;
+    const isSent = client.writableLength === 0 && (upstream?.writableLength ?? 0) === 0;
+    return isSent && server !== undefined && server.health.provedAt > this.quietSince;
+  }
+
+  /** What was received before a reset goes first; a reset discards even what the kernel still holds,
+   *  hence the grace. */
+  #passOnReset(wire: Wire): void {
+    const flow = wire === this.client ? this.down : this.up;
+    const hasJustMoved = flow.moved || this.owner.now() - this.quietSince < GRACE;
+    const isBusy = wire.connecting || wire.writableLength > 0 || isShuttingDown(wire);
+    if (hasJustMoved || isBusy) this.owner.resetLater(wire);
+    else reset(wire);
+  }
+
+  sideClosed(wire: Wire): void {
+    if (wire === this.client) {
+      this.#clientClosed = true;
+      if (!this.up.ended) this.clientLost();
+    } else if (wire === this.upstream) {
+      if (this.stage === "dialling") return this.dialFailed(CLOSED);
+      if (!this.down.ended) this.close("server_reset");
+      this.upstream = undefined;
+      this.#leave();
+    }
+    this.#settle();
+  }
+
+  /** Gives up its place, once; a turn that still waits for its answer will have none. */
+  #leave(): void {
+    const { server } = this;
+    if (server === undefined) return;
+    if (this.askedAt !== 0) this.owner.unasked(this, server);
+    this.server = undefined;
+    this.owner.left(this, server);
+  }
+
+  /** The only way to `ended`: both sides are closed. */
+  #settle(): void {
+    if (this.stage === "ended" || !this.#clientClosed || this.upstream !== undefined) return;
+    this.#leave();
+    this.stage = "ended";
+    this.reason ??= this.#endsUnanswered ? "unanswered" : "ok";
+    this.owner.gone(this);
+  }
+}
+
+const CLOSED = new Error("closed");
 
 declare module "node:net" {
   interface Socket {
@@ -531,313 +2243,135 @@ declare module "node:net" {
   }
 }
 
-class Connection {
-  readonly balancer: LoadBalancer;
-  readonly client: Socket;
-  readonly clientAddress: string;
-  readonly clientName: string;
-  readonly acceptedAt: number;
-  /** The socket to the server, from the dial on. */
-  upstream: Socket | undefined = undefined;
-  /** The server that counts this connection as one of its own. */
-  server: Server | undefined = undefined;
-  serverName: string | null = null;
-  /** Servers that could not be connected to. */
-  tried: Server[] = [];
-  /** Sent by the client before there was a server to send it to. */
-  early: Buffer[] = [];
-  earlyBytes = 0;
-  relaying = false;
-  rereading = false;
-  clientEnded = false;
-  serverEnded = false;
-  clientClosed = false;
-  reason: Reason | undefined = undefined;
-  bytesToServer = 0;
-  bytesToClient = 0;
-  /** Bytes went that way since the last sweep. */
-  movedToServer = false;
-  movedToClient = false;
-  dialledAt = 0;
-  connectedAt = 0;
-  quietSince: number;
-  /** When the client began the turn that the server has not answered yet; 0 between turns. */
-  askedAt = 0;
+// --- handlers, shared by all sockets ---
 
-  constructor(balancer: LoadBalancer, client: Socket) {
-    this.balancer = balancer;
-    this.client = client;
-    this.acceptedAt = this.quietSince = clock();
-    client.connection = this;
-    client.on("error", onError).on("data", onClientData).on("end", onEnd).on("close", onClose);
-    const { remoteAddress, remotePort } = client; // undefined once the client has gone, so read now
-    this.clientAddress = remoteAddress?.replace(/^::ffff:(?=\d+\.)/, "") ?? "unknown";
-    this.clientName = formatAddress({ host: this.clientAddress, port: remotePort ?? 0 });
-  }
-
-  /**
-   * Starts an attempt at `server`. It ends in `balancer.connected` or `balancer.connectFailed`, or
-   * with the connection.
-   */
-  dial(server: Server): void {
-    this.dialledAt = clock();
-    const { onread } = this.balancer.readBuffers;
-    const options = {
-      ...server.address,
-      onread,
-      allowHalfOpen: true,
-      noDelay: true,
-      autoSelectFamily: false,
-      highWaterMark: BUFFER_SIZE,
-    };
-    const upstream = connect(options);
-    upstream.connection = this;
-    this.upstream = upstream
-      .on("error", onError)
-      .on("connect", onConnect)
-      .on("end", onEnd)
-      .on("close", onClose);
-  }
-
-  /** Gives up the current attempt, without a word to its socket's handlers. */
-  abandonDial(): void {
-    if (this.upstream === undefined) return;
-    this.upstream.connection = undefined;
-    this.upstream.destroy();
-    this.upstream = undefined;
-  }
-
-  /** The server is there: everything that waited for it goes out. */
-  startRelay(upstream: Socket): void {
-    this.relaying = true;
-    this.connectedAt = this.quietSince = clock();
-    const { early } = this;
-    this.early = [];
-    if (this.balancer.options.sendProxy) upstream.write(proxyHeader(this.client));
-    for (const chunk of early) this.toServer(upstream, chunk);
-    if (!upstream.writableNeedDrain) this.client.resume();
-    if (this.clientEnded) this.balancer.halfCloseSoon(this);
-  }
-
-  fromClient(chunk: Buffer): void {
-    if (this.relaying && this.upstream !== undefined) return this.toServer(this.upstream, chunk);
-    this.early.push(chunk);
-    this.earlyBytes += chunk.length;
-    if (this.earlyBytes >= BUFFER_SIZE) this.client.pause();
-  }
-
-  /** Puts `chunk` back for the next turn, once: by then a reset behind it shows as one. */
-  reread(chunk: Buffer): boolean {
-    this.rereading = !this.rereading;
-    if (!this.rereading) return false;
-    this.client.pause().unshift(chunk);
-    this.balancer.resumeSoon(this.client);
-    return true;
-  }
-
-  toServer(upstream: Socket, chunk: Buffer): void {
-    this.movedToServer = true;
-    this.bytesToServer += chunk.length;
-    if (this.server !== undefined) this.server.bytesToServer += chunk.length;
-    if (this.askedAt === 0) this.balancer.asked(this);
-    if (upstream.write(chunk)) return;
-    this.client.pause();
-    upstream.once("drain", onDrain);
-  }
-
-  /** Returns false when no more should be read for now. */
-  toClient(upstream: Socket, size: number, buffer: Uint8Array): boolean {
-    const { server, client } = this;
-    if (server !== undefined) {
-      server.bytesToClient += size;
-      if (this.bytesToClient === 0 || !server.spoke) this.balancer.spoke(server);
-      if (this.askedAt !== 0) this.balancer.answered(this, server);
-    }
-    this.movedToClient = true;
-    this.bytesToClient += size;
-    if (!this.balancer.readBuffers.writeTo(client, size, buffer)) {
-      client.once("drain", onDrain);
-      return false;
-    }
-    if (!HIDES_RESETS || !upstream.writableEnded) return true;
-    this.balancer.resumeSoon(upstream); // by then a reset behind these bytes shows as one
-    return false;
-  }
-
-  /** One side has said its last byte. */
-  sideEnded(side: Socket): void {
-    if (side === this.client) this.clientEnded = true;
-    else this.serverEnded = true;
-    if (this.closedEarly(side))
-      this.balancer.failed(this.server, "accepted, and closed without a byte", true);
-    if (this.relaying) this.balancer.halfCloseSoon(this);
-    else if (this.bytesToServer + this.earlyBytes === 0) this.balancer.leaveQueue(this);
-  }
-
-  /** A server that closes within a second, unasked and without a byte, has not really accepted. */
-  closedEarly(side: Socket): boolean {
-    return (
-      side === this.upstream &&
-      this.relaying &&
-      this.bytesToClient === 0 &&
-      !this.clientEnded &&
-      clock() - this.connectedAt < 1
-    );
-  }
-
-  /** The trial is over also when nobody speaks: its server has not closed within that second. */
-  hasPassedTrial(now: number): boolean {
-    return (
-      this.relaying &&
-      this.reason === undefined &&
-      this.dialledAt >= (this.server?.since ?? now) &&
-      now - this.connectedAt >= 1
-    );
-  }
-
-  /**
-   * Passes on the ends that have come in. With both there and nothing left to write, one close each
-   * does for two shutdowns.
-   */
-  halfClose(): void {
-    const { client, upstream } = this;
-    if (this.reason !== undefined || upstream === undefined) return;
-    if (
-      this.clientEnded &&
-      this.serverEnded &&
-      client.writableLength === 0 &&
-      upstream.writableLength === 0
-    ) {
-      client.destroy();
-      upstream.destroy();
-      return;
-    }
-    if (this.clientEnded && !upstream.writableEnded) upstream.end();
-    if (this.serverEnded && !client.writableEnded) client.end();
-  }
-
-  /**
-   * Ends the connection for `reason`, in the way that this reason looks to each side. The first
-   * reason stands.
-   */
-  end(reason: Reason): void {
-    if (this.reason !== undefined) return;
-    this.reason = reason;
-    // else an attempt that succeeds at once still delivers it
-    if (reason !== "client_reset" || this.upstream === undefined) this.early = [];
-    this.balancer.forget(this);
-    for (const socket of [this.client, this.upstream]) {
-      if (socket === undefined || socket.destroyed) continue;
-      if (reason === "client_reset" || reason === "server_reset") this.passOnReset(socket);
-      else if (reason === "idle_timeout" && socket.writableLength === 0) socket.destroy();
-      else reset(socket);
-    }
-  }
-
-  /**
-   * What was received before a reset goes first; a reset discards even what the kernel still holds,
-   * hence the grace.
-   */
-  passOnReset(socket: Socket): void {
-    const moved =
-      (socket === this.client ? this.movedToClient : this.movedToServer) ||
-      (clock() - this.quietSince) * 1000 < Resets.GRACE;
-    if (moved || socket.writableLength > 0 || isShuttingDown(socket))
-      this.balancer.resetSoon(socket);
-    else reset(socket);
-  }
-
-  /**
-   * A side that is not read from shows no reset by itself; a write of nothing does. To be called
-   * now and then.
-   */
-  askStoppedSide(): void {
-    const { client, upstream } = this;
-    const stopped = !this.relaying
-      ? this.earlyBytes >= BUFFER_SIZE && client
-      : upstream?.writableNeedDrain
-        ? client
-        : client.writableNeedDrain && upstream;
-    if (stopped && stopped.writable && stopped.writableLength === 0) stopped.write(NOTHING);
-  }
-
-  sideClosed(side: Socket): void {
-    const ended = side === this.client ? this.clientEnded : this.serverEnded;
-    if (side === this.client) this.clientClosed = true;
-    else this.upstream = undefined;
-    if (!ended) this.end(side === this.client ? "client_reset" : "server_reset");
-    if (side !== this.client) this.balancer.leaveServer(this);
-    if (this.clientClosed && this.upstream === undefined) this.balancer.ended(this);
-  }
+function handleClient(client: Socket, connection: Connection): void {
+  client.connection = connection;
+  client.on("error", onError).on("data", onClientData).on("end", onEnd).on("close", onClose);
 }
 
-/** The PROXY protocol's first line (version 1), which tells a server whom the bytes come from. */
-function proxyHeader({ remoteAddress, remotePort, localAddress, localPort }: Socket): string {
-  const [from = "", to = ""] = [remoteAddress, localAddress].map((address) =>
-    address?.replace(/^::ffff:(?=\d+\.)|%.*$/g, ""),
-  ); // no zone (fe80::1%eth0) either
-  return isIP(from) === 0 || isIP(from) !== isIP(to)
-    ? PROXY_UNKNOWN
-    : `PROXY TCP${isIP(from)} ${from} ${to} ${remotePort} ${localPort}\r\n`;
+function handleUpstream(upstream: Socket, connection: Connection): void {
+  upstream.connection = connection;
+  upstream.on("error", onError).on("connect", onConnect).on("end", onEnd).on("close", onClose);
 }
-const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 
 function onClientData(this: Socket, chunk: Buffer): void {
-  const connection = this.connection;
-  if (connection === undefined || connection.reason !== undefined) return;
-  if (HIDES_RESETS && this.writableEnded && connection.reread(chunk)) return;
-  connection.fromClient(chunk);
+  this.connection?.clientSent(chunk);
 }
 
+/** `buffer` is ours and is read into again: see `ReadBuffers`. */
 function onServerData(this: Socket, size: number, buffer: Uint8Array): boolean {
-  return (
-    this.connection !== undefined &&
-    this.connection.reason === undefined &&
-    this.connection.toClient(this, size, buffer)
-  );
+  return this.connection?.serverSent(size, buffer) ?? false;
 }
 
 function onConnect(this: Socket): void {
-  this.connection?.balancer.connected(this.connection, this);
+  const { connection } = this;
+  if (connection === undefined) return;
+  if (!isSelfConnected(this)) return connection.connected();
+  this.resetAndDestroy(); // so that the port is free again at once
+  connection.dialFailed(new Error(MET_ITSELF));
 }
 
 function onEnd(this: Socket): void {
   if (HIDES_RESETS && !this.writableEnded && !this.destroyed) this.write(NOTHING);
-  this.connection?.sideEnded(this);
+  const { connection } = this;
+  if (this === connection?.client) connection.clientFinished();
+  else connection?.serverFinished();
 }
 
-/** What was held back for `this` has been written: its source may go on. */
-function onDrain(this: Socket): void {
-  const connection = this.connection;
-  const source = this === connection?.client ? connection.upstream : connection?.client;
-  if (connection?.reason === undefined) source?.resume();
+function onDrain(this: Wire): void {
+  this.connection?.drained(this);
 }
 
 function onError(this: Socket, error: Error): void {
-  const connection = this.connection;
-  if (connection === undefined) return; // an attempt that was given up
-  if (this === connection.client) return connection.end("client_reset");
-  if (!connection.relaying) return connection.balancer.connectFailed(connection, error);
-  if (connection.closedEarly(this))
-    connection.balancer.failed(connection.server, "accepted, and reset without a byte", true);
-  connection.end("server_reset");
+  const { connection } = this;
+  if (this === connection?.client) connection.clientLost();
+  else connection?.serverLost(error);
 }
 
 function onClose(this: Socket): void {
   this.connection?.sideClosed(this);
 }
 
-/**
- * Its last bytes are with the kernel and the FIN is on its way: libuv refuses to reset such a
- * socket.
- */
-const isShuttingDown = (socket: Socket): boolean =>
-  socket.writableEnded && socket.writableLength === 0 && !socket.writableFinished;
-
-function reset(socket: Socket): void {
-  if (socket.connecting || isShuttingDown(socket)) socket.destroy();
-  else socket.resetAndDestroy();
+/** Gives up a socket, without a word to its handlers. */
+function silence(wire: Wire): void {
+  wire.connection = undefined;
+  wire.destroy();
 }
+
+/**
+ * Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data and
+ * a clean end. A write of nothing asks the kernel for the error; on a socket that has been ended,
+ * only a later read does.
+ */
+const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
+const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
+/**
+ * Reading of a client stops behind a chunk that is put back to be read once more, which takes this;
+ * what may be written to it is counted, not asked of the stream.
+ */
+const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
+
+// --- resets ---
+
+/** How long the kernel has for bytes that it was given before a reset discards them, in seconds; and
+ *  how long bytes that it has not taken are waited for. */
+const GRACE = 0.05;
+const PATIENCE = 2;
+
+/** Its last bytes are with the kernel and the FIN is on its way: libuv refuses to reset it. */
+const isShuttingDown = (wire: Wire): boolean =>
+  wire.writableEnded && wire.writableLength === 0 && !wire.writableFinished;
+
+function reset(wire: Wire): void {
+  if (wire.connecting || isShuttingDown(wire)) wire.destroy();
+  else wire.resetAndDestroy();
+}
+
+/** Sockets to be reset when what was written to them has had its chance to arrive: a few of them,
+ *  looked at often. */
+export class Resets {
+  readonly #now: () => number;
+  readonly #waiting = new Map<Wire, { readonly deadline: number; at: number }>();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(now: () => number) {
+    this.#now = now;
+  }
+
+  add(wire: Wire): void {
+    const now = this.#now();
+    wire.pause();
+    this.#waiting.set(wire, { deadline: now + PATIENCE, at: now + GRACE });
+    this.#timer ??= setInterval(() => this.#look(this.#now()), (GRACE / 2) * 1000);
+  }
+
+  /** Waits no longer for any of them. */
+  now(): void {
+    this.#look(Infinity);
+  }
+
+  #look(now: number): void {
+    for (const [wire, when] of this.#waiting) {
+      if (wire.writableLength > 0) when.at = now + GRACE;
+      if (now < Math.min(when.at, when.deadline) && !wire.destroyed) continue;
+      this.#waiting.delete(wire);
+      if (!wire.destroyed) reset(wire);
+    }
+    if (this.#waiting.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+}
+
+// --- buffers ---
+
+/**
+ * A read of this many bytes or more is a bulk transfer, and worth a buffer of its own, of that size:
+ * larger ones cost less a byte (see the journal on cost), but each reader that has stalled holds one.
+ */
+const BULK = 16 * 1024;
+const BULK_BUFFER_SIZE = 128 * 1024;
 
 /**
  * The buffers into which servers' bytes are read. Small reads of all connections share one and are
@@ -845,7 +2379,7 @@ function reset(socket: Socket): void {
  * its own, which is written as it stands; it is read into again only if that write left nothing
  * queued, because what is queued still points into it.
  */
-class ReadBuffers {
+export class ReadBuffers {
   readonly #shared: Uint8Array = Buffer.allocUnsafeSlow(BUFFER_SIZE);
   #next = this.#shared;
   /** For `connect`: Node asks for the next buffer at the start, and after each callback. */
@@ -857,36 +2391,764 @@ class ReadBuffers {
     return next;
   }
 
-  /**
-   * Writes the first `size` bytes of `buffer` to `socket`; false when it should not be given more.
-   */
-  writeTo(socket: Socket, size: number, buffer: Uint8Array): boolean {
+  /** Writes the first `size` bytes of `buffer` to `wire`; false when it should not get more. */
+  writeTo(wire: Wire, size: number, buffer: Uint8Array): boolean {
     const bytes = buffer.subarray(0, size);
-    const bulk = size >= BULK;
-    if (buffer === this.#shared) {
-      if (bulk) this.#next = Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
-      socket.write(Buffer.from(bytes));
-    } else {
-      socket.write(bytes);
-      if (bulk)
-        this.#next =
-          socket.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
-    }
-    return socket.writableLength < BUFFER_SIZE;
+    if (buffer === this.#shared) this.#writeCopy(wire, bytes);
+    else this.#writeItself(wire, bytes, buffer);
+    return wire.writableLength < BUFFER_SIZE;
+  }
+
+  #writeCopy(wire: Wire, bytes: Uint8Array): void {
+    if (bytes.length >= BULK) this.#next = Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
+    wire.write(Buffer.from(bytes));
+  }
+
+  #writeItself(wire: Wire, bytes: Uint8Array, buffer: Uint8Array): void {
+    wire.write(bytes);
+    if (bytes.length < BULK) return;
+    this.#next = wire.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
   }
 }
 
-/**
- * Things that all may wait equally long: the first in is the first to expire, so one timer serves
- * them all.
- */
-class Deadlines<T> {
+// ─── Balancer ────────────────────────────────────────────────────────────────
+// Accepts clients, gives each a place, dials, keeps the time, and knows when to stop. It carries out
+// what the sections above decide. Everything that changes while it runs is here, in a `Connection`,
+// in `Places` or in a `Server`.
+
+/** Where the balancer gets its time and its connections from. */
+export interface World {
+  readonly clock: Clock;
+  readonly connect: (options: TcpNetConnectOpts & { readonly highWaterMark?: number }) => Socket;
+}
+const realWorld: World = {
+  clock: {
+    now: () => performance.now() / 1000,
+    after(seconds, action) {
+      const timer = setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER));
+      return () => clearTimeout(timer);
+    },
+  },
+  connect,
+};
+
+/** Seconds between two looks at everything that merely must not be forgotten. */
+const SWEEP = 1;
+/** How long a server that has vanished from the file or from DNS is remembered, in seconds. */
+const REMEMBER = 600;
+/** Checks begin spread over so many moments of the interval: a few at a time wake us less often. */
+const CHECK_MOMENTS = 20;
+/** A timer that fires later than this, in seconds, shows that we stood still. */
+const STOOD_STILL = 0.1;
+/** Seconds of silence after which the system asks whether a peer is there, without a time-out. */
+const KEEP_ALIVE = 60;
+
+/** Who changed which servers there are. */
+export type Editor = "start" | "file" | "names";
+/** A server that is configured no more: it finishes its connections, and is known if it returns. */
+interface Past {
+  readonly server: Server;
+  readonly removedAt: number;
+}
+
+export class LoadBalancer implements Owner {
+  readonly options: LoadBalancerOptions;
+  readonly settings: RelaySettings;
+  readonly buffers = new ReadBuffers();
+  readonly log: Log;
+  servers: readonly Server[] = [];
+  algorithm: Algorithm;
+  /** It is about to stop: `/healthz` says so. */
+  isDraining = false;
+  /** Why the servers file was refused last; null when it was not. */
+  fileError: string | null = null;
+  readonly turnTimes = newHistogram(FINE_BUCKETS);
+  readonly #world: World;
+  readonly #random: () => number;
+  readonly #past = new Map<string, Past>();
+  readonly #places: Places<Connection>;
+  readonly #health: Health;
+  readonly #listener: Listener;
+  /** Where it listens, once it does. */
+  #address: Address | undefined;
+  readonly #startedAt: number;
+  readonly #open = new Set<Connection>();
+  readonly #queue: Deadlines<Connection>;
+  readonly #dialling: Deadlines<Connection>;
+  readonly #greetings: Deadlines<Connection>;
+  readonly #patients: Patients;
+  readonly #addresses = new Map<string, number>();
+  readonly #resets: Resets;
+  readonly #sweeper: NodeJS.Timeout;
+  #putOff: Connection[] = [];
+  #resuming: Wire[] = [];
+  #isTurnAwaited = false;
+  #accepted = 0;
+  #retries = 0;
+  #refusedByAddress = 0;
+  /** What this machine ran short of last, and when. */
+  #shortage = { why: "", at: -Infinity };
+  readonly #ended: Record<Reason, number> = noEnds();
+  #allGone: (() => void) | undefined;
+  #endDelay: () => void = () => undefined;
+  readonly #undo: (() => void)[] = [];
+
+  constructor(options: LoadBalancerOptions, log: Log, world = realWorld) {
+    this.options = options;
+    this.log = log;
+    this.#world = world;
+    this.#startedAt = this.now();
+    this.#random = mulberry32(options.seed);
+    this.algorithm = options.algorithm;
+    this.#places = new Places(options.serverConnections);
+    this.#health = this.#newHealth();
+    this.settings = { abortOnClose: options.abortOnClose, hold: this.#health.hold };
+    this.#queue = new Deadlines(options.queueTimeout, (late) => late.close("queue_timeout"));
+    this.#dialling = new Deadlines(options.connectTimeout, dialTimedOut);
+    this.#greetings = new Deadlines(options.connectTimeout, (late) => late.close("bad_proxy"));
+    this.#patients = new Patients(Math.min(options.retryFor, options.queueTimeout), this);
+    this.#resets = new Resets(() => this.now());
+    this.#listener = createServer(listenerOptions(options), (client) => this.#accept(client));
+    this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
+    this.setAlgorithm(options.algorithm);
+    this.setServers(options.servers, "start");
+  }
+
+  #newHealth(): Health {
+    const { check, checkPort, checkInterval, fall, rise } = this.options;
+    const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
+    const rules = {
+      interval: checkInterval,
+      fall,
+      rise,
+      onlyWhoFailed: check.kind === "none",
+      clears: clearedBy(check, elsewhere),
+      asks: asks(check),
+      elsewhere,
+    };
+    return new Health(rules, this.#world.clock, this.#probe, {
+      changed: (server, by) => this.#healthChanged(server, by),
+      stillDown: (server) => this.#resetConnectionsOf(server),
+    });
+  }
+
+  now(): number {
+    return this.#world.clock.now();
+  }
+
+  /** Starts listening; returns the real address. Throws RunError. */
+  async listen(): Promise<Address> {
+    const { host, port, reusePort } = this.options;
+    const wanted = { host, port, backlog: 4096, ...(reusePort ? { reusePort } : {}) };
+    this.#address = await listen(this.#listener, wanted);
+    return this.#address;
+  }
+
+  // --- servers ---
+
+  /** Balances over `specs` from now on. Servers that stay, or return, keep what is known of them.
+   *  Changes nothing, and says why, where one of them is the balancer itself. */
+  setServers(specs: readonly ServerSpec[], by: Editor): string | undefined {
+    const problem = this.#address && complaintAboutItself(specs, this.#address);
+    if (problem !== undefined) return problem;
+    const before = new Set(this.servers);
+    const known = new Map(this.servers.map((server) => [server.name, server]));
+    let isReweighted = false;
+    const servers = specs.map((spec) => {
+      const server = known.get(formatAddress(spec));
+      if (server === undefined) return this.#recall(spec);
+      if (server.spec.weight !== spec.weight) isReweighted = true;
+      server.spec = spec;
+      return server;
+    });
+    this.servers = servers;
+    const staying = new Set(servers);
+    for (const server of before) if (!staying.has(server)) this.#remove(server, by);
+    const added = servers.filter((server) => !before.has(server));
+    for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
+    this.#weigh();
+    this.#places.setServers(servers);
+    if (isReweighted) this.#renewPicker();
+    this.#serve();
+    return undefined;
+  }
+
+  /** The server that `spec` names: one that was here within the last ten minutes is the same one. */
+  #recall(spec: ServerSpec): Server {
+    const past = this.#past.get(formatAddress(spec));
+    if (past === undefined) return newServer(spec, this.now());
+    this.#past.delete(past.server.name);
+    past.server.spec = spec;
+    return past.server;
+  }
+
+  #remove(server: Server, by: Editor): void {
+    this.#past.set(server.name, { server, removedAt: this.now() });
+    this.#health.forget(server);
+    const rest = server.open === 0 ? "" : `: ${server.open} of its connections go on`;
+    this.log.server(server, "removed", by, `was removed${rest}`);
+  }
+
+  #add(server: Server, phase: number, by: Editor): void {
+    const isStart = by === "start";
+    const moment = Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS;
+    const delay = isStart ? moment * this.options.checkInterval : 0;
+    if (server.spec.resolved) this.#health.watch(server, delay);
+    else cannotBeReached(server.health, "unresolved", this.now());
+    if (isStart) return;
+    server.warmSince = this.now();
+    const still = server.draining ? " (still drained)" : "";
+    this.log.server(server, "added", by, `was added${still}`);
+  }
+
+  /** Gives every server the weight that pickers see. */
+  #weigh(): boolean {
+    const { slowStart } = this.options;
+    let hasChanged = false;
+    for (const server of this.servers) {
+      const weight = server.spec.weight * warmth(server.warmSince, this.now(), slowStart);
+      if (weight === server.weight) continue;
+      server.weight = weight;
+      hasChanged = true;
+    }
+    return hasChanged;
+  }
+
+  /** Gives a server no new clients, or gives it some again. */
+  setDraining(name: string, draining: boolean): "done" | "unknown" | "weightless" {
+    const server = this.servers.find((candidate) => candidate.name === name);
+    if (server === undefined) return "unknown";
+    if (!draining && server.spec.weight === 0) return "weightless";
+    if (server.draining === draining) return "done";
+    server.draining = draining;
+    server.switchedAt = this.now();
+    server.warmSince = this.now();
+    this.log.server(
+      server,
+      draining ? "draining" : "ready",
+      "admin",
+      draining ? "is drained: it gets no new clients" : "is ready again",
+    );
+    this.#serversChanged();
+    return "done";
+  }
+
+  /** Who is up, drained or warm is not what it was. */
+  #serversChanged(): void {
+    this.#weigh();
+    this.#places.refresh();
+    this.#serve();
+  }
+
+  #healthChanged(server: Server, by: Teller): void {
+    const { up, why, passed } = server.health;
+    if (up) server.warmSince = this.now();
+    const words = up ? `is up: ${passed} checks passed in a row` : `is down: ${why}`;
+    this.log.server(server, up ? "up" : "down", by, words);
+    if (!up && !this.servers.some(takesClients)) this.log.noServerLeft();
+    if (!up) this.#resetConnectionsOf(server);
+    this.#serversChanged();
+    if (up) this.#patients.retry();
+  }
+
+  /** With `--on-down reset`, unless the server still gives bytes to somebody. */
+  #resetConnectionsOf(server: Server): void {
+    if (this.options.onDown !== "reset" || server.health.received > server.health.receivedBefore)
+      return;
+    for (const connection of this.#open) {
+      if (connection.server === server && connection.stage === "relaying")
+        connection.close("server_reset");
+    }
+  }
+
+  /** Picks by `name` from now on. Who waits is placed anew. */
+  setAlgorithm(name: Algorithm): void {
+    if (name !== this.algorithm) this.log.algorithm(this.algorithm, name);
+    this.algorithm = name;
+    for (const server of this.servers) forgetTurns(server.cost);
+    if (this.#tracksTurns) this.#gatherTurns();
+    this.#renewPicker();
+    this.#serve();
+  }
+
+  /** Only one algorithm wants to know who waits for an answer; the others need not pay for it. */
+  get #tracksTurns(): boolean {
+    return this.algorithm === "least-latency";
+  }
+
+  #gatherTurns(): void {
+    const asking = [...this.#open].filter(({ askedAt }) => askedAt > 0);
+    asking.sort((a, b) => a.askedAt - b.askedAt);
+    for (const connection of asking) {
+      if (connection.server) asked(connection.server.cost, connection, connection.askedAt);
+    }
+  }
+
+  #renewPicker(): void {
+    const pick = algorithms[this.algorithm]({ random: this.#random, now: () => this.now() });
+    this.#places.setPicker(pick, STICKY.has(this.algorithm));
+  }
+
+  // --- clients ---
+
+  #accept(client: Socket): void {
+    this.#accepted += 1;
+    const host = client.remoteAddress?.replace(/^::ffff:(?=\d+\.)/, "") ?? "unknown"; // it has gone
+    const connection = new Connection(this, client, { host, port: client.remotePort ?? 0 });
+    handleClient(client, connection);
+    this.#open.add(connection);
+    if (this.#open.size > this.options.maxConnections) return connection.close("limit");
+    if (!isListed(this.options.acceptProxy, host)) return this.place(connection);
+    connection.greet();
+    this.#greetings.add(connection);
+  }
+
+  place(connection: Connection): void {
+    if (!this.#admitsAddress(connection)) {
+      this.#refusedByAddress += 1;
+      return connection.close("limit");
+    }
+    const place = this.#places.enter(connection);
+    if (place === "none") return this.#noServerFor(connection);
+    if (place !== "waits") return this.#dial(connection, place);
+    connection.queue();
+    this.#queue.add(connection);
+  }
+
+  #noServerFor(connection: Connection): void {
+    if (connection.ranShort) connection.close("limit");
+    else if (!this.#patients.take(connection)) connection.close("no_server");
+  }
+
+  /** Counts a connection on its client's address, once; false when that has its fill. */
+  #admitsAddress(connection: Connection): boolean {
+    const most = this.options.clientConnections;
+    if (most === 0 || connection.countedAs !== "") return true;
+    const key = addressKey(connection.clientAddress);
+    const open = this.#addresses.get(key) ?? 0;
+    if (open >= most) return false;
+    this.#addresses.set(key, open + 1);
+    connection.countedAs = key;
+    return true;
+  }
+
+  #dial(connection: Connection, server: Server): void {
+    if (connection.tried.length > 0) this.#retries += 1;
+    const upstream = this.#world.connect({
+      ...server.address,
+      onread: this.buffers.onread,
+      allowHalfOpen: true,
+      noDelay: true,
+      autoSelectFamily: false,
+      highWaterMark: BUFFER_SIZE,
+      ...(this.options.idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
+    });
+    handleUpstream(upstream, connection);
+    connection.dial(server, upstream);
+    this.#dialling.add(connection);
+  }
+
+  /** Admits those in line who can be served now. */
+  #serve(): void {
+    while (this.#admitOne()) continue;
+  }
+
+  #admitOne(server?: Server): boolean {
+    const admission = this.#places.admit(server);
+    if (admission === undefined) return false;
+    const { guest, to } = admission;
+    this.#queue.delete(guest);
+    if (to === "none") this.#noServerFor(guest);
+    else this.#dial(guest, to);
+    return true;
+  }
+
+  // --- what connections ask for ---
+
+  headerFor({ source, client }: Connection): string {
+    if (!this.options.sendProxy) return "";
+    const { localAddress = "", localPort = 0 } = client;
+    return proxyHeader(source, { host: localAddress, port: localPort });
+  }
+
+  rest(connection: Connection): void {
+    this.#greetings.delete(connection);
+    this.#dialling.delete(connection);
+    this.#patients.forget(connection);
+    if (this.#queue.delete(connection)) this.#places.forget(connection);
+  }
+
+  left(_: Connection, server: Server): void {
+    this.#places.leave(server);
+    this.#admitOne(server);
+    if (server.open === 0 && this.#past.has(server.name)) this.log.lastEnded(server);
+  }
+
+  dialFailed(connection: Connection, server: Server, error: Error): boolean {
+    this.#dialling.delete(connection);
+    if (isOurShortage(codeOf(error), server.health)) {
+      this.#shortage = { why: reasonOf(error), at: this.now() };
+      return true;
+    }
+    if (error instanceof LateError) return false;
+    server.stats.connectErrors += 1;
+    failed(server.cost, this.options.connectTimeout, this.now()); // no fast failure looks fast
+    const { dialledAt } = connection;
+    this.#health.saw(server, { kind: "dial failed", why: reasonOf(error), dialledAt });
+    return false;
+  }
+
+  saw(connection: Connection, server: Server, hint: Hint): void {
+    const { dialledAt } = connection;
+    if (hint === "suspicious") return this.#health.suspect(server);
+    if (hint === "accepted") return this.#connected(connection, server);
+    if (this.#health.caresForFirstBytes(server))
+      this.#health.saw(server, { kind: "first byte", dialledAt });
+  }
+
+  #connected(connection: Connection, server: Server): void {
+    const { dialledAt, connectedAt } = connection;
+    const { stats, health } = server;
+    this.#dialling.delete(connection);
+    this.#patients.served(connection);
+    stats.connectTime = smooth(stats.connectTime, connectedAt - dialledAt);
+    count(stats.connectTimes, connectedAt - dialledAt);
+    if (health.refused > 0 || !health.reached)
+      this.#health.saw(server, { kind: "dial accepted", dialledAt });
+    this.log.connected(connection);
+  }
+
+  asked(connection: Connection, server: Server): void {
+    connection.askedAt = this.now();
+    if (this.#tracksTurns) asked(server.cost, connection, connection.askedAt);
+  }
+
+  answered(connection: Connection, server: Server): void {
+    const now = this.now();
+    const seconds = now - connection.askedAt;
+    connection.askedAt = 0;
+    server.stats.turnTime = smooth(server.stats.turnTime, seconds);
+    count(server.stats.turnTimes, seconds);
+    count(this.turnTimes, seconds);
+    answered(server.cost, seconds, now);
+  }
+
+  unasked(connection: Connection, server: Server): void {
+    connection.askedAt = 0;
+    if (this.#tracksTurns) forgotten(server.cost, connection);
+  }
+
+  soon(connection: Connection): void {
+    this.#putOff.push(connection);
+    this.#awaitTurn();
+  }
+
+  resumeSoon(wire: Wire): void {
+    this.#resuming.push(wire);
+    this.#awaitTurn();
+  }
+
+  #awaitTurn(): void {
+    if (this.#isTurnAwaited) return;
+    this.#isTurnAwaited = true;
+    setImmediate(this.#turnEnds);
+  }
+
+  readonly #turnEnds = (): void => {
+    const putOff = this.#putOff;
+    const resuming = this.#resuming;
+    this.#putOff = [];
+    this.#resuming = [];
+    this.#isTurnAwaited = false;
+    for (const connection of putOff) connection.turnEnds();
+    for (const wire of resuming) if (!wire.destroyed) wire.resume();
+  };
+
+  resetLater(wire: Wire): void {
+    this.#resets.add(wire);
+  }
+
+  gone(connection: Connection): void {
+    const { reason = "ok", countedAs } = connection;
+    this.#open.delete(connection);
+    this.#ended[reason] += 1;
+    this.#patients.forget(connection);
+    if (countedAs !== "") this.#releaseAddress(countedAs);
+    this.log.ended(connection, this.now());
+    if (this.#open.size === 0) this.#allGone?.();
+  }
+
+  #releaseAddress(key: string): void {
+    const left = (this.#addresses.get(key) ?? 1) - 1;
+    if (left > 0) this.#addresses.set(key, left);
+    else this.#addresses.delete(key);
+  }
+
+  /** One check of `server`, and beside it a connect to its own port where that is asked for. */
+  readonly #probe: Probe = (server, hold, beside, report) => {
+    const { check, checkPort, checkInterval, connectTimeout, sendProxy } = this.options;
+    const port = checkPort ?? ownPortOf(check);
+    const order: CheckOrder = {
+      address: { host: server.address.host, port: port ?? server.address.port },
+      host: server.spec.configuredHost,
+      spec: check,
+      connectSeconds: Math.min(connectTimeout, checkInterval),
+      seconds: checkInterval,
+      holdSeconds: hold,
+      prefix: sendProxy && port === undefined ? PROXY_UNKNOWN : "",
+      connect: this.#world.connect,
+    };
+    const take = (result: CheckResult): void => {
+      const isShort = result.kind === "refused" && isOurShortage(result.code, server.health);
+      report(isShort ? { kind: "short" } : result);
+    };
+    if (beside) return runBoth(order, server.address, take);
+    return runCheck(order, port === undefined ? take : (result) => take(elsewhere(result)));
+  };
+
+  // --- time ---
+
+  #sweep(): void {
+    const now = this.now();
+    const { idleTimeout, slowStart } = this.options;
+    for (const connection of this.#open) this.#look(connection, idleTimeout || Infinity, now);
+    if (slowStart > 0 && this.#weigh()) this.#places.refresh();
+    for (const [name, { server, removedAt }] of this.#past) {
+      if (now - removedAt > REMEMBER && server.open === 0) this.#past.delete(name);
+    }
+    this.#patients.retry();
+  }
+
+  #look(connection: Connection, idleTimeout: number, now: number): void {
+    const { down, server } = connection;
+    connection.askStoppedSide();
+    if (down.moved && server !== undefined) provedWell(server.health, now);
+    if (connection.isQuietFor(idleTimeout, now)) connection.close("idle_timeout");
+  }
+
+  // --- the end ---
+
+  /** Says for `delay` seconds that clients should go elsewhere, while they are still accepted; then
+   *  stops as `stop` does. */
+  async drain(delay: number, seconds: number): Promise<number> {
+    this.isDraining = true;
+    this.log.drain(this.#open.size);
+    const over = new Promise<void>((resolve) => {
+      this.#endDelay = resolve;
+      if (delay === 0) resolve();
+      else setTimeout(resolve, Math.min(delay * 1000, LONGEST_TIMER));
+    });
+    await over;
+    return this.stop(seconds);
+  }
+
+  /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
+   *  many that were. */
+  async stop(seconds: number): Promise<number> {
+    this.isDraining = true;
+    const finished = new Promise<void>((resolve) => {
+      this.#allGone = resolve;
+    });
+    if (this.#listener.listening) this.#listener.close();
+    const deadline = setTimeout(() => this.cut(), Math.min(seconds * 1000, LONGEST_TIMER));
+    if (this.#open.size > 0) await finished;
+    clearTimeout(deadline);
+    clearInterval(this.#sweeper);
+    for (const server of this.servers) this.#health.forget(server);
+    for (const undo of this.#undo) undo();
+    this.log.stopped(this.#ended.drain_forced);
+    return this.#ended.drain_forced;
+  }
+
+  /** Has `undo` called when the last connection has ended after `stop`. */
+  whenStopped(undo: () => void): void {
+    this.#undo.push(undo);
+  }
+
+  /** Resets every open connection, and waits for no others. */
+  cut(): void {
+    this.#endDelay();
+    for (const connection of this.#open) connection.close("drain_forced");
+    this.#resets.now();
+  }
+
+  // --- what is seen of it ---
+
+  #headOfQueue(now: number): Waiting[] {
+    const waiting: Waiting[] = [];
+    for (const { clientName, acceptedAt } of [...this.#queue, ...this.#patients.waiting]) {
+      waiting.push({ client: clientName, seconds: now - acceptedAt });
+      if (waiting.length === 10) break;
+    }
+    return waiting;
+  }
+
+  /** Everything that the page and the metrics show. At every moment accepted = active + queued + the
+   *  sum of ended. */
+  status(): Status {
+    const now = this.now();
+    const queued = this.#queue.size + this.#patients.waiting.size;
+    const pending = this.#pendingTurns(now);
+    const removed = [...this.#past.values()].filter(({ server }) => server.open > 0);
+    return {
+      algorithm: this.algorithm,
+      algorithms: ALGORITHMS,
+      listening: this.#address === undefined ? "" : formatAddress(this.#address),
+      draining: this.isDraining,
+      uptime: now - this.#startedAt,
+      accepted: this.#accepted,
+      active: this.#open.size - queued,
+      queued,
+      waiting: this.#headOfQueue(now),
+      retries: this.#retries,
+      refusedByAddress: this.#refusedByAddress,
+      shortage: now - this.#shortage.at < 60 ? this.#shortage.why : null,
+      fileError: this.fileError,
+      ended: { ...this.#ended },
+      turns: { buckets: this.turnTimes.bounds, counts: this.turnTimes.counts },
+      servers: [
+        ...this.servers.map((server) => statusOf(server, stateOf(server), now, pending)),
+        ...removed.map(({ server }) => statusOf(server, "removed", now, pending)),
+      ],
+    };
+  }
+
+  /** The turns of each server that wait for an answer now. */
+  #pendingTurns(now: number): Map<Server, Pending> {
+    const pending = new Map<Server, Pending>();
+    for (const { server, askedAt } of this.#open) {
+      if (server === undefined || askedAt === 0) continue;
+      const before = pending.get(server) ?? { turns: 0, oldest: 0 };
+      const oldest = Math.max(before.oldest, now - askedAt);
+      pending.set(server, { turns: before.turns + 1, oldest });
+    }
+    return pending;
+  }
+}
+
+/** What is wrong with `specs` when one of them is where we listen ourselves. */
+function complaintAboutItself(specs: readonly ServerSpec[], own: Address): string | undefined {
+  const itself = specs.find(({ host, port }) => port === own.port && meets(host, own.host));
+  if (itself === undefined) return undefined;
+  const name = JSON.stringify(formatAddress(itself));
+  return `Bad server ${name}: expected another address than the one that the balancer listens on`;
+}
+
+/** Whether who connects to `host` may reach a socket that listens on `own`. */
+function meets(host: string, own: string): boolean {
+  if (host === own) return true;
+  const isEverywhere = ["0.0.0.0", "::"].includes(own);
+  const isWildcard = ["0.0.0.0", "::"].includes(host); // means this machine
+  if (isWildcard) return isEverywhere || isOfThisMachine(own);
+  return isEverywhere && isOfThisMachine(host);
+}
+
+function isOfThisMachine(host: string): boolean {
+  if (/^127\.|^::1$|^::ffff:127\./.test(host)) return true;
+  const all = Object.values(networkInterfaces()).flatMap((interfaces) => interfaces ?? []);
+  return all.some(({ address }) => address === host);
+}
+
+const noEnds = (): Record<Reason, number> => ({
+  ok: 0,
+  client_reset: 0,
+  server_reset: 0,
+  idle_timeout: 0,
+  no_server: 0,
+  queue_timeout: 0,
+  limit: 0,
+  bad_proxy: 0,
+  unanswered: 0,
+  drain_forced: 0,
+});
+
+/** A peer that has vanished is found, though no time-out ends its connections. */
+const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE * 1000 };
+
+const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
+  allowHalfOpen: true,
+  noDelay: true,
+  highWaterMark: CLIENT_HIGH_WATER_MARK,
+  ...(idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
+});
+
+/** Often enough for the shortest time that is watched by looking now and then. */
+function sweepPeriod({ idleTimeout, slowStart }: LoadBalancerOptions): number {
+  const watched = [idleTimeout, slowStart].filter((time) => time > 0);
+  return Math.min(SWEEP, ...watched.map((time) => time / 4));
+}
+
+/** The key under which a client's connections are counted: of IPv6 a network of 64 bits. */
+function addressKey(address: string): string {
+  if (isIP(address) !== 6) return address;
+  const [head = "", tail] = address.split("%")[0]!.split("::");
+  const before = head === "" ? [] : head.split(":");
+  const after = tail === undefined || tail === "" ? [] : tail.split(":");
+  const zeros = tail === undefined ? 0 : 8 - before.length - after.length;
+  const groups = [...before, ...new Array<string>(Math.max(0, zeros)).fill("0"), ...after];
+  return `${groups.slice(0, 4).join(":")}::/64`;
+}
+
+/** A dial that we ended because we stood still tells nothing of its server. */
+class LateError extends Error {
+  override readonly message = "no answer while we stood still";
+}
+
+function dialTimedOut(connection: Connection, late: number): void {
+  connection.dialFailed(late > STOOD_STILL ? new LateError() : new Error("no answer in time"));
+}
+
+const codeOf = (error: unknown): string =>
+  error instanceof Error && "code" in error ? String(error.code) : "";
+
+/** Whether a failed connect is this machine's shortage. Without an address of its own, IPv6 switched
+ *  off for example, a machine never reaches a server; one that it has reached is out of ports. */
+const isOurShortage = (code: string, { reached }: HealthState): boolean =>
+  OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
+
+/** Which silence a client's first byte refutes: see the table of sights. */
+function clearedBy({ kind, text }: CheckSpec, elsewhere: boolean): HealthRules["clears"] {
+  if (elsewhere) return "nothing";
+  if (kind === "tcp" || kind === "none") return "any silence";
+  return text === "ping" ? "a closed check" : "nothing";
+}
+
+/** A check, and beside it a bare connect to the server's own port; the worse result counts. */
+function runBoth(
+  order: CheckOrder,
+  own: Address,
+  report: (result: CheckResult) => void,
+): () => void {
+  const results: CheckResult[] = [];
+  const take = (result: CheckResult): void => {
+    results.push(result);
+    if (results.length < 2) return;
+    const refused = results.find(({ kind }) => kind === "refused");
+    report(refused ?? results.find(({ kind }) => kind !== "passed") ?? PASSED);
+  };
+  const bare: CheckOrder = { ...order, address: own, spec: { kind: "tcp", text: "tcp" } };
+  const stopAsking = runCheck(order, (result) => take(elsewhere(result)));
+  const stopConnecting = runCheck(bare, take);
+  return () => {
+    stopAsking();
+    stopConnecting();
+  };
+}
+
+/** At another port any failure is silence: it cannot tell whether the server accepts. */
+const elsewhere = (result: CheckResult): CheckResult =>
+  result.kind === "refused" ? { kind: "silent", why: result.why, by: "time-out" } : result;
+
+/** Things that all may wait equally long: the first in is the first to expire, so one timer serves
+ *  them all. */
+export class Deadlines<T> {
   readonly #deadlines = new Map<T, number>();
   readonly #wait: number;
-  readonly #expire: (item: T) => void;
+  readonly #expire: (item: T, late: number) => void;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(seconds: number, expire: (item: T) => void) {
+  /** `expire` is told by how many seconds it comes late. */
+  constructor(seconds: number, expire: (item: T, late: number) => void) {
     this.#wait = seconds * 1000;
     this.#expire = expire;
   }
@@ -899,13 +3161,22 @@ class Deadlines<T> {
     return this.#deadlines.keys();
   }
 
+  has(item: T): boolean {
+    return this.#deadlines.has(item);
+  }
+
   add(item: T): void {
     this.#deadlines.set(item, performance.now() + this.#wait);
-    this.#timer ??= setTimeout(() => this.#look(), this.#wait).unref();
+    if (this.#timer === undefined) this.#wakeIn(this.#wait);
   }
 
   delete(item: T): boolean {
     return this.#deadlines.delete(item);
+  }
+
+  /** A turn of the loop after the timer: what lay in the kernel while we stood still is read first. */
+  #wakeIn(ms: number): void {
+    this.#timer = setTimeout(() => setImmediate(() => this.#look()), ms).unref();
   }
 
   #look(): void {
@@ -913,817 +3184,374 @@ class Deadlines<T> {
     for (const [item, deadline] of this.#deadlines) {
       if (deadline > now) break;
       this.#deadlines.delete(item);
-      // which may add to us: so the next time is set afterwards, for the first that waits then
-      this.#expire(item);
+      this.#expire(item, (now - deadline) / 1000); // which may add to us: the next time is set below
     }
     const [next] = this.#deadlines.values();
-    this.#timer =
-      next === undefined ? undefined : setTimeout(() => this.#look(), next - now).unref();
-  }
-}
-
-/**
- * Sockets that are to be reset when what was written to them has had its chance to arrive: a few of
- * them, looked at often.
- */
-class Resets {
-  /**
-   * How long unwritten bytes are waited for, and how long the kernel has for those that it was
-   * given; in ms.
-   */
-  static readonly PATIENCE = 2000;
-  static readonly GRACE = 50;
-  readonly #waiting = new Map<Socket, { readonly deadline: number; at: number }>();
-  #timer: NodeJS.Timeout | undefined;
-
-  add(socket: Socket): void {
-    const now = performance.now();
-    socket.pause();
-    this.#waiting.set(socket, { deadline: now + Resets.PATIENCE, at: now + Resets.GRACE });
-    this.#timer ??= setInterval(() => this.#look(performance.now()), Resets.GRACE / 2);
-  }
-
-  /** Waits no longer for any of them. */
-  now(): void {
-    this.#look(Infinity);
-  }
-
-  #look(now: number): void {
-    for (const [socket, when] of this.#waiting) {
-      if (socket.writableLength > 0) when.at = now + Resets.GRACE;
-      if (now < Math.min(when.at, when.deadline) && !socket.destroyed) continue;
-      this.#waiting.delete(socket);
-      if (!socket.destroyed) reset(socket);
-    }
-    if (this.#waiting.size > 0) return;
-    clearInterval(this.#timer);
     this.#timer = undefined;
+    if (next !== undefined) this.#wakeIn(next - now);
   }
 }
-
-// ─── Health ──────────────────────────────────────────────────────────────────
-// Active checks, spread over the interval, and the failures of real connections, in one count of
-// failures in a row.
 
 /**
- * Seconds that a failed server is left alone when no check can tell that it is back: at first, and
- * at most.
+ * Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
+ * second, and when a server comes up, the first of them dials; its success releases the others.
  */
-const PENALTY = { first: 10, most: 60 } as const;
-/**
- * Checks are spread over so many moments of the interval; with many servers a few at a time wake
- * the process less often.
- */
-const CHECK_SLOTS = 20;
-/** The share of its weight with which a slow start begins. */
-const SLOWEST_START = 0.05;
-const CHECKS = ["tcp", "ping", "none"] as const;
-type Check = (typeof CHECKS)[number];
-type HealthSettings = Pick<
-  LoadBalancerOptions,
-  "check" | "checkInterval" | "connectTimeout" | "fall" | "rise" | "sendProxy" | "slowStart"
->;
+class Patients {
+  readonly #owner: Pick<Owner, "place">;
+  readonly #isAllowed: boolean;
+  /** All of them, also while they dial. */
+  readonly #patience: Deadlines<Connection>;
+  readonly #spent = new WeakSet<Connection>();
+  readonly waiting = new Set<Connection>();
+  #scout: Connection | undefined;
 
-/**
- * Connects to `server`, for `ping` asks as well, and reports once: undefined for success, else why
- * not.
- */
-function probe(
-  server: Server,
-  check: Check,
-  seconds: number,
-  hello: string,
-  report: (why: string | undefined) => void,
-): void {
-  const socket = connect({ ...server.address, autoSelectFamily: false });
-  let answer = "";
-  const finish = (why: string | undefined, tellsNothing = false): void => {
-    clearTimeout(timer);
-    socket
-      .removeAllListeners()
-      .on("error", () => undefined)
-      .destroy();
-    if (!tellsNothing) report(why);
-  };
-  const timer = setTimeout(
-    () => finish(check === "tcp" ? "no connection in time" : "no PONG! in time"),
-    seconds * 1000,
-  );
-  socket.on("error", (error) => finish(reasonOf(error), OUR_SHORTAGE.includes(codeOf(error))));
-  if (check === "tcp") return void socket.on("connect", () => finish(undefined));
-  socket
-    .on("connect", () => socket.write(`${hello}PING!`))
-    .on("end", () => finish("closed before its PONG!"));
-  socket.on("data", (bytes) => {
-    answer += bytes.toString("latin1");
-    if (answer.length >= 5) finish(answer === "PONG!" ? undefined : "another answer than PONG!");
-  });
-}
-
-/** Decides from successes and failures which servers are up. `changed` hears of every change. */
-class Health {
-  readonly #settings: HealthSettings;
-  readonly #changed: (server: Server, why: string) => void;
-
-  constructor(settings: HealthSettings, changed: (server: Server, why: string) => void) {
-    this.#settings = settings;
-    this.#changed = changed;
+  constructor(seconds: number, owner: Pick<Owner, "place">) {
+    this.#owner = owner;
+    this.#isAllowed = seconds > 0;
+    this.#patience = new Deadlines(seconds, (connection) => this.#loses(connection));
   }
 
-  /** Starts the checks of a server; `phase` from 0 to 1 is its place in the interval. */
-  start(server: Server, phase: number): void {
-    const { check, checkInterval } = this.#settings;
-    if (check === "none") return;
-    const slot = Math.floor(phase * CHECK_SLOTS) / CHECK_SLOTS;
-    server.timer = setTimeout(
-      () => {
-        this.#check(server);
-        server.timer = setInterval(() => this.#check(server), checkInterval * 1000);
-      },
-      slot * checkInterval * 1000,
-    );
-  }
-
-  stop(server: Server): void {
-    clearTimeout(server.timer);
-    server.timer = undefined;
-  }
-
-  #check(server: Server): void {
-    const { check, checkInterval, connectTimeout, sendProxy } = this.#settings;
-    const busy = server.spoke; // a full server lets the check wait, but it answers its clients
-    server.spoke = false;
-    if (check === "ping" && busy) return this.succeeded(server, true);
-    probe(
-      server,
-      check,
-      check === "ping" ? checkInterval : Math.min(checkInterval, connectTimeout),
-      sendProxy ? PROXY_UNKNOWN : "",
-      (why) => {
-        if (server.timer === undefined) return; // stopped meanwhile
-        if (why === undefined) return this.succeeded(server, check === "ping");
-        if (check === "ping" && server.spoke) return;
-        server.checkFailures += 1;
-        this.failed(server, why, false);
-      },
-    );
-  }
-
-  /**
-   * Takes in a success. A bare connect (`spoke` false) does not clear a server that accepts and
-   * closes at once.
-   */
-  succeeded(server: Server, spoke: boolean): void {
-    if (server.up && server.suspect && !spoke) return;
-    server.failures = 0;
-    server.successes += 1;
-    if (spoke) [server.suspect, server.penalty] = [false, PENALTY.first];
-    const isBack =
-      !server.up &&
-      server.successes >= this.#settings.rise &&
-      performance.now() >= server.heldUntil;
-    if (isBack) this.#set(server, true, server.suspect, `${server.successes} successes in a row`);
-    else if (server.up && server.onTrial) this.#set(server, true, false, "its trial went well");
-  }
-
-  /** Takes in a failure; `suspect` when the connect itself had succeeded. */
-  failed(server: Server, why: string, suspect: boolean): void {
-    const { fall, check } = this.#settings;
-    const relapsed = server.onTrial;
-    server.successes = 0;
-    server.failures += 1;
-    server.suspect ||= suspect;
-    if (!server.up || (server.failures < fall && !relapsed)) return;
-    this.#set(server, false, false, why);
-    if (check !== "none" && !relapsed) return; // the checks will tell when it is back
-    server.heldUntil = performance.now() + server.penalty * 1000;
-    if (check === "none")
-      setTimeout(() => {
-        if (!server.up) this.#set(server, true, true, "to be tried by one connection");
-      }, server.penalty * 1000).unref();
-    server.penalty = Math.min(server.penalty * 2, PENALTY.most);
-  }
-
-  /**
-   * Gives servers that came back their weight, in proportion to the time since; to be called now
-   * and then.
-   */
-  warmUp(servers: readonly Server[]): void {
-    for (const server of servers) {
-      if (server.weight === server.fullWeight) continue;
-      const share = (clock() - server.since) / this.#settings.slowStart;
-      server.weight = server.fullWeight * Math.min(1, Math.max(SLOWEST_START, share));
-    }
-  }
-
-  /** A server that has just come, or come back, gets its weight by and by. */
-  easeIn(server: Server): void {
-    server.since = clock();
-    if (this.#settings.slowStart > 0) server.weight = server.fullWeight * SLOWEST_START;
-  }
-
-  #set(server: Server, up: boolean, onTrial: boolean, why: string): void {
-    if (onTrial) server.elders = server.active;
-    if (up && !server.up) this.easeIn(server);
-    else if (up !== server.up) server.since = clock();
-    Object.assign(server, { up, onTrial, successes: 0, why: up ? "" : why });
-    if (up) server.failures = 0;
-    this.#changed(server, why);
-  }
-}
-
-// ─── Balancer ────────────────────────────────────────────────────────────────
-// Gives each client a server, counts, and knows when to stop. Everything that changes while it runs
-// is here, in a `Connection` or in a `Server`.
-
-export interface Status {
-  algorithm: Algorithm;
-  listening: string;
-  uptime: number;
-  accepted: number;
-  active: number;
-  queued: number;
-  retries: number;
-  ended: Record<Reason, number>;
-  /** Who stands at the head of the queue, and for how many seconds. */
-  waiting: { client: string; seconds: number }[];
-  /** `since`: seconds in this state; `why`: the last failure of one that is down. */
-  servers: ({
-    server: string;
-    state: "up" | "down" | "draining";
-    since: number;
-    why: string;
-  } & Pick<
-    Server,
-    | "weight"
-    | "active"
-    | "total"
-    | "connectErrors"
-    | "checkFailures"
-    | "bytesToServer"
-    | "bytesToClient"
-    | "connectTime"
-    | "turnTime"
-  >)[];
-}
-
-/** Failures to connect that are this machine's shortage, not the server's fault. */
-const OUR_SHORTAGE = ["EMFILE", "ENFILE", "EADDRNOTAVAIL", "ENOBUFS", "ENOMEM"];
-const codeOf = (error: unknown): string =>
-  error instanceof Error && "code" in error ? String(error.code) : "";
-
-export class LoadBalancer {
-  readonly options: LoadBalancerOptions;
-  readonly health: Health;
-  readonly readBuffers = new ReadBuffers();
-  servers: Server[] = [];
-  /** Removed, with connections still open. */
-  #leaving: Server[] = [];
-  /** It has stopped listening and waits for the open connections. */
-  draining = false;
-  /** Those that may be picked now: up, not draining, with a connection free. */
-  #eligible: Server[] = [];
-  readonly #pick: Picker;
-  readonly #log: Log;
-  readonly #listener: Listener;
-  #listening = "";
-  readonly #startedAt = clock();
-  readonly #open = new Set<Connection>();
-  readonly #queue: Deadlines<Connection>;
-  readonly #dialling: Deadlines<Connection>;
-  readonly #resets = new Resets();
-  readonly #sweeper: NodeJS.Timeout;
-  #ending: Connection[] = [];
-  #resuming: Socket[] = [];
-  #turnScheduled = false;
-  #accepted = 0;
-  #retries = 0;
-  readonly #ended: Record<Reason, number> = Object.fromEntries(
-    REASONS.map((reason) => [reason, 0]),
-  ) as Record<Reason, number>;
-  #stopped: (() => void) | undefined;
-  readonly #undo: (() => void)[] = [];
-
-  constructor(options: LoadBalancerOptions, log: Log) {
-    this.options = options;
-    this.#log = log;
-    this.#pick = algorithms[options.algorithm]({ random: mulberry32(options.seed), now: clock });
-    this.health = new Health(options, (server, why) => {
-      if (!this.servers.includes(server)) return; // removed, and finishing its connections
-      log.server(server, `is ${server.up ? (server.onTrial ? "on trial" : "up") : "down"}: ${why}`);
-      this.#refresh();
-    });
-    this.#queue = new Deadlines(options.queueTimeout, (connection) =>
-      connection.end("queue_timeout"),
-    );
-    this.#dialling = new Deadlines(options.connectTimeout, (connection) =>
-      this.connectFailed(connection, new Error("no answer in time")),
-    );
-    this.#listener = createServer(
-      { allowHalfOpen: true, noDelay: true, highWaterMark: CLIENT_HIGH_WATER_MARK },
-      (client) => this.#accept(client),
-    );
-    const period = Math.min(
-      1,
-      ...[options.idleTimeout, options.slowStart]
-        .filter((time) => time > 0)
-        .map((time) => time / 4),
-    );
-    this.#sweeper = setInterval(() => this.#sweep(), period * 1000);
-    this.setServers(options.servers);
-  }
-
-  /** Starts listening; returns the real address. Throws RunError. */
-  async listen(): Promise<Address> {
-    const { host, port, reusePort } = this.options;
-    const address = await listen(this.#listener, {
-      host,
-      port,
-      backlog: 4096,
-      ...(reusePort ? { reusePort } : {}),
-    });
-    this.#listening = formatAddress(address);
-    return address;
-  }
-
-  /**
-   * Balances over `specs` from now on. Servers that stay keep their counts; those that go finish
-   * their connections.
-   */
-  setServers(specs: readonly ServerSpec[]): void {
-    const before = new Set(this.servers);
-    const known = new Map([...this.#leaving, ...before].map((server) => [server.name, server]));
-    this.servers = specs.map((spec) => {
-      const server = known.get(formatAddress(spec)) ?? newServer(spec);
-      if (server.fullWeight !== spec.weight) server.weight = server.fullWeight = spec.weight;
-      return server;
-    });
-    this.#leaving = [...known.values()].filter(
-      (server) => server.active > 0 && !this.servers.includes(server),
-    );
-    for (const server of before) {
-      if (this.servers.includes(server)) continue;
-      this.health.stop(server);
-      this.#log.server(server, `was removed: ${server.active} of its connections go on`);
-    }
-    this.servers.forEach((server, place) => {
-      if (before.has(server)) return;
-      server.draining = false; // it may be back from an earlier removal
-      this.health.start(server, place / this.servers.length);
-      if (before.size === 0) return; // it is the start
-      this.health.easeIn(server);
-      this.#log.server(server, "was added");
-    });
-    this.#refresh();
-  }
-
-  /**
-   * Gives a server no new connections, or gives it some again. False when there is no such server.
-   */
-  setDraining(name: string, draining: boolean): boolean {
-    const server = this.servers.find((candidate) => candidate.name === name);
-    if (server === undefined) return false;
-    if (server.draining !== draining && server.up) this.health.easeIn(server);
-    server.draining = draining;
-    this.#refresh();
+  /** False when `connection` may not wait, or not any longer. */
+  take(connection: Connection): boolean {
+    if (!this.#isAllowed || this.#spent.has(connection)) return false;
+    if (!this.#patience.has(connection)) this.#patience.add(connection);
+    if (this.#scout === connection) this.#scout = undefined;
+    this.waiting.add(connection);
+    connection.queue();
     return true;
   }
 
-  #accept(client: Socket): void {
-    this.#accepted += 1;
-    const connection = new Connection(this, client);
-    this.#open.add(connection);
-    if (this.#open.size > this.options.maxConnections) connection.end("limit");
-    else this.#place(connection);
+  #loses(connection: Connection): void {
+    this.#spent.add(connection);
+    if (this.waiting.delete(connection)) connection.close("no_server");
   }
 
-  // --- choosing ---
-
-  #limitOf(server: Server): number {
-    return Math.min(
-      server.onTrial ? server.elders + 1 : Infinity,
-      this.options.serverConnections || Infinity,
-    );
+  /** Lets the first of them dial, unless one does already. */
+  retry(): void {
+    const [first] = this.waiting;
+    if (first === undefined || this.#scout !== undefined) return;
+    this.#scout = first;
+    this.#send(first);
+    const isInLine = first.stage === "queued" && !this.waiting.has(first);
+    if (isInLine) this.#release();
   }
 
-  /** To be called when a server may have become eligible, or ceased to be. */
-  #refresh(): void {
-    this.#eligible = this.servers.filter(
-      (server) => server.up && !server.draining && server.active < this.#limitOf(server),
-    );
-    for (const connection of this.#queue) {
-      const choice = this.#choose(connection);
-      if (choice === "wait" && this.#eligible.length === 0) return;
-      if (choice === "wait") continue;
-      this.#queue.delete(connection);
-      this.#assign(connection, choice);
-    }
+  /** A connection has found its server: there is one for the others, too. */
+  served(connection: Connection): void {
+    if (!this.#patience.delete(connection)) return;
+    this.#release();
   }
 
-  /**
-   * A server that has not been tried; `wait` while all of those are full; undefined when there is
-   * none left.
-   */
-  #choose(connection: Connection): Server | "wait" | undefined {
-    const isUsual = connection.tried.length === 0 && this.#eligible.length > 0;
-    return isUsual
-      ? this.#pick(this.#eligible, connection.clientAddress)
-      : this.#chooseAmongRest(connection);
-  }
-
-  #chooseAmongRest({ tried, clientAddress }: Connection): Server | "wait" | undefined {
-    const isUntried = (server: Server): boolean => !tried.includes(server);
-    const free = this.#eligible.filter(isUntried);
-    if (free.length > 0) return this.#pick(free, clientAddress);
-    const rest = this.servers.filter((server) => !server.draining && isUntried(server));
-    if (rest.some((server) => server.up)) return "wait";
-    const down = rest.filter((server) => server.active < this.#limitOf(server)); // a last resort
-    return down.length > 0 ? this.#pick(down, clientAddress) : rest.length > 0 ? "wait" : undefined;
-  }
-
-  #place(connection: Connection): void {
-    const choice = this.#choose(connection);
-    if (choice === "wait") this.#queue.add(connection);
-    else this.#assign(connection, choice);
-  }
-
-  #assign(connection: Connection, server: Server | undefined): void {
-    if (server === undefined) return connection.end("no_server");
-    if (connection.tried.length > 0) this.#retries += 1;
-    connection.server = server;
-    connection.serverName = server.name;
-    server.active += 1;
-    server.total += 1;
-    if (server.active === this.#limitOf(server)) this.#refresh();
-    this.#dialling.add(connection);
-    connection.dial(server);
-  }
-
-  /** Un-counts a connection on its server: once, however often it is called. */
-  leaveServer(connection: Connection): void {
-    const { server } = connection;
-    if (server === undefined) return;
-    if (connection.askedAt !== 0) this.#forgetTurn(connection, server);
-    connection.server = undefined;
-    server.active -= 1;
-    if (server.onTrial && server.elders > 0 && connection.dialledAt < server.since)
-      server.elders -= 1;
-    else if (server.onTrial && connection.relaying && connection.reason === undefined)
-      this.health.succeeded(server, true);
-    if (server.active === this.#limitOf(server) - 1) this.#refresh();
-  }
-
-  leaveQueue(connection: Connection): void {
-    if (this.#queue.delete(connection)) connection.end("client_reset");
-  }
-
-  // --- what connections report ---
-
-  connected(connection: Connection, upstream: Socket): void {
-    const { server } = connection;
-    this.#dialling.delete(connection);
-    if (server === undefined) return;
-    const seconds = clock() - connection.dialledAt;
-    server.connectTime = smooth(server.connectTime, seconds);
-    count(server.connectTimes, seconds);
-    if (server.failures > 0 || !server.up || server.onTrial) this.health.succeeded(server, false);
-    this.#log.connected(connection);
-    connection.startRelay(upstream);
-  }
-
-  /** An attempt failed: the connection goes to a server that it has not tried. */
-  connectFailed(connection: Connection, error: unknown): void {
-    const { server } = connection;
-    this.#dialling.delete(connection);
-    connection.abandonDial();
-    if (server === undefined) return;
-    const code = codeOf(error);
-    connection.tried.push(server);
-    if (!OUR_SHORTAGE.includes(code)) {
-      server.connectErrors += 1;
-      // a fast failure must not look like a fast server
-      observe(server, this.options.connectTimeout, clock());
-      this.health.failed(server, reasonOf(error), false);
-    }
-    this.leaveServer(connection);
-    if (code === "EMFILE" || code === "ENFILE") connection.end("limit");
-    else if (connection.reason === undefined) this.#place(connection);
-  }
-
-  failed(server: Server | undefined, why: string, suspect: boolean): void {
-    if (server !== undefined) this.health.failed(server, why, suspect);
-  }
-
-  /** The client has begun a turn. */
-  asked(connection: Connection): void {
-    connection.askedAt = clock();
-    const { server } = connection;
-    if (server === undefined || this.options.algorithm !== "least-latency") return;
-    server.asked.set(connection, connection.askedAt);
-    server.oldestAsked = Math.min(server.oldestAsked, connection.askedAt);
-  }
-
-  /** The server's first byte of an answer. */
-  answered(connection: Connection, server: Server): void {
-    const now = clock();
-    const seconds = now - connection.askedAt;
-    server.turnTime = smooth(server.turnTime, seconds);
-    count(server.turnTimes, seconds);
-    observe(server, seconds, now);
-    this.#forgetTurn(connection, server);
-  }
-
-  #forgetTurn(connection: Connection, server: Server): void {
-    if (server.asked.delete(connection) && connection.askedAt === server.oldestAsked) {
-      server.oldestAsked = server.asked.values().next().value ?? Infinity;
-    }
-    connection.askedAt = 0;
-  }
-
-  /** A server gave a byte: it is well. */
-  spoke(server: Server): void {
-    server.spoke = true;
-    if (server.failures > 0 || server.suspect || server.onTrial || !server.up)
-      this.health.succeeded(server, true);
-  }
-
-  /** The connection is about to end: it no longer waits for anything. */
   forget(connection: Connection): void {
-    this.#queue.delete(connection);
-    this.#dialling.delete(connection);
+    this.#patience.delete(connection);
+    this.waiting.delete(connection);
+    if (this.#scout === connection) this.#scout = undefined;
   }
 
-  resetSoon(socket: Socket): void {
-    this.#resets.add(socket);
+  #release(): void {
+    this.#scout = undefined;
+    for (const connection of [...this.waiting]) this.#send(connection);
   }
 
-  /** Both its sockets are closed. */
-  ended(connection: Connection): void {
-    if (!this.#open.delete(connection)) return;
-    connection.reason ??= "ok";
-    this.#ended[connection.reason] += 1;
-    this.#log.ended(connection);
-    if (this.#open.size === 0) this.#stopped?.();
-  }
-
-  // --- at the end of the loop's turn ---
-
-  halfCloseSoon(connection: Connection): void {
-    this.#ending.push(connection);
-    this.#scheduleTurn();
-  }
-
-  resumeSoon(socket: Socket): void {
-    this.#resuming.push(socket);
-    this.#scheduleTurn();
-  }
-
-  #scheduleTurn(): void {
-    if (this.#turnScheduled) return;
-    this.#turnScheduled = true;
-    setImmediate(() => {
-      const [ending, resuming] = [this.#ending, this.#resuming];
-      [this.#ending, this.#resuming, this.#turnScheduled] = [[], [], false];
-      for (const connection of ending) connection.halfClose();
-      for (const socket of resuming) if (!socket.destroyed) socket.resume();
-    });
-  }
-
-  // --- time ---
-
-  #sweep(): void {
-    const { idleTimeout, slowStart } = this.options;
-    if (slowStart > 0) this.health.warmUp(this.servers);
-    const now = clock();
-    for (const connection of this.#open) {
-      if (connection.reason === undefined) connection.askStoppedSide();
-      if (connection.server?.onTrial && connection.hasPassedTrial(now))
-        this.health.succeeded(connection.server, true);
-      if (connection.movedToServer || connection.movedToClient) {
-        connection.quietSince = now;
-        connection.movedToServer = connection.movedToClient = false;
-      } else if (
-        connection.relaying &&
-        idleTimeout > 0 &&
-        now - connection.quietSince >= idleTimeout
-      )
-        connection.end("idle_timeout");
-    }
-  }
-
-  /**
-   * Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
-   * many that were.
-   */
-  async stop(seconds: number): Promise<number> {
-    this.draining = true;
-    const finished = new Promise<void>((resolve) => {
-      this.#stopped = resolve;
-    });
-    if (this.#listener.listening) this.#listener.close();
-    const deadline = setTimeout(() => this.cut(), seconds * 1000);
-    if (this.#open.size > 0) await finished;
-    clearTimeout(deadline);
-    clearInterval(this.#sweeper);
-    for (const server of this.servers) this.health.stop(server);
-    for (const undo of this.#undo) undo();
-    this.#log.flush();
-    return this.#ended.drain_forced;
-  }
-
-  /** Has `undo` called when the last connection has ended after `stop`. */
-  whenStopped(undo: () => void): void {
-    this.#undo.push(undo);
-  }
-
-  /** Resets every open connection. */
-  cut(): void {
-    for (const connection of this.#open) connection.end("drain_forced");
-    this.#resets.now();
-  }
-
-  #headOfQueue(): Status["waiting"] {
-    const waiting: Status["waiting"] = [];
-    for (const { clientName, acceptedAt } of this.#queue) {
-      if (waiting.push({ client: clientName, seconds: clock() - acceptedAt }) === 10) break;
-    }
-    return waiting;
-  }
-
-  /**
-   * Everything that the status page and the metrics show. At every moment accepted = active +
-   * queued + the sum of ended.
-   */
-  status(): Status {
-    return {
-      algorithm: this.options.algorithm,
-      listening: this.#listening,
-      uptime: clock() - this.#startedAt,
-      accepted: this.#accepted,
-      active: this.#open.size - this.#queue.size,
-      queued: this.#queue.size,
-      retries: this.#retries,
-      ended: { ...this.#ended },
-      waiting: this.#headOfQueue(),
-      servers: this.servers.map((server) => ({
-        server: server.name,
-        state: server.draining ? "draining" : server.up ? "up" : "down",
-        since: clock() - server.since,
-        why: server.why,
-        weight: server.fullWeight,
-        active: server.active,
-        total: server.total,
-        connectErrors: server.connectErrors,
-        checkFailures: server.checkFailures,
-        bytesToServer: server.bytesToServer,
-        bytesToClient: server.bytesToClient,
-        connectTime: server.connectTime,
-        turnTime: server.turnTime,
-      })),
-    };
+  #send(connection: Connection): void {
+    this.waiting.delete(connection);
+    connection.tried = NO_ATTEMPTS;
+    this.#owner.place(connection);
   }
 }
 
-/**
- * An exponentially weighted mean that gives a new sample an eighth of the weight (as TCP does with
- * round trips, RFC 6298).
- */
-const smooth = (mean: number | null, sample: number): number =>
-  mean === null ? sample : mean + (sample - mean) / 8;
+// ─── Status and log ──────────────────────────────────────────────────────────
+// What people and programs are told: one object with everything, and a line for whatever happens.
+// Pure but for the writer of the lines.
 
-// ─── Log ─────────────────────────────────────────────────────────────────────
-// Lines wait a moment and are written together. A reader of the log that is too slow costs lines,
-// not memory.
+export type ServerState = "up" | "down" | "draining" | "removed";
+
+/** The turns of a server that wait for an answer now, and for how many seconds the oldest has. */
+interface Pending {
+  readonly turns: number;
+  readonly oldest: number;
+}
+
+/** A client in the queue, and for how many seconds. */
+export interface Waiting {
+  readonly client: string;
+  readonly seconds: number;
+}
+
+export type ServerStatus = ReturnType<typeof statusOf>;
+
+/** `seconds` and means are in seconds; what is not known yet is null. */
+export interface Status {
+  readonly algorithm: Algorithm;
+  readonly algorithms: readonly Algorithm[];
+  readonly listening: string;
+  readonly draining: boolean;
+  readonly uptime: number;
+  readonly accepted: number;
+  readonly active: number;
+  readonly queued: number;
+  /** Who stands at the head of the queue. */
+  readonly waiting: readonly Waiting[];
+  readonly retries: number;
+  readonly refusedByAddress: number;
+  /** What this machine ran short of within the last minute, in words. */
+  readonly shortage: string | null;
+  /** Why the servers file was refused last, unless it has been taken since. */
+  readonly fileError: string | null;
+  readonly ended: Readonly<Record<Reason, number>>;
+  /** All turns so far; the last count is of those above all buckets. */
+  readonly turns: { readonly buckets: readonly number[]; readonly counts: readonly number[] };
+  readonly servers: readonly ServerStatus[];
+}
+
+/** Down wins over draining, which wins over up. */
+function stateOf(server: Server): ServerState {
+  if (!server.health.up) return "down";
+  return isOpen(server) ? "up" : "draining";
+}
+
+function statusOf(
+  server: Server,
+  state: ServerState,
+  now: number,
+  pending: ReadonlyMap<Server, Pending>,
+) {
+  const { health, stats } = server;
+  const turns = pending.get(server);
+  const since = state === "down" ? health.since : Math.max(health.since, server.switchedAt);
+  return {
+    server: server.name,
+    state,
+    draining: server.draining || server.spec.weight === 0,
+    backup: server.spec.backup,
+    since: now - since,
+    why: health.why,
+    weight: server.spec.weight,
+    active: server.open,
+    total: stats.total,
+    connectErrors: stats.connectErrors,
+    checkFailures: stats.checkFailures,
+    bytesToServer: stats.bytesToServer,
+    bytesToClient: health.received,
+    connectTime: stats.connectTime,
+    turnTime: stats.turnTime,
+    unanswered: turns?.turns ?? 0,
+    oldestUnanswered: turns?.oldest ?? null,
+    lastCheck: health.lastCheck && {
+      result: health.lastCheck.result,
+      seconds: now - health.lastCheck.at,
+    },
+  };
+}
 
 const LOGS = ["text", "json", "none"] as const;
+type ServerEvent = "up" | "down" | "draining" | "ready" | "added" | "removed";
 
-export class Log {
-  static readonly #MOST = 1 << 20;
-  readonly #format: (typeof LOGS)[number];
-  #lines: string[] = [];
-  #dropped = 0;
-  #timer: NodeJS.Timeout | undefined;
+/** Seconds in a log: microseconds are as fine as it gets. */
+const rounded = (seconds: number): number => Number(seconds.toFixed(6));
 
-  constructor(format: (typeof LOGS)[number]) {
-    this.#format = format;
-  }
-
-  connected({ clientName, serverName }: Connection): void {
-    if (this.#format === "text")
-      this.#line(`Connected client ${clientName} to server ${serverName}`);
-  }
-
-  ended({
-    clientName,
-    serverName,
-    acceptedAt,
-    bytesToServer,
-    bytesToClient,
-    reason,
-  }: Connection): void {
-    if (this.#format === "none" || (this.#format === "text" && reason === "ok")) return;
-    const seconds = Number((clock() - acceptedAt).toFixed(6));
-    if (this.#format === "json")
-      this.#line(
-        JSON.stringify({
-          client: clientName,
-          server: serverName,
-          seconds,
-          bytesToServer,
-          bytesToClient,
-          reason,
-        }),
-      );
-    else
-      this.#line(
-        `Connection of client ${clientName} to ${serverName === null ? "no server" : `server ${serverName}`} ended after ${seconds.toFixed(3)} s: ${reason}`,
-      );
-  }
-
-  /** What became of a server. In json the lines are about connections, so this goes to stderr. */
-  server({ name }: Server, what: string): void {
-    const line = escapeControls(`Server ${name} ${what}`);
-    if (this.#format === "text") this.#line(line);
-    else if (this.#format === "json") console.error(line);
-  }
-
-  #line(line: string): void {
-    if (process.stdout.writableLength > Log.#MOST) this.#dropped += 1;
-    else this.#lines.push(line);
-    this.#timer ??= setTimeout(() => this.flush(), 50);
-  }
-
-  flush(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-    if (this.#dropped > 0 && this.#lines.length > 0)
-      console.error(`${this.#dropped} log lines were dropped: their reader was too slow`);
-    if (this.#lines.length > 0) process.stdout.write(`${this.#lines.join("\n")}\n`);
-    [this.#lines, this.#dropped] = [[], 0];
-  }
-}
-
-/**
- * Shows control characters as \x1b, so that nothing in a line can end it or move the terminal's
- * cursor.
- */
+/** Shows control characters as \x1b, so that nothing in a line can end it or move the cursor. */
 const escapeControls = (text: string): string =>
   text.replace(
     /[\x00-\x1f\x7f-\x9f]/g,
     (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`,
   );
 
-// ─── Admin ───────────────────────────────────────────────────────────────────
-// A page, JSON and metrics made from `status()`, and the two switches of a server. HTTP is Node's;
-// nothing here can hold up the relay, and a page of another site can neither read nor switch
-// anything.
+/** One line for each event: text for people, or an object with `time` and `event` for programs. */
+export class Log {
+  readonly #format: (typeof LOGS)[number];
+  readonly #lines = new LineWriter();
 
-const JSON_TYPE = "application/json; charset=utf-8";
+  constructor(format: (typeof LOGS)[number]) {
+    this.#format = format;
+  }
 
-/**
- * A request reached through another name than ours may come from a page whose name was pointed at
- * us (DNS rebinding).
- */
-function isForeign({ headers: { host = "", origin }, method }: IncomingMessage): boolean {
-  const name = /^(.*?)(:\d+)?$/.exec(host.toLowerCase())?.[1] ?? "";
-  if (name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0) return true;
-  return method === "POST" && origin !== undefined && origin !== `http://${host}`;
+  /** Said whatever the format is: whoever started us waits for it. */
+  listening(address: string): void {
+    this.#announce("listening", `Listening on ${address}`, address);
+  }
+
+  admin(address: string): void {
+    this.#announce("admin", `Admin on http://${address}/`, address);
+  }
+
+  #announce(event: string, text: string, address: string): void {
+    if (this.#format === "json") this.#json(event, { address });
+    else this.#lines.write(text);
+    this.flush();
+  }
+
+  connected({ clientName, reached }: Connection): void {
+    if (this.#format === "text")
+      this.#text(`Connected client ${clientName} to server ${reached?.name}`);
+  }
+
+  ended(connection: Connection, now: number): void {
+    if (this.#format === "json") return this.#json("end", endFields(connection, now));
+    const { reason, reached, clientName, acceptedAt } = connection;
+    if (this.#format === "none" || reason === "ok") return;
+    const server = reached === undefined ? "no server" : `server ${reached.name}`;
+    const seconds = (now - acceptedAt).toFixed(3);
+    const tried = connection.tried.map(({ server, why }) => `${server.name}: ${why}`).join("; ");
+    const afterwards = tried === "" ? "" : ` (tried ${tried})`;
+    this.#text(
+      `Connection of client ${clientName} to ${server} ended after ${seconds} s: ${reason}${afterwards}`,
+    );
+  }
+
+  server(server: Server, state: ServerEvent, by: Teller | Editor | "admin", words: string): void {
+    if (this.#format === "text") this.#text(`Server ${server.name} ${words}`);
+    if (this.#format !== "json") return;
+    this.#json("server", { server: server.name, state, by, why: words });
+  }
+
+  noServerLeft(): void {
+    if (this.#format === "text") this.#text("No server is left that takes clients");
+  }
+
+  /** The last connection of a server that was removed has ended. */
+  lastEnded({ name }: Server): void {
+    if (this.#format === "text")
+      this.#text(`Server ${name} is gone: its last connection has ended`);
+  }
+
+  algorithm(from: Algorithm, to: Algorithm): void {
+    if (this.#format === "text") this.#text(`The algorithm is ${to} now; it was ${from}`);
+    if (this.#format === "json") this.#json("algorithm", { from, to });
+  }
+
+  drain(active: number): void {
+    if (this.#format === "text")
+      this.#text(`Stopping: ${active} ${active === 1 ? "connection is" : "connections are"} open`);
+    if (this.#format === "json") this.#json("drain", { active });
+  }
+
+  stopped(cut: number): void {
+    if (this.#format === "json") this.#json("stopped", { cut });
+    this.flush();
+  }
+
+  flush(): void {
+    this.#lines.flush();
+  }
+
+  #text(line: string): void {
+    this.#lines.write(escapeControls(line));
+  }
+
+  #json(event: string, fields: object): void {
+    this.#lines.write(JSON.stringify({ time: new Date().toISOString(), event, ...fields }));
+  }
 }
 
-/** Status code, content type and body for a request. */
-function answerAdmin(
-  balancer: LoadBalancer,
-  request: IncomingMessage,
-): [code: number, type: string, body: string] {
-  if (isForeign(request))
-    return [
-      403,
-      "text/plain",
-      "Forbidden: expected an address or localhost as the host, and no foreign origin\n",
-    ];
-  const path = request.url?.replace(/\?.*/, "") ?? "";
-  const [, encoded, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
-  if (encoded !== undefined) {
-    if (request.method !== "POST") return [405, "text/plain", "Expected POST\n"];
-    const server = decoded(encoded);
-    if (!balancer.setDraining(server, action === "drain"))
-      return [404, "text/plain", "No such server\n"];
-    return [
-      200,
-      JSON_TYPE,
-      JSON.stringify(balancer.status().servers.find((row) => row.server === server)),
-    ];
+/** What a program learns of a connection. HAProxy calls the three parts of its time Tw, Tc and Tr. */
+function endFields(connection: Connection, now: number) {
+  const { reached, acceptedAt, queuedFor, dialledAt, connectedAt, firstByteAt } = connection;
+  return {
+    client: connection.clientName,
+    server: reached?.name ?? null,
+    seconds: rounded(now - acceptedAt),
+    queued: rounded(queuedFor),
+    connect: connectedAt === 0 ? null : rounded(connectedAt - dialledAt),
+    firstByte: firstByteAt === 0 ? null : rounded(firstByteAt - connectedAt),
+    bytesToServer: connection.up.bytes,
+    bytesToClient: connection.down.bytes,
+    reason: connection.reason,
+    tried: connection.tried.map(({ server, why }) => ({ server: server.name, why })),
+  };
+}
+
+// ─── Admin ───────────────────────────────────────────────────────────────────
+// A page, JSON and metrics made from `status()`, and the switches. HTTP is Node's; nothing here can
+// hold up the relay, and a page of another site can neither read nor switch anything.
+
+/** An answer to a request. */
+interface Answer {
+  readonly code: number;
+  readonly type: string;
+  readonly body: string;
+}
+const plain = (code: number, text: string): Answer => ({
+  code,
+  type: "text/plain; charset=utf-8",
+  body: `${text}\n`,
+});
+const json = (value: unknown): Answer => ({
+  code: 200,
+  type: "application/json; charset=utf-8",
+  body: JSON.stringify(value),
+});
+
+const PATHS =
+  "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
+/** Those that are asked under whatever name the machine has, by Kubernetes or Prometheus. */
+const ANY_HOST: readonly string[] = ["/healthz", "/metrics"];
+const ADMIN_CONNECTIONS = 32;
+
+/** A request under another name than ours may come from a page whose name was pointed at us (DNS
+ *  rebinding); one with a foreign origin comes from a page of another site. */
+function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, path: string) {
+  const isPost = method === "POST";
+  if (isPost && origin !== undefined && origin !== `http://${host}`) return true;
+  if (!isPost && ANY_HOST.includes(path)) return false;
+  const name = /^(.*?)(:\d+)?$/.exec(host.toLowerCase())?.[1] ?? "";
+  return name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0;
+}
+
+/** The admin pages of one balancer. */
+class Admin {
+  readonly #balancer: LoadBalancer;
+  readonly #mayWrite: boolean;
+  readonly #pages: ReadonlyMap<string, () => Answer>;
+
+  constructor(balancer: LoadBalancer, mayWrite: boolean) {
+    const page = readFileSync(new URL("status_page.html", import.meta.url), "utf8");
+    this.#balancer = balancer;
+    this.#mayWrite = mayWrite;
+    this.#pages = new Map([
+      ["/", () => ({ code: 200, type: "text/html; charset=utf-8", body: page })],
+      ["/status.json", () => json(balancer.status())],
+      ["/metrics", thrifty(() => metricsOf(balancer))],
+      ["/healthz", () => healthOf(balancer)],
+    ]);
   }
-  const page = PAGES.get(path);
-  if (page === undefined)
-    return [
-      404,
-      "text/plain",
-      "Expected /, /status.json, /metrics, /healthz or /servers/HOST:PORT/drain or /ready\n",
-    ];
-  return request.method === "GET" || request.method === "HEAD"
-    ? page(balancer)
-    : [405, "text/plain", "Expected GET\n"];
+
+  answer(request: IncomingMessage): Answer {
+    const path = request.url?.replace(/\?.*/s, "") ?? "";
+    if (isForeign(request, path))
+      return plain(403, "Forbidden: expected an address or localhost as host, no foreign origin");
+    const [, server, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
+    const [, algorithm] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
+    if (server !== undefined)
+      return this.#write(request, () => this.#switchServer(decoded(server), action === "drain"));
+    if (algorithm !== undefined)
+      return this.#write(request, () => this.#switchAlgorithm(decoded(algorithm)));
+    const page = this.#pages.get(path);
+    if (page === undefined) return plain(404, `Expected ${PATHS}`);
+    const isRead = request.method === "GET" || request.method === "HEAD";
+    return isRead ? page() : plain(405, "Expected GET");
+  }
+
+  #write({ method }: IncomingMessage, action: () => Answer): Answer {
+    if (method !== "POST") return plain(405, "Expected POST");
+    if (!this.#mayWrite)
+      return plain(403, "Forbidden: not on a loopback address; --admin-writable allows it");
+    return action();
+  }
+
+  #switchServer(name: string, draining: boolean): Answer {
+    const result = this.#balancer.setDraining(name, draining);
+    if (result === "unknown") return plain(404, "No such server");
+    if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
+    return json(this.#balancer.status().servers.find(({ server }) => server === name));
+  }
+
+  #switchAlgorithm(name: string): Answer {
+    const algorithm = ALGORITHMS.find((known) => known === name);
+    if (algorithm === undefined) return plain(404, `Expected one of ${ALGORITHMS.join(", ")}`);
+    this.#balancer.setAlgorithm(algorithm);
+    return json({ algorithm });
+  }
 }
 
 function decoded(text: string): string {
@@ -1735,29 +3563,35 @@ function decoded(text: string): string {
   }
 }
 
-/**
- * Serves the admin pages. Few clients at once, little time to ask and to read: they share
- * descriptors and a core with the relay.
- */
+/** Makes an answer again only when the last one is old enough: at most a twentieth of the time goes
+ *  into making it, however often it is asked for; and it is never older than a second. */
+function thrifty(make: () => Answer): () => Answer {
+  let made: Answer | undefined;
+  let staleAt = 0;
+  return () => {
+    const startedAt = performance.now();
+    if (made !== undefined && startedAt < staleAt) return made;
+    made = make();
+    const now = performance.now();
+    staleAt = now + Math.min(1000, 20 * (now - startedAt));
+    return made;
+  };
+}
+
+/** Serves the admin pages. Few clients at once, little time to ask and to read: they share
+ *  descriptors and a core with the relay. */
 async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
+  const mayWrite = balancer.options.adminWritable || isLoopback(wanted.host);
+  const admin = new Admin(balancer, mayWrite);
+  const limits = {
+    headersTimeout: 2000,
+    requestTimeout: 3000,
+    keepAliveTimeout: 3000,
+    connectionsCheckingInterval: 500,
+  };
   const server = createHttpServer(
-    {
-      headersTimeout: 2000,
-      requestTimeout: 3000,
-      keepAliveTimeout: 3000,
-      connectionsCheckingInterval: 500,
-    },
-    (request, response: ServerResponse) => {
-      const [code, type, body] = answerAdmin(balancer, request);
-      request.resume();
-      response.writeHead(code, {
-        "content-type": type,
-        "cache-control": "no-store",
-        "x-content-type-options": "nosniff",
-        "content-security-policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
-      });
-      response.end(request.method === "HEAD" ? undefined : body);
-    },
+    limits,
+    inTurn((request) => admin.answer(request)),
   );
   server.maxConnections = ADMIN_CONNECTIONS;
   server.maxRequestsPerSocket = 100; // they may come all at once
@@ -1768,271 +3602,258 @@ async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Addr
   });
   return listen(server, wanted);
 }
-const ADMIN_CONNECTIONS = 32;
 
-const jsonOf = (balancer: LoadBalancer): [number, string, string] => [
-  200,
-  JSON_TYPE,
-  JSON.stringify(balancer.status()),
+const HEADERS = {
+  "cache-control": "no-store",
+  "x-content-type-options": "nosniff",
+  "content-security-policy":
+    "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+};
+
+/** Answers requests that come all at once on one connection one after the other: their answers
+ *  would be held in memory together. */
+function inTurn(
+  answer: (request: IncomingMessage) => Answer,
+): (request: IncomingMessage, response: ServerResponse) => void {
+  const last = new WeakMap<Socket, Promise<void>>();
+  return (request, response) => {
+    const { socket } = request;
+    const send = (): Promise<void> =>
+      new Promise((resolve) => {
+        response.on("close", resolve);
+        if (socket.destroyed) return resolve();
+        const { code, type, body } = answer(request);
+        request.resume();
+        response.writeHead(code, { ...HEADERS, "content-type": type });
+        response.end(request.method === "HEAD" ? undefined : body);
+      });
+    last.set(socket, (last.get(socket) ?? Promise.resolve()).then(send));
+  };
+}
+
+const isLoopback = (host: string): boolean => host === "localhost" || /^127\.|^::1$/.test(host);
+
+function healthOf(balancer: LoadBalancer): Answer {
+  if (balancer.isDraining) return plain(503, "draining");
+  const isUp = balancer.servers.some(takesClients);
+  return isUp ? plain(200, "ok") : plain(503, "no server is up");
+}
+
+// --- metrics, in Prometheus' text format ---
+
+interface Metric {
+  readonly name: string;
+  readonly type: "counter" | "gauge" | "histogram";
+  readonly help: string;
+  readonly samples: readonly Sample[];
+}
+interface Sample {
+  readonly labels: string;
+  readonly value: number;
+  /** `_bucket` and the like. */
+  readonly suffix: string;
+}
+
+function label(name: string, value: string): string {
+  const escaped = value.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
+  return `${name}="${escaped}"`;
+}
+
+const sampled = (value: number, labels = "", suffix = ""): Sample => ({ labels, value, suffix });
+
+/** What is said of the balancer itself. */
+const OWN_METRICS: readonly {
+  readonly name: string;
+  readonly type: Metric["type"];
+  readonly help: string;
+  readonly samples: (status: Status) => readonly Sample[];
+}[] = [
+  {
+    name: "balancer_info",
+    type: "gauge",
+    help: "The algorithm that picks servers.",
+    samples: ({ algorithm }) => [sampled(1, label("algorithm", algorithm))],
+  },
+  {
+    name: "balancer_uptime_seconds",
+    type: "gauge",
+    help: "Seconds since the start.",
+    samples: ({ uptime }) => [sampled(uptime)],
+  },
+  {
+    name: "balancer_connections_accepted_total",
+    type: "counter",
+    help: "Client connections accepted.",
+    samples: ({ accepted }) => [sampled(accepted)],
+  },
+  {
+    name: "balancer_connections_active",
+    type: "gauge",
+    help: "Client connections open and not queued.",
+    samples: ({ active }) => [sampled(active)],
+  },
+  {
+    name: "balancer_connections_queued",
+    type: "gauge",
+    help: "Client connections that wait for a server.",
+    samples: ({ queued }) => [sampled(queued)],
+  },
+  {
+    name: "balancer_connections_ended_total",
+    type: "counter",
+    help: "Client connections ended, by reason.",
+    samples: ({ ended }) =>
+      REASONS.map((reason) => sampled(ended[reason], label("reason", reason))),
+  },
+  {
+    name: "balancer_retries_total",
+    type: "counter",
+    help: "Attempts at another server after a failed connect.",
+    samples: ({ retries }) => [sampled(retries)],
+  },
+  {
+    name: "balancer_refused_by_address_total",
+    type: "counter",
+    help: "Connections refused because their client's address had its fill.",
+    samples: ({ refusedByAddress }) => [sampled(refusedByAddress)],
+  },
+  {
+    name: "balancer_servers_file_refused",
+    type: "gauge",
+    help: "Whether the servers file was refused when it was read last.",
+    samples: ({ fileError }) => [sampled(Number(fileError !== null))],
+  },
 ];
 
-function healthOf(balancer: LoadBalancer): [number, string, string] {
-  if (balancer.draining) return [503, "text/plain", "draining\n"];
-  const isUp = balancer.status().servers.some(({ state }) => state === "up");
-  return isUp ? [200, "text/plain", "ok\n"] : [503, "text/plain", "no server is up\n"];
-}
+/** What is said of each server. */
+const SERVER_METRICS: readonly {
+  readonly name: string;
+  readonly type: "counter" | "gauge";
+  readonly help: string;
+  readonly value: (row: ServerStatus) => number;
+}[] = [
+  {
+    name: "balancer_server_up",
+    type: "gauge",
+    help: "Whether the server is up.",
+    value: ({ state, why }) => Number(state !== "down" && why === ""),
+  },
+  {
+    name: "balancer_server_draining",
+    type: "gauge",
+    help: "Whether the server gets no new connections.",
+    value: ({ draining }) => Number(draining),
+  },
+  {
+    name: "balancer_server_weight",
+    type: "gauge",
+    help: "Configured weight.",
+    value: ({ weight }) => weight,
+  },
+  {
+    name: "balancer_server_connections_active",
+    type: "gauge",
+    help: "Open connections, counted from the pick.",
+    value: ({ active }) => active,
+  },
+  {
+    name: "balancer_server_connections_total",
+    type: "counter",
+    help: "Connections given to the server.",
+    value: ({ total }) => total,
+  },
+  {
+    name: "balancer_server_turns_unanswered",
+    type: "gauge",
+    help: "Turns that wait for the server's answer.",
+    value: ({ unanswered }) => unanswered,
+  },
+  {
+    name: "balancer_server_connect_errors_total",
+    type: "counter",
+    help: "Failed connects.",
+    value: ({ connectErrors }) => connectErrors,
+  },
+  {
+    name: "balancer_server_check_failures_total",
+    type: "counter",
+    help: "Failed health checks.",
+    value: ({ checkFailures }) => checkFailures,
+  },
+  {
+    name: "balancer_server_sent_bytes_total",
+    type: "counter",
+    help: "Bytes sent to the server.",
+    value: ({ bytesToServer }) => bytesToServer,
+  },
+  {
+    name: "balancer_server_received_bytes_total",
+    type: "counter",
+    help: "Bytes received from the server.",
+    value: ({ bytesToClient }) => bytesToClient,
+  },
+];
 
-/** The status in Prometheus' text format. */
-function metricsOf(balancer: LoadBalancer): [number, string, string] {
-  const { algorithm, uptime, accepted, active, queued, retries, ended } = balancer.status();
-  const label = (name: string, value: string): string =>
-    `${name}="${value.replace(/[\\"\n]/g, (character) => (character === "\n" ? "\\n" : `\\${character}`))}"`;
-  const family = (
-    name: string,
-    type: "counter" | "gauge" | "histogram",
-    help: string,
-    samples: readonly (readonly [labels: string, value: number, suffix?: string])[],
-  ): string =>
-    [
-      `# HELP ${name} ${help}`,
-      `# TYPE ${name} ${type}`,
-      ...samples.map(
-        ([labels, value, suffix = ""]) => `${name}${suffix}${labels && `{${labels}}`} ${value}`,
-      ),
-    ].join("\n");
-  const perServer = (value: (server: Server) => number): [string, number][] =>
-    balancer.servers.map((server) => [label("server", server.name), value(server)]);
-  const histogram = (of: (server: Server) => Histogram): [string, number, string][] =>
-    balancer.servers.flatMap((server) => {
-      const { counts, sum } = of(server);
-      const name = label("server", server.name);
-      let total = 0;
-      const buckets = counts.map((count, i): [string, number, string] => [
-        `${name},le="${BUCKETS[i] ?? "+Inf"}"`,
-        (total += count),
-        "_bucket",
-      ]);
-      return [...buckets, [name, sum, "_sum"], [name, total, "_count"]];
-    });
-  return [
-    200,
-    "text/plain; version=0.0.4; charset=utf-8",
-    [
-      family("balancer_info", "gauge", "The algorithm that picks servers.", [
-        [label("algorithm", algorithm), 1],
-      ]),
-      family("balancer_uptime_seconds", "gauge", "Seconds since the start.", [["", uptime]]),
-      family("balancer_connections_accepted_total", "counter", "Client connections accepted.", [
-        ["", accepted],
-      ]),
-      family("balancer_connections_active", "gauge", "Client connections open and not queued.", [
-        ["", active],
-      ]),
-      family("balancer_connections_queued", "gauge", "Client connections that wait for a server.", [
-        ["", queued],
-      ]),
-      family(
-        "balancer_connections_ended_total",
-        "counter",
-        "Client connections ended, by reason.",
-        REASONS.map((reason) => [label("reason", reason), ended[reason]]),
-      ),
-      family(
-        "balancer_retries_total",
-        "counter",
-        "Attempts at another server after a failed connect.",
-        [["", retries]],
-      ),
-      family(
-        "balancer_server_up",
-        "gauge",
-        "Whether the server is up.",
-        perServer(({ up }) => Number(up)),
-      ),
-      family(
-        "balancer_server_draining",
-        "gauge",
-        "Whether the server gets no new connections.",
-        perServer(({ draining }) => Number(draining)),
-      ),
-      family(
-        "balancer_server_weight",
-        "gauge",
-        "Configured weight.",
-        perServer(({ fullWeight }) => fullWeight),
-      ),
-      family(
-        "balancer_server_connections_active",
-        "gauge",
-        "Open connections, counted from the pick.",
-        perServer(({ active }) => active),
-      ),
-      family(
-        "balancer_server_connections_total",
-        "counter",
-        "Connections given to the server.",
-        perServer(({ total }) => total),
-      ),
-      family(
-        "balancer_server_connect_errors_total",
-        "counter",
-        "Failed connects.",
-        perServer(({ connectErrors }) => connectErrors),
-      ),
-      family(
-        "balancer_server_check_failures_total",
-        "counter",
-        "Failed health checks.",
-        perServer(({ checkFailures }) => checkFailures),
-      ),
-      family(
-        "balancer_server_sent_bytes_total",
-        "counter",
-        "Bytes sent to the server.",
-        perServer(({ bytesToServer }) => bytesToServer),
-      ),
-      family(
-        "balancer_server_received_bytes_total",
-        "counter",
-        "Bytes received from the server.",
-        perServer(({ bytesToClient }) => bytesToClient),
-      ),
-      family(
-        "balancer_server_connect_seconds",
-        "histogram",
-        "Time to connect.",
-        histogram(({ connectTimes }) => connectTimes),
-      ),
-      family(
-        "balancer_server_turn_seconds",
-        "histogram",
-        "Time from a client's first byte to the server's next byte.",
-        histogram(({ turnTimes }) => turnTimes),
-      ),
-    ].join("\n") + "\n",
+function metricsOf(balancer: LoadBalancer): Answer {
+  const status = balancer.status();
+  const own = OWN_METRICS.map(({ samples, ...metric }) => ({
+    ...metric,
+    samples: samples(status),
+  }));
+  const perServer = SERVER_METRICS.map(({ value, ...metric }) => ({
+    ...metric,
+    samples: status.servers.map((row) => sampled(value(row), label("server", row.server))),
+  }));
+  const times = [
+    histogramsOf(
+      "balancer_server_connect_seconds",
+      "Time to connect.",
+      balancer.servers.map(({ name, stats }) => ({ name, histogram: stats.connectTimes })),
+    ),
+    histogramsOf(
+      "balancer_server_turn_seconds",
+      "Time from a client's first byte to the server's next byte.",
+      balancer.servers.map(({ name, stats }) => ({ name, histogram: stats.turnTimes })),
+    ),
   ];
+  return {
+    code: 200,
+    type: "text/plain; version=0.0.4; charset=utf-8",
+    body: [...own, ...perServer, ...times].map(formatMetric).join(""),
+  };
 }
 
-/**
- * The page is empty: its script fills in /status.json every second, as text, so that no name can
- * become markup.
- */
-const pageOf = (): [number, string, string] => [200, "text/html; charset=utf-8", PAGE];
-const PAGES = new Map([
-  ["/", pageOf],
-  ["/status.json", jsonOf],
-  ["/metrics", metricsOf],
-  ["/healthz", healthOf],
-]);
+function histogramsOf(
+  name: string,
+  help: string,
+  servers: readonly { readonly name: string; readonly histogram: Histogram }[],
+): Metric {
+  const samples = servers.flatMap((server) => {
+    const { bounds, counts, sum } = server.histogram;
+    const who = label("server", server.name);
+    let total = 0;
+    const buckets = counts.map((n, i) => {
+      total += n;
+      return sampled(total, `${who},${label("le", String(bounds[i] ?? "+Inf"))}`, "_bucket");
+    });
+    return [...buckets, sampled(sum, who, "_sum"), sampled(total, who, "_count")];
+  });
+  return { name, type: "histogram", help, samples };
+}
 
-const PAGE = `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Load balancer</title>
-<style>
-  :root { color-scheme: light dark; --ink: #1f2328; --muted: #59636e; --line: #d0d7de; --ground: #fff; --bad: #a34700; --good: #00704f }
-  @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --muted: #9198a1; --line: #3d444d; --ground: #0d1117; --bad: #e69f00; --good: #2fbf94 } }
-  body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 80rem; margin: 0 auto; padding: 1rem; font-variant-numeric: tabular-nums }
-  h1 { font-size: 1.3rem; margin: 0 } h2 { font-size: 1.05rem; margin: 1.6rem 0 .3rem } p { margin: .2rem 0 } #about, dt, th, .none { color: var(--muted) }
-  #verdict { font-size: 1.15rem; margin: .8rem 0; padding-left: .7rem; border-left: .3rem solid var(--good) } #verdict.bad { border-color: var(--bad) }
-  #gone { color: var(--ground); background: var(--bad); padding: .4rem .7rem; border-radius: .3rem; margin: .6rem 0 } #gone:empty { display: none } .old { opacity: .45 }
-  dl { display: flex; flex-wrap: wrap; gap: .4rem 1.8rem; margin: .6rem 0 } dt { font-size: .85rem } dd { margin: 0; font-size: 1.25rem }
-  table { border-collapse: collapse; width: 100% } th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--line); font-weight: 400 }
-  thead th { font-size: .85rem } tbody th { color: inherit; overflow-wrap: anywhere } td { white-space: nowrap } td:nth-child(2) { width: 30% } th:nth-child(-n+2), td:nth-child(2) { text-align: left; white-space: normal }
-  .down, .bad dd { color: var(--bad) } .up { color: var(--good) } .draining { color: var(--muted) } .down, .draining { font-weight: 600 }
-  button { font: inherit; font-size: .85rem; padding: .25rem .7rem; color: inherit; background: none; border: 1px solid var(--line); border-radius: .3rem; cursor: pointer }
-  @media (max-width: 60rem) {
-    thead { position: absolute; clip-path: inset(50%) } tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); align-items: end; gap: .2rem .6rem; padding: .7rem 0; border-bottom: 1px solid var(--line) }
-    tbody th, tbody td { border: 0; padding: 0; text-align: left } td:nth-child(2) { width: auto } tbody th { font-weight: 600; grid-column: 1 / -2 } td:nth-child(2) { grid-column: 1 / -1 } td:last-child { grid-area: 1 / -2; justify-self: end }
-    td::before { content: attr(data-label); display: block; color: var(--muted); font-size: .8rem } td:nth-child(2)::before, td:last-child::before { content: none }
-  }
-</style></head><body>
-<h1>Load balancer</h1><p id="about">Loading…</p><p id="gone" role="alert"></p>
-<main id="main">
-<p id="verdict" role="status"></p>
-<dl id="totals"></dl>
-<h2>Servers</h2><table role="table"><thead role="rowgroup"><tr role="row" id="head"></tr></thead><tbody role="rowgroup" id="servers"></tbody></table>
-<h2>How connections ended</h2><dl id="ended"></dl>
-<h2>Queue</h2><p id="queue"></p>
-</main>
-<noscript><p>This page needs its script. <a href="status.json">status.json</a> and <a href="metrics">metrics</a> say the same.</p></noscript>
-<script>
-const at = (id) => document.getElementById(id);
-const put = (element, text, kind) => { if (element.textContent !== String(text)) element.textContent = text; if (kind !== undefined && element.className !== kind) element.className = kind; };
-const make = (tag, text, role) => { const e = document.createElement(tag); e.textContent = text; if (role) e.setAttribute("role", role); return e; };
-const many = (n) => n.toLocaleString("en");
-const time = (s) => s === null ? "–" : s < 0.0995 ? (s * 1000).toPrecision(2) + " ms" : s < 0.9995 ? Math.round(s * 1000) + " ms" : s < 10 ? s.toFixed(1) + " s" : s < 120 ? Math.round(s) + " s" : s < 7200 ? Math.round(s / 60) + " min" : s < 172800 ? Math.round(s / 3600) + " h" : Math.round(s / 86400) + " days";
-const size = (n) => { let i = 0; while (n >= 999.5 && i < 5) { n /= 1000; i++; } return (i && n < 99.5 ? n.toPrecision(2) : Math.round(n)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][i]; };
-const share = (n, all) => all ? (100 * n / all).toFixed(n && n / all < 0.001 ? 3 : 1) + " %" : "–";
-const columns = [["server", (r) => r.server], ["state", (r) => r.state + " for " + time(r.since) + (r.why ? ": " + r.why : "")], ["weight", (r) => r.weight], ["open", (r) => many(r.active)], ["total", (r) => many(r.total)],
-  ["failed connects", (r) => many(r.connectErrors)], ["failed checks", (r) => many(r.checkFailures)], ["to server", (r) => size(r.bytesToServer)], ["to client", (r) => size(r.bytesToClient)], ["connect time", (r) => time(r.connectTime)], ["turn time", (r) => time(r.turnTime)]];
-const rank = { down: 0, draining: 1, up: 2 };
-const rows = new Map(), seen = [];
-at("head").replaceChildren(...[...columns.map(([name]) => name), "switch"].map((name) => { const th = make("th", name, "columnheader"); th.scope = "col"; return th; }));
-function pairs(list, entries) {
-  entries.forEach(([name, value, kind], i) => {
-    if (!list.children[i]) { const div = document.createElement("div"); div.append(make("dt", name), make("dd", "")); list.append(div); }
-    put(list.children[i].lastChild, value);
-    list.children[i].className = kind || "";
-  });
+function formatMetric({ name, type, help, samples }: Metric): string {
+  const lines = samples.map(
+    ({ labels, value, suffix }) => `${name}${suffix}${labels && `{${labels}}`} ${value}\n`,
+  );
+  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join("")}`;
 }
-function rowOf(name) {
-  const tr = make("tr", "", "row"), button = make("button", "");
-  tr.append(...columns.map(([label], i) => { const cell = make(i ? "td" : "th", "", i ? "cell" : "rowheader"); cell.dataset.label = label; return cell; }), make("td", "", "cell"));
-  button.onclick = async () => { await fetch("servers/" + encodeURIComponent(name) + "/" + button.textContent, { method: "POST" }).catch(() => undefined); refresh(); };
-  tr.lastChild.append(button);
-  return tr;
-}
-function showServers(servers) {
-  const focused = document.activeElement;
-  const sorted = servers.slice().sort((a, b) => rank[a.state] - rank[b.state]).map((r) => {
-    if (!rows.has(r.server)) rows.set(r.server, rowOf(r.server));
-    const tr = rows.get(r.server), button = tr.lastChild.firstChild;
-    columns.forEach(([, of], i) => put(tr.children[i], of(r), i === 1 ? r.state : ""));
-    put(button, r.state === "draining" ? "ready" : "drain");
-    button.setAttribute("aria-label", button.textContent + " " + r.server);
-    return tr;
-  });
-  if (sorted.length === at("servers").children.length && sorted.every((tr, i) => tr === at("servers").children[i])) return;
-  at("servers").replaceChildren(...sorted);
-  focused.focus();
-}
-function show(s) {
-  put(at("about"), s.algorithm + " on " + s.listening + ", running for " + time(s.uptime));
-  const of = (state) => s.servers.filter((r) => r.state === state).length;
-  const down = of("down"), draining = of("draining"), n = s.servers.length;
-  put(at("verdict"), (down ? down + " of " + n + (n === 1 ? " server is down" : " servers are down") : draining ? "No server is down" : n === 1 ? "The server is up" : "All " + n + " servers are up") + (draining ? ", " + draining + " draining" : "") + (s.queued ? ", clients are waiting" : ""), down || s.queued ? "bad" : "");
-  document.title = (down ? down + " down – " : "") + "Load balancer";
-  const all = Object.values(s.ended).reduce((a, b) => a + b, 0), bad = all - s.ended.ok;
-  seen.push({ all, bad });
-  const then = seen.length > 60 ? seen.shift() : seen[0], badNow = bad - then.bad;
-  pairs(at("totals"), [["active", many(s.active)], ["queued", many(s.queued), s.queued ? "bad" : ""], ["accepted", many(s.accepted)], ["retries", many(s.retries)], ["ended badly", share(bad, all)],
-    ["badly, last minute", many(badNow) + " of " + many(all - then.all), badNow ? "bad" : ""]]);
-  showServers(s.servers);
-  pairs(at("ended"), Object.entries(s.ended).map(([reason, n]) => [reason.replace("_", " "), many(n) + (n && all ? " (" + share(n, all) + ")" : ""), reason !== "ok" && n ? "bad" : n ? "" : "none"]));
-  put(at("queue"), s.queued ? many(s.queued) + " waiting, longest: " + s.waiting.map((w) => w.client + " for " + time(w.seconds)).join(", ") : "Nobody is waiting.");
-}
-let timer;
-async function refresh() {
-  clearTimeout(timer);
-  try {
-    show(await (await fetch("status.json", { signal: AbortSignal.timeout(3000) })).json());
-    put(at("gone"), "");
-    at("main").className = "";
-  } catch {
-    if (!at("gone").textContent) put(at("gone"), "No answer since " + new Date().toLocaleTimeString() + ": the balancer has gone or cannot be reached. What is below is old.");
-    document.title = "Gone – Load balancer";
-    at("main").className = "old";
-  }
-  timer = setTimeout(refresh, 1000);
-}
-refresh();
-</script></body></html>
-`;
 
 // ─── Command line ────────────────────────────────────────────────────────────
+// Options, signals, the files and names that the servers come from, and the limits of this machine.
 
 const seconds = amount("seconds");
 const serverList: Kind<readonly ServerSpec[]> = {
-  expected: "host:port[*weight],...",
+  expected: "host:port[*weight][ backup],...",
   read: (text) => parseServers(text.split(",")),
 };
 const adminAddress: Kind<Address> = {
@@ -2051,12 +3872,12 @@ export const OPTIONS = {
   servers: {
     kind: serverList,
     value: "LIST",
-    help: "host:port[*weight],... (default: 127.0.0.1 with the ports 65433 to 65437)",
+    help: "host:port[*weight][ backup],... (default: 127.0.0.1 with the ports 65433 to 65437)",
   },
   serversFile: {
     kind: anyText,
     value: "FILE",
-    help: "one host:port[*weight] a line, # comments; read again on SIGHUP and when it changes",
+    help: "one host:port[*weight] [backup] a line, # comments; read again on SIGHUP and on change",
   },
   connectTimeout: {
     kind: someSeconds,
@@ -2075,6 +3896,18 @@ export const OPTIONS = {
     value: "N",
     help: "clients at once (default: what the file-descriptor limit allows)",
   },
+  onDown: {
+    kind: oneOf(["keep", "reset"]),
+    value: "keep|reset",
+    fallback: "keep",
+    help: "what becomes of the open connections of a server that goes down",
+  },
+  clientConnections: {
+    kind: wholeNumber(0),
+    value: "N",
+    fallback: "0",
+    help: "connections of one client address at once, the next is refused; 0 = no limit",
+  },
   serverConnections: {
     kind: wholeNumber(0),
     value: "N",
@@ -2087,11 +3920,23 @@ export const OPTIONS = {
     fallback: "30",
     help: "longest wait in that queue",
   },
+  retryFor: {
+    kind: seconds,
+    value: "SECONDS",
+    fallback: "0",
+    help: "a client whose dials have all failed waits so long for a server that comes back",
+  },
+  abortOnClose: { help: "a client that ends its side while it waits has left, even after bytes" },
   check: {
-    kind: oneOf(CHECKS),
-    value: "tcp|ping|none",
+    kind: readCheck,
+    value: "CHECK",
     fallback: "tcp",
-    help: "active health check",
+    help: "tcp, ping, http[s][:[PORT][/PATH]], SEND=>EXPECT, or none",
+  },
+  checkPort: {
+    kind: wholeNumber(1, 65535),
+    value: "PORT",
+    help: "where checks go, when not to the server's own port",
   },
   checkInterval: {
     kind: someSeconds,
@@ -2109,19 +3954,30 @@ export const OPTIONS = {
     kind: wholeNumber(1),
     value: "N",
     fallback: "2",
-    help: "successes in a row that bring it up again",
+    help: "checks passed in a row that bring it up again",
   },
   reusePort: {
     help: "several balancers may listen on the same port, one a core (Node 22.12 and later)",
+  },
+  drainDelay: {
+    kind: seconds,
+    value: "SECONDS",
+    fallback: "0",
+    help: "after SIGTERM /healthz says 503, and clients are still accepted for so long",
   },
   drainTimeout: {
     kind: seconds,
     value: "SECONDS",
     fallback: "30",
-    help: "how long SIGTERM waits for open connections",
+    help: "how long open connections may then take",
   },
   sendProxy: {
     help: "PROXY protocol (v1) header to the servers, so that they learn the client's address",
+  },
+  acceptProxy: {
+    kind: networkList,
+    value: "CIDR,...",
+    help: "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
   },
   slowStart: {
     kind: seconds,
@@ -2134,6 +3990,7 @@ export const OPTIONS = {
     value: "[HOST:]PORT",
     help: "status page, JSON, metrics (default: off; host 127.0.0.1)",
   },
+  adminWritable: { help: "take POST also where the admin address is not loopback" },
   log: {
     kind: oneOf(LOGS),
     value: "text|json|none",
@@ -2147,34 +4004,46 @@ export const OPTIONS = {
   },
 } as const satisfies Options;
 
+type Given = Values<typeof OPTIONS>;
 export type LoadBalancerOptions = Omit<
-  Values<typeof OPTIONS>,
-  "servers" | "serversFile" | "maxConnections" | "seed"
-> & { algorithm: Algorithm; servers: readonly ServerSpec[]; maxConnections: number; seed: number };
+  Given,
+  "servers" | "serversFile" | "maxConnections" | "seed" | "admin" | "log"
+> & {
+  readonly algorithm: Algorithm;
+  readonly servers: readonly ServerSpec[];
+  readonly maxConnections: number;
+  readonly seed: number;
+  readonly admin?: Address | undefined;
+  readonly log: (typeof LOGS)[number];
+};
 
-/**
- * A balancer that is listening, and where; the admin page too, if wanted. What `options` leaves out
- * is as on the command line. Throws RunError.
- */
+/** A balancer that is listening, and where; the admin pages too, if wanted. */
+export interface Started {
+  readonly balancer: LoadBalancer;
+  readonly address: Address;
+  readonly admin: Address | undefined;
+}
+
+/** Starts a balancer. What `options` leaves out is as on the command line. Throws RunError. */
 export async function startLoadBalancer(
-  options: Partial<LoadBalancerOptions> & { algorithm: Algorithm },
-): Promise<{ balancer: LoadBalancer; address: Address; admin: Address | undefined }> {
-  const { maxConnections, seed, servers, serversFile, ...defaults } = parseCommandLine(
-    OPTIONS,
-    [],
-  ).values;
-  const settings = {
-    ...defaults,
+  options: Partial<LoadBalancerOptions> & { readonly algorithm: Algorithm },
+): Promise<Started> {
+  const {
+    maxConnections: _,
+    servers,
+    serversFile,
+    ...given
+  } = parseCommandLine(OPTIONS, []).values;
+  const settings: LoadBalancerOptions = {
+    ...given,
     servers: parseServers(SERVERS),
-    seed: Math.floor(Math.random() * 2 ** 32),
     maxConnections: Infinity,
     ...options,
+    seed: options.seed ?? Math.floor(Math.random() * 2 ** 32),
   };
-  settings.maxConnections = allowedConnections(
-    settings.maxConnections,
-    settings.servers.length + (settings.admin === undefined ? 0 : ADMIN_CONNECTIONS),
-  );
-  const balancer = new LoadBalancer(settings, new Log(settings.log));
+  const others = settings.servers.length + (settings.admin === undefined ? 0 : ADMIN_CONNECTIONS);
+  const maxConnections = allowedConnections(settings.maxConnections, others);
+  const balancer = new LoadBalancer({ ...settings, maxConnections }, new Log(settings.log));
   try {
     const address = await balancer.listen();
     return {
@@ -2188,44 +4057,33 @@ export async function startLoadBalancer(
   }
 }
 
-/**
- * How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`,
- * and says so when that is more.
- */
+/** How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`,
+ *  and says so when that is more. */
 function allowedConnections(wanted: number, others: number): number {
   const { limit, open } = descriptors();
-  // what Node may open, checks under way and the admin page
-  const spare = open + 16 + Math.min(others, 200);
+  const spare = open + 16 + others; // what Node may open, a check of each server, the admin pages
   const allowed = Math.max(1, Math.floor((limit - spare) / 2));
+  const hint = `the limit of file descriptors is ${limit}`;
   if (wanted === Infinity && allowed < 100)
-    console.error(
-      `The limit of ${limit} file descriptors allows only ${allowed} clients at once: raise it with ulimit -n`,
-    );
+    console.error(`Only ${allowed} clients at once: ${hint}; raise it with ulimit -n`);
   if (wanted !== Infinity && wanted > allowed)
     console.error(
-      `--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and the limit is ${limit}: allowing ${allowed}`,
+      `--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and ${hint}: allowing ${allowed}`,
     );
   return Math.min(wanted, allowed);
 }
 
-/**
- * The limit of file descriptors, and how many are open; what POSIX guarantees on any system where
- * neither can be found out.
- */
-function descriptors(): { limit: number; open: number } {
+/** The limit of file descriptors, and how many are open. */
+interface Descriptors {
+  readonly limit: number;
+  readonly open: number;
+}
+
+/** What POSIX guarantees on any system, where neither can be found out. */
+function descriptors(): Descriptors {
   try {
     const open = readdirSync("/dev/fd").length;
-    if (process.platform !== "linux")
-      return {
-        limit: Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity,
-        open,
-      };
-    return {
-      limit: Number(
-        /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1] ?? Infinity,
-      ),
-      open,
-    };
+    return { limit: process.platform === "linux" ? linuxLimit() : shellLimit(), open };
   } catch (error) {
     console.error(
       `Cannot find out the limit of file descriptors (${reasonOf(error)}): taking it for 1024`,
@@ -2234,113 +4092,241 @@ function descriptors(): { limit: number; open: number } {
   }
 }
 
+function linuxLimit(): number {
+  const limits = readFileSync("/proc/self/limits", "utf8");
+  return Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Infinity);
+}
+
+const shellLimit = (): number =>
+  Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity;
+
 const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;
 
 /** Throws a UsageError that names the algorithms there are. */
 function readAlgorithm(name: string): Algorithm {
   const algorithm = ALGORITHMS.find((known) => known === name);
-  if (algorithm === undefined)
+  if (algorithm !== undefined) return algorithm;
+  throw new UsageError(
+    `Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`,
+  );
+}
+
+/** Options that contradict each other, or this version of Node. Throws UsageError or RunError. */
+function checkTogether({ servers, serversFile, check, checkPort, reusePort }: Given): void {
+  if (servers !== undefined && serversFile !== undefined)
     throw new UsageError(
-      `Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`,
+      `Bad --servers-file ${JSON.stringify(serversFile)}: expected either --servers or --servers-file`,
     );
-  return algorithm;
+  if (checkPort !== undefined && ownPortOf(check) !== undefined)
+    throw new UsageError(
+      `Bad --check ${JSON.stringify(check.text)}: expected no port in it beside --check-port`,
+    );
+  const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+  if (reusePort && (major < 22 || (major === 22 && minor < 12)))
+    throw new RunError(
+      `--reuse-port needs Node 22.12 or later, and this is ${process.versions.node}`,
+    );
 }
 
 /** Seconds between two looks at a servers file, and between two look-ups of host names. */
 const RELOAD = { file: 1, names: 10 } as const;
 
-/**
- * Keeps the balancer's servers as the file and the resolver have them: one update after the other,
- * so that none overtakes a newer one.
- */
-function follow(balancer: LoadBalancer, directory: Directory, file: string | undefined): void {
-  let last = Promise.resolve();
-  let waiting = 0;
-  let stopped = false;
-  const update = async (readAgain: boolean): Promise<void> => {
+/** Where the servers come from: the command line or a file, and the names in them. */
+class Source {
+  readonly #directory: Directory;
+  readonly #file: string | undefined;
+  #balancer: LoadBalancer | undefined;
+  #read: Promise<void> = Promise.resolve();
+  #names: NodeJS.Timeout | undefined;
+
+  constructor(file: string | undefined) {
+    this.#file = file;
+    this.#directory = new Directory(() => this.#apply("names"));
+  }
+
+  get servers(): readonly ServerSpec[] {
+    return this.#directory.servers;
+  }
+
+  get hasFile(): boolean {
+    return this.#file !== undefined;
+  }
+
+  /** Throws a RunError when the file is bad. The file is watched from before it is read. */
+  async start(specs: readonly ServerSpec[]): Promise<void> {
+    const file = this.#file;
+    if (file === undefined) {
+      this.#directory.specs = specs;
+      return;
+    }
+    watchFile(file, { interval: RELOAD.file * 1000 }, () => this.reload());
+    this.#directory.specs = await readServersFile(file);
+  }
+
+  /** Keeps the servers of `balancer` as the file and the resolver have them. */
+  follow(balancer: LoadBalancer): void {
+    this.#balancer = balancer;
+    this.#names = setInterval(() => this.#directory.lookUp(), RELOAD.names * 1000);
+    balancer.whenStopped(() => this.stop());
+    this.#apply("names");
+  }
+
+  stop(): void {
+    this.#balancer = undefined;
+    clearInterval(this.#names);
+    if (this.#file !== undefined) unwatchFile(this.#file);
+  }
+
+  /** Reads the file again: one reading after the other, so that none overtakes a newer one. */
+  reload(): void {
+    this.#read = this.#read.then(() => this.#reload());
+  }
+
+  async #reload(): Promise<void> {
+    if (this.#file === undefined) return this.#directory.lookUp();
     try {
-      if (readAgain && file !== undefined) directory.specs = await readServersFile(file);
-      const servers = await directory.lookUp();
-      if (!stopped) balancer.setServers(servers);
+      this.#directory.specs = await readServersFile(this.#file);
+      if (this.#balancer) this.#balancer.fileError = null;
+      this.#apply("file");
     } catch (error) {
       if (!(error instanceof RunError)) throw error;
-      console.error(`${error.message}; the servers stay as they were`);
+      this.#refuse(error.message);
     }
-    waiting -= 1;
-  };
-  const updateInTurn = (readAgain: boolean): void => {
-    waiting += 1;
-    last = last.then(() => update(readAgain));
-  };
-  const names = setInterval(() => {
-    if (directory.hasNames && waiting === 0) updateInTurn(false);
-  }, RELOAD.names * 1000);
-  process.on("SIGHUP", () => updateInTurn(true));
-  if (file !== undefined)
-    watchFile(file, { interval: RELOAD.file * 1000 }, () => updateInTurn(true));
-  balancer.whenStopped(() => {
-    stopped = true;
-    clearInterval(names);
-    if (file !== undefined) unwatchFile(file);
-  });
+  }
+
+  #refuse(why: string): void {
+    if (this.#balancer) this.#balancer.fileError = why;
+    console.error(`${why}; the servers stay as they were`);
+  }
+
+  #apply(by: Editor): void {
+    const problem = this.#balancer?.setServers(this.servers, by);
+    if (problem !== undefined) this.#refuse(problem);
+  }
 }
 
-async function main(
-  [name, ...rest]: string[],
-  { servers, serversFile, maxConnections, seed, ...values }: Values<typeof OPTIONS>,
-): Promise<number> {
+/** What asks the program to stop, and what merely looks as if it did. Set up before anything is
+ *  awaited: as process 1 of a container it would not die of a signal without a handler. */
+function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean): void {
+  onStopSignals(stop, stopNow, ["SIGINT", "SIGTERM", "SIGQUIT"]);
+  const onTerminal = [0, 1, 2].filter((fd) => isatty(fd));
+  process.on("SIGHUP", () => {
+    const hasHungUp = onTerminal.length > 0 && !onTerminal.some((fd) => isatty(fd));
+    const isEnd = hasHungUp || (!reload() && onTerminal.length > 0);
+    if (isEnd) stop();
+  });
+  for (const signal of ["SIGUSR1", "SIGUSR2"] as const)
+    process.on(signal, () =>
+      console.error(`${signal} changes nothing: SIGHUP reads the servers file`),
+    );
+}
+
+/** Writes to a terminal block, also on one that nobody reads (Ctrl-S, a stalled ssh): better lose
+ *  lines than clients. Node has no public switch for that. */
+function neverBlock(stream: NodeJS.WriteStream): void {
+  const handle: unknown = Reflect.get(stream, "_handle");
+  if (stream.isTTY && hasSetBlocking(handle)) handle.setBlocking(false);
+}
+
+const hasSetBlocking = (
+  handle: unknown,
+): handle is { readonly setBlocking: (blocking: boolean) => void } =>
+  typeof handle === "object" && handle !== null && "setBlocking" in handle;
+
+async function main([name, extra]: string[], values: Given): Promise<number> {
   if (name === undefined) throw new UsageError("");
-  if (rest[0] !== undefined)
+  if (extra !== undefined)
     throw new UsageError(
-      `Bad argument ${JSON.stringify(rest[0])}: expected one algorithm and options`,
+      `Bad argument ${JSON.stringify(extra)}: expected one algorithm and options`,
     );
   const algorithm = readAlgorithm(name);
-  if (servers !== undefined && serversFile !== undefined)
-    throw new UsageError(
-      `Bad --servers-file ${JSON.stringify(serversFile)}: expected either --servers or --servers-file`,
-    );
-  const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
-  if (values.reusePort && (major < 22 || (major === 22 && minor < 12)))
-    throw new RunError(
-      `--reuse-port needs Node 22.12 or later, and this is ${process.versions.node}`,
-    );
-  const directory = new Directory(
-    serversFile === undefined
-      ? (servers ?? parseServers(SERVERS))
-      : await readServersFile(serversFile),
-  );
-  const { balancer, address, admin } = await startLoadBalancer({
-    ...values,
-    algorithm,
-    servers: await directory.lookUp(),
-    ...(maxConnections === undefined ? {} : { maxConnections }),
-    ...(seed === undefined ? {} : { seed }),
-  });
-  follow(balancer, directory, serversFile);
-  let crashed = false;
-  const stopping = new Promise<number>((resolve) => {
-    onStopSignals(
-      () => resolve(balancer.stop(values.drainTimeout)),
-      () => balancer.cut(),
-    );
-    process.once("uncaughtException", (error) => {
-      // a bug: say so, give the others a moment, and do not go on with broken state
-      console.error(error.stack);
-      crashed = true;
-      resolve(balancer.stop(1));
+  checkTogether(values);
+  return new Program(values, algorithm).run();
+}
+
+/** One balancer from its start to its end. */
+class Program {
+  readonly #options: Given;
+  readonly #algorithm: Algorithm;
+  readonly #source: Source;
+  #balancer: LoadBalancer | undefined;
+  #exitCode = 0;
+  readonly #stopAsked: Promise<void>;
+  #askToStop: () => void = () => undefined;
+
+  constructor(options: Given, algorithm: Algorithm) {
+    this.#options = options;
+    this.#algorithm = algorithm;
+    this.#source = new Source(options.serversFile);
+    this.#stopAsked = new Promise((resolve) => {
+      this.#askToStop = resolve;
     });
-  });
-  console.log(`Listening on ${formatAddress(address)}`);
-  if (admin !== undefined) console.log(`Admin on http://${formatAddress(admin)}/`);
-  const cut = await stopping;
-  if (cut > 0)
-    console.error(
-      `${cut} ${cut === 1 ? "connection was" : "connections were"} cut off when the drain ended`,
+  }
+
+  /** Everything, to the exit code. Throws RunError. */
+  async run(): Promise<number> {
+    onSignals(
+      () => this.#askToStop(),
+      () => this.#balancer?.cut(),
+      () => this.#reload(),
     );
-  const code = cut > 0 || crashed ? 1 : 0;
-  // whoever reads our output may have stopped reading it
-  setTimeout(() => process.exit(code), 1000).unref();
-  return code;
+    neverBlock(process.stdout);
+    neverBlock(process.stderr);
+    const { balancer, address, admin } = await this.#start();
+    this.#balancer = balancer;
+    this.#source.follow(balancer);
+    process.once("uncaughtException", (error) => this.#crash(error));
+    balancer.log.listening(formatAddress(address));
+    if (admin !== undefined) balancer.log.admin(formatAddress(admin));
+    await this.#stopAsked;
+    return this.#end(balancer);
+  }
+
+  async #start(): Promise<Started> {
+    const { servers, serversFile, maxConnections, seed, ...options } = this.#options;
+    try {
+      await this.#source.start(servers ?? parseServers(SERVERS));
+      const problem = complaintAboutItself(this.#source.servers, options);
+      if (problem !== undefined)
+        throw serversFile === undefined ? new UsageError(problem) : new RunError(problem);
+      return await startLoadBalancer({
+        ...options,
+        algorithm: this.#algorithm,
+        servers: this.#source.servers,
+        ...(maxConnections === undefined ? {} : { maxConnections }),
+        ...(seed === undefined ? {} : { seed }),
+      });
+    } catch (error) {
+      this.#source.stop();
+      throw error;
+    }
+  }
+
+  /** Whether SIGHUP has something to read again. */
+  #reload(): boolean {
+    if (this.#source.hasFile) this.#source.reload();
+    return this.#source.hasFile;
+  }
+
+  /** A bug: say so, give the others a moment, and do not go on with broken state. */
+  #crash(error: Error): void {
+    console.error(error.stack);
+    this.#exitCode = 1;
+    void this.#balancer?.stop(1).then(() => this.#leave(1));
+  }
+
+  async #end(balancer: LoadBalancer): Promise<number> {
+    const cut = await balancer.drain(this.#options.drainDelay, this.#options.drainTimeout);
+    const were = cut === 1 ? "connection was" : "connections were";
+    if (cut > 0) console.error(`${cut} ${were} cut off when the drain ended`);
+    return this.#leave(cut > 0 ? 1 : this.#exitCode);
+  }
+
+  #leave(code: number): number {
+    setTimeout(() => process.exit(code), 1000).unref(); // our output's reader may have stopped
+    process.exitCode = code;
+    return code;
+  }
 }
 
 if (isMain(import.meta)) void runScript({ usage: USAGE, options: OPTIONS, main });
