@@ -14,6 +14,7 @@ import {
 import {
   ask,
   assertAllCounted,
+  checkOf,
   cleanUp,
   DEAD,
   dial,
@@ -66,7 +67,7 @@ async function overSpecs(
     servers,
     port: 0,
     log: "none",
-    check: "none",
+    check: checkOf("none"),
     admin: ADMIN,
   });
   later(() => balancer.stop(0));

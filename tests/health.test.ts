@@ -9,6 +9,7 @@ import { startServer } from "../server.ts";
 import {
   ask,
   assertEnded,
+  checkOf,
   cleanUp,
   DEAD,
   dial,
@@ -38,7 +39,7 @@ async function unchecked(
   options: Parameters<typeof startBalancer>[1] = {},
 ): Promise<{ balancer: LoadBalancer; server: Server }> {
   const { balancer } = await startBalancer([(await echoing()).address, DEAD[0]], {
-    check: "tcp",
+    check: checkOf("tcp"),
     checkInterval: NEVER,
     ...options,
   });
@@ -96,7 +97,7 @@ counting("leaves a server down whose checks flap", async () => {
 
 counting("counts the failures of real connects", async () => {
   const { balancer, port } = await startBalancer([(await echoing()).address, DEAD[0]], {
-    check: "tcp",
+    check: checkOf("tcp"),
     checkInterval: NEVER,
     fall: 3,
   });
@@ -113,7 +114,7 @@ counting(
   async () => {
     const { left } = failDials("EMFILE", 10, true);
     const { balancer } = await startBalancer([(await echoing()).address], {
-      check: "tcp",
+      check: checkOf("tcp"),
       checkInterval: 0.02,
       fall: 1,
     });
@@ -133,7 +134,7 @@ checks.after.each(cleanUp);
 checks("take a server down that stops listening, and bring it up when it is back", async () => {
   const first = await echoing();
   const { balancer, port } = await startBalancer([first.address, (await echoing()).address], {
-    check: "tcp",
+    check: checkOf("tcp"),
     checkInterval: 0.05,
   });
   const client = await dial(port);
@@ -165,7 +166,7 @@ checks("are spread over the interval", async () => {
   );
   await startBalancer(
     servers.map((server) => server.address),
-    { check: "tcp", checkInterval: 0.8 },
+    { check: checkOf("tcp"), checkInterval: 0.8 },
   );
   await until(() => times.length >= 4, "a check of each");
   assert.ok((times[3] ?? 0) - (times[0] ?? 0) > 400, `${times}`);
@@ -174,8 +175,8 @@ checks("are spread over the interval", async () => {
 checks("of kind none leave the servers alone", async () => {
   const server = await serving();
   const other = await serving();
-  await startBalancer([server.address], { check: "none", checkInterval: 0.01 });
-  await startBalancer([other.address], { check: "tcp", checkInterval: 0.01 });
+  await startBalancer([server.address], { check: checkOf("none"), checkInterval: 0.01 });
+  await startBalancer([other.address], { check: checkOf("tcp"), checkInterval: 0.01 });
   await until(() => other.count() > 5, "five checks of another server");
   assert.is(server.count(), 0);
 });
@@ -183,7 +184,7 @@ checks("of kind none leave the servers alone", async () => {
 checks("of kind tcp are content with a server that never answers", async () => {
   const silent = await serving();
   const { balancer } = await startBalancer([silent.address], {
-    check: "tcp",
+    check: checkOf("tcp"),
     checkInterval: 0.02,
     fall: 1,
   });
@@ -213,7 +214,7 @@ checks("of kind ping take a server down that never answers, or wrongly, or ends"
   });
   const { balancer } = await startBalancer(
     [silent.address, wrong.address, ending.address, `127.0.0.1:${good.address.port}`],
-    { check: "ping", checkInterval: 0.1 },
+    { check: checkOf("ping"), checkInterval: 0.1 },
   );
   await become(balancer, "down", "down", "down", "up");
 });
@@ -231,7 +232,7 @@ checks("of kind ping see a stopped server, which still accepts, in time", async 
   ]);
   const [, address = ""] = await printed(/Listening on (\S+)/);
   const { balancer } = await startBalancer([address], {
-    check: "ping",
+    check: checkOf("ping"),
     checkInterval: 0.2,
     fall: 3,
     rise: 1,
@@ -261,7 +262,7 @@ checks("of kind ping do not take a full server for a dead one", async () => {
     return full.close();
   });
   const { balancer, port } = await startBalancer([`127.0.0.1:${full.address.port}`], {
-    check: "ping",
+    check: checkOf("ping"),
     checkInterval: 0.15,
     fall: 1,
   });
@@ -281,7 +282,7 @@ checks(
     });
     const { balancer, port } = await startBalancer([(await echoing()).address, closing.address], {
       algorithm: "least-connections",
-      check: "tcp",
+      check: checkOf("tcp"),
       checkInterval: 0.02,
     });
     const client = await dial(port); // keeps the good one busier
@@ -342,7 +343,7 @@ async function failing(penalty: number) {
   bad.server.close();
   const good = await echoing();
   const { balancer, port } = await startBalancer([bad.address, good.address], {
-    check: "none",
+    check: checkOf("none"),
     fall: 1,
   });
   const server = balancer.servers[0];
@@ -450,7 +451,7 @@ trials("leave a server alone for twice as long when it fails again", async () =>
 });
 
 trials("begin after ten seconds at first", async () => {
-  const { balancer, server } = await unchecked({ check: "none", fall: 1 });
+  const { balancer, server } = await unchecked({ check: checkOf("none"), fall: 1 });
   const since = performance.now();
   balancer.health.failed(server, "no", false);
   assert.ok(Math.abs(server.heldUntil - since - 10_000) < 100);

@@ -20,9 +20,11 @@ import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import * as assert from "uvu/assert";
 import {
+  type CheckSpec,
   type LoadBalancer,
   type LoadBalancerOptions,
   parseServers,
+  readCheck,
   type Reason,
   startLoadBalancer,
   type Status,
@@ -385,6 +387,13 @@ export function assertAllCounted({ accepted, active, queued, ended }: Status): v
   );
 }
 
+/** A check as --check has it. */
+export function checkOf(text: string): CheckSpec {
+  const spec = readCheck.read(text);
+  if (spec === undefined) throw new Error(`not a check: ${text}`);
+  return spec;
+}
+
 /**
  * Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops
  * it and asserts that it counted rightly.
@@ -398,7 +407,7 @@ export async function startBalancer(
     servers: parseServers(servers),
     port: 0,
     log: "none",
-    check: "none",
+    check: checkOf("none"),
     idleTimeout: 30,
     connectTimeout: 5,
     ...options,

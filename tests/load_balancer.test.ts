@@ -11,6 +11,7 @@ import {
   ask,
   assertAllCounted,
   assertEnded,
+  checkOf,
   cleanUp,
   DEAD,
   dial,
@@ -489,7 +490,7 @@ for (const check of ["tcp", "none"] as const) {
     async () => {
       const { balancer, port } = await startBalancer(
         [(await echoing()).address, DEAD[0], (await echoing()).address],
-        { check },
+        { check: checkOf(check) },
       );
       const answers = await Promise.all(Array.from({ length: 300 }, () => ask(port)));
       assert.equal([...new Set(answers)], ["hello"]);

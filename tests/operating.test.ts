@@ -18,6 +18,7 @@ import {
 } from "../load_balancer.ts";
 import {
   ask,
+  checkOf,
   cleanUp,
   DEAD,
   dial,
@@ -450,7 +451,7 @@ changes("a server that comes back is still as full as it was", async () => {
 changes("a server that was removed is not checked any more", async () => {
   const [gone, stays] = [await serving(), await serving()];
   const { balancer } = await startBalancer([gone.address, stays.address], {
-    check: "tcp",
+    check: checkOf("tcp"),
     checkInterval: 0.02,
   });
   await until(() => gone.count() > 2, "checks");
@@ -476,7 +477,10 @@ const heal = (balancer: LoadBalancer, place: number): void => {
 
 slow("gives a server that came back a small share of the clients at first", async () => {
   const [a, b] = [await naming(), await naming()];
-  const { balancer, port } = await startBalancer([a, b], { check: "tcp", slowStart: 1000 });
+  const { balancer, port } = await startBalancer([a, b], {
+    check: checkOf("tcp"),
+    slowStart: 1000,
+  });
   fail(balancer, 1);
   assert.is(balancer.servers[1]?.up, false);
   heal(balancer, 1);
@@ -488,7 +492,7 @@ slow("gives a server that came back a small share of the clients at first", asyn
 
 slow("raises the weight steadily to the full one", async () => {
   const { balancer } = await startBalancer([await naming(), `${await naming()}*4`], {
-    check: "tcp",
+    check: checkOf("tcp"),
     slowStart: 0.4,
   });
   fail(balancer, 1);
@@ -524,7 +528,7 @@ slow(
 );
 
 slow("is off unless asked for", async () => {
-  const { balancer } = await startBalancer([DEAD[0], DEAD[1]], { check: "tcp" });
+  const { balancer } = await startBalancer([DEAD[0], DEAD[1]], { check: checkOf("tcp") });
   fail(balancer, 1);
   heal(balancer, 1);
   assert.equal(
@@ -617,7 +621,7 @@ proxy("stands before a ping check as well, as UNKNOWN", async () => {
   });
   const { balancer } = await startBalancer([server.address], {
     sendProxy: true,
-    check: "ping",
+    check: checkOf("ping"),
     checkInterval: 0.05,
     fall: 1,
   });
