@@ -2775,7 +2775,8 @@ export class LoadBalancer implements Owner {
     this.#greetings.delete(connection);
     this.#dialling.delete(connection);
     this.#patients.forget(connection);
-    if (this.#queue.delete(connection)) this.#places.forget(connection);
+    this.#queue.delete(connection);
+    this.#places.forget(connection);
   }
 
   left(_: Connection, server: Server): void {

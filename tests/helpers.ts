@@ -394,6 +394,9 @@ export function checkOf(text: string): CheckSpec {
   return spec;
 }
 
+/** A seed by which turns begin with the first server, and go on in order. */
+const IN_ORDER = 1876;
+
 /**
  * Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops
  * it and asserts that it counted rightly.
@@ -408,6 +411,7 @@ export async function startBalancer(
     port: 0,
     log: "none",
     check: checkOf("none"),
+    seed: IN_ORDER,
     idleTimeout: 30,
     connectTimeout: 5,
     ...options,
