@@ -95,16 +95,16 @@ export interface Server extends Candidate {
   readonly stats: Stats;
 }
 
-export interface Stats {
-  total: number;
-  connectErrors: number;
-  checkFailures: number;
-  bytesToServer: number;
+export class Stats {
+  total = 0;
+  connectErrors = 0;
+  checkFailures = 0;
+  bytesToServer = 0;
   /** Exponentially weighted means in seconds, null before the first sample. */
-  connectTime: number | null;
-  turnTime: number | null;
-  readonly connectTimes: Histogram;
-  readonly turnTimes: Histogram;
+  connectTime: number | null = null;
+  turnTime: number | null = null;
+  readonly connectTimes = newHistogram(BUCKETS);
+  readonly turnTimes = newHistogram(BUCKETS);
 }
 
 /** A server as it is before anything is known of it. */
@@ -119,25 +119,14 @@ export function newServer(spec: ServerSpec, now: number): Server {
     open: 0,
     credit: 0,
     turnsOf: undefined,
-    cost: newCost(),
+    cost: new Cost(),
     draining: false,
     switchedAt: now,
     warmSince: -Infinity,
-    health: newHealth(now),
-    stats: newStats(),
+    health: new HealthState(now),
+    stats: new Stats(),
   };
 }
-
-const newStats = (): Stats => ({
-  total: 0,
-  connectErrors: 0,
-  checkFailures: 0,
-  bytesToServer: 0,
-  connectTime: null,
-  turnTime: null,
-  connectTimes: newHistogram(BUCKETS),
-  turnTimes: newHistogram(BUCKETS),
-});
 
 /** How many samples were at most each bound and above the one before; the last, above all. */
 export interface Histogram {
@@ -570,27 +559,18 @@ function placeIn(sums: readonly number[], value: number): number {
 // --- how fast a server answers ---
 
 /** Times in seconds. */
-export interface Cost {
+export class Cost {
   /** Peak EWMA of its turns (Finagle's), as it was at `shownAt`; 0 without history. */
-  shown: number;
-  shownAt: number;
-  /** When it was last picked for its latency; Infinity: never, so that there is nothing to forget. */
-  pickedAt: number;
+  shown = 0;
+  shownAt = 0;
+  /** When it was last picked for its latency; Infinity: never, there is nothing to forget. */
+  pickedAt = Infinity;
   /** Its next answer replaces what was known. */
-  isOnTrial: boolean;
+  isOnTrial = false;
   /** The turns begun since its last answer that still wait, and when the first of them began. */
-  readonly pending: Map<object, number>;
-  pendingSince: number;
+  readonly pending = new Map<object, number>();
+  pendingSince = Infinity;
 }
-
-export const newCost = (): Cost => ({
-  shown: 0,
-  shownAt: 0,
-  pickedAt: Infinity,
-  isOnTrial: false,
-  pending: new Map(),
-  pendingSince: Infinity,
-});
 
 /** A cost that a server has shown falls to 1/e of itself in so many seconds without a new sample. */
 const DECAY = 10;
@@ -691,54 +671,39 @@ function mix(value: number): number {
 // decides and is pure; `Health` runs one check of a server at a time, on a clock that is given.
 
 /** What is known of a server's health. Written by this section alone. */
-export interface HealthState {
-  up: boolean;
+export class HealthState {
+  up = true;
   /** When it went up or down; on the balancer's clock, in seconds, as all times inside are. */
   since: number;
   /** Why it is down; "" while it is up. */
-  why: string;
+  why = "";
   /** Failures in a row to the one question and to the other, and checks passed in a row. */
-  refused: number;
-  silent: number;
-  passed: number;
+  refused = 0;
+  silent = 0;
+  passed = 0;
   /** The last check failed. */
-  failing: boolean;
+  failing = false;
   /** A check got other bytes than it wants, which nothing clears but a pass. */
-  wrong: boolean;
+  wrong = false;
   /** A client's connection dialled since then proves, by its first byte, that it answers. */
-  clearableSince: number;
+  clearableSince = Infinity;
   /** The last client's dial that counted as a failure. */
-  dialCountedAt: number;
+  dialCountedAt = -Infinity;
   /** Closed a connection at once, or let a client wait for its dial: the next check looks closely. */
-  suspected: boolean;
+  suspected = false;
   /** Bytes that it has given, counted by the relay; and how many before its row of failures. */
-  received: number;
-  receivedBefore: number;
-  /** It was reached once, so that "address not available" is our shortage and not its absence. */
-  reached: boolean;
+  received = 0;
+  receivedBefore = 0;
+  /** It was reached once: "address not available" is then our shortage and not its absence. */
+  reached = false;
   /** The last evidence that it is well: it gave somebody a byte, or passed a check that asks. */
-  provedAt: number;
-  lastCheck: { readonly result: string; readonly at: number } | undefined;
-}
+  provedAt = -Infinity;
+  lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
 
-export const newHealth = (now: number): HealthState => ({
-  up: true,
-  since: now,
-  why: "",
-  refused: 0,
-  silent: 0,
-  passed: 0,
-  failing: false,
-  wrong: false,
-  clearableSince: Infinity,
-  dialCountedAt: -Infinity,
-  suspected: false,
-  received: 0,
-  receivedBefore: 0,
-  reached: false,
-  provedAt: -Infinity,
-  lastCheck: undefined,
-});
+  constructor(now: number) {
+    this.since = now;
+  }
+}
 
 /** The numbers by which servers are judged. Times in seconds. */
 export interface HealthRules {
@@ -1744,29 +1709,11 @@ export type Reason = (typeof REASONS)[number];
 const BUFFER_SIZE = 64 * 1024;
 
 /** What a connection needs of a socket. A `Socket` is one; so is a test's recorder. */
-export type Wire = Pick<
-  Socket,
-  | "write"
-  | "end"
-  | "pause"
-  | "resume"
-  | "unshift"
-  | "connection"
-  | "once"
-  | "cork"
-  | "uncork"
-  | "destroy"
-  | "resetAndDestroy"
-  | "connecting"
-  | "destroyed"
-  | "writable"
-  | "writableLength"
-  | "writableNeedDrain"
-  | "writableEnded"
-  | "writableFinished"
-  | "localAddress"
-  | "localPort"
->;
+export type Wire = Pick<Socket, Writes | Reads | Ends | "once" | "connection">;
+type Writes = "write" | "cork" | "uncork" | "writable" | "writableLength" | "writableNeedDrain";
+type Reads = "pause" | "resume" | "unshift" | "connecting" | "localAddress" | "localPort";
+type Ends =
+  "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded" | "writableFinished";
 
 /**
  * `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
@@ -2488,7 +2435,18 @@ export class LoadBalancer implements Owner {
   #refusedByAddress = 0;
   /** What this machine ran short of last, and when. */
   #shortage = { why: "", at: -Infinity };
-  readonly #ended: Record<Reason, number> = noEnds();
+  readonly #ended: Record<Reason, number> = {
+    ok: 0,
+    client_reset: 0,
+    server_reset: 0,
+    idle_timeout: 0,
+    no_server: 0,
+    queue_timeout: 0,
+    limit: 0,
+    bad_proxy: 0,
+    unanswered: 0,
+    drain_forced: 0,
+  };
   #allGone: (() => void) | undefined;
   #endDelay: () => void = () => undefined;
   readonly #undo: (() => void)[] = [];
@@ -3049,19 +3007,6 @@ function isOfThisMachine(host: string): boolean {
   const all = Object.values(networkInterfaces()).flatMap((interfaces) => interfaces ?? []);
   return all.some(({ address }) => address === host);
 }
-
-const noEnds = (): Record<Reason, number> => ({
-  ok: 0,
-  client_reset: 0,
-  server_reset: 0,
-  idle_timeout: 0,
-  no_server: 0,
-  queue_timeout: 0,
-  limit: 0,
-  bad_proxy: 0,
-  unanswered: 0,
-  drain_forced: 0,
-});
 
 /** A peer that has vanished is found, though no time-out ends its connections. */
 const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE * 1000 };
@@ -3642,17 +3587,10 @@ function healthOf(balancer: LoadBalancer): Answer {
 
 // --- metrics, in Prometheus' text format ---
 
-interface Metric {
-  readonly name: string;
-  readonly type: "counter" | "gauge" | "histogram";
-  readonly help: string;
-  readonly samples: readonly Sample[];
-}
-interface Sample {
-  readonly labels: string;
-  readonly value: number;
-  /** `_bucket` and the like. */
-  readonly suffix: string;
+/** A family of samples: its name, its type, what it is, and a line for each sample. */
+function family(name: string, type: string, help: string, lines: readonly string[]): string {
+  const samples = lines.map((line) => `${name}${line}\n`).join("");
+  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${samples}`;
 }
 
 function label(name: string, value: string): string {
@@ -3660,193 +3598,94 @@ function label(name: string, value: string): string {
   return `${name}="${escaped}"`;
 }
 
-const sampled = (value: number, labels = "", suffix = ""): Sample => ({ labels, value, suffix });
-
-/** What is said of the balancer itself. */
-const OWN_METRICS: readonly {
+/** A metric of something: `Row` is the status, or one server of it. */
+interface Metric<Row> {
   readonly name: string;
-  readonly type: Metric["type"];
   readonly help: string;
-  readonly samples: (status: Status) => readonly Sample[];
-}[] = [
-  {
-    name: "balancer_info",
-    type: "gauge",
-    help: "The algorithm that picks servers.",
-    samples: ({ algorithm }) => [sampled(1, label("algorithm", algorithm))],
-  },
-  {
-    name: "balancer_uptime_seconds",
-    type: "gauge",
-    help: "Seconds since the start.",
-    samples: ({ uptime }) => [sampled(uptime)],
-  },
-  {
-    name: "balancer_connections_accepted_total",
-    type: "counter",
-    help: "Client connections accepted.",
-    samples: ({ accepted }) => [sampled(accepted)],
-  },
-  {
-    name: "balancer_connections_active",
-    type: "gauge",
-    help: "Client connections open and not queued.",
-    samples: ({ active }) => [sampled(active)],
-  },
-  {
-    name: "balancer_connections_queued",
-    type: "gauge",
-    help: "Client connections that wait for a server.",
-    samples: ({ queued }) => [sampled(queued)],
-  },
-  {
-    name: "balancer_connections_ended_total",
-    type: "counter",
-    help: "Client connections ended, by reason.",
-    samples: ({ ended }) =>
-      REASONS.map((reason) => sampled(ended[reason], label("reason", reason))),
-  },
-  {
-    name: "balancer_retries_total",
-    type: "counter",
-    help: "Attempts at another server after a failed connect.",
-    samples: ({ retries }) => [sampled(retries)],
-  },
-  {
-    name: "balancer_refused_by_address_total",
-    type: "counter",
-    help: "Connections refused because their client's address had its fill.",
-    samples: ({ refusedByAddress }) => [sampled(refusedByAddress)],
-  },
-  {
-    name: "balancer_servers_file_refused",
-    type: "gauge",
-    help: "Whether the servers file was refused when it was read last.",
-    samples: ({ fileError }) => [sampled(Number(fileError !== null))],
-  },
+  readonly value: (row: Row) => number;
+}
+const metric = <Row>(name: string, help: string, value: (row: Row) => number): Metric<Row> => ({
+  name: `balancer_${name}`,
+  help,
+  value,
+});
+
+const OWN_METRICS: readonly Metric<Status>[] = [
+  metric("uptime_seconds", "Seconds since the start.", (s) => s.uptime),
+  metric("connections_accepted_total", "Client connections accepted.", (s) => s.accepted),
+  metric("connections_active", "Client connections open and not queued.", (s) => s.active),
+  metric("connections_queued", "Client connections that wait for a server.", (s) => s.queued),
+  metric("retries_total", "Attempts at another server after a failed connect.", (s) => s.retries),
+  metric(
+    "refused_by_address_total",
+    "Clients refused: their address had its fill.",
+    (s) => s.refusedByAddress,
+  ),
+  metric("servers_file_refused", "Whether the servers file was bad when read last.", (s) =>
+    Number(s.fileError !== null),
+  ),
 ];
 
-/** What is said of each server. */
-const SERVER_METRICS: readonly {
-  readonly name: string;
-  readonly type: "counter" | "gauge";
-  readonly help: string;
-  readonly value: (row: ServerStatus) => number;
-}[] = [
-  {
-    name: "balancer_server_up",
-    type: "gauge",
-    help: "Whether the server is up.",
-    value: ({ state, why }) => Number(state !== "down" && why === ""),
-  },
-  {
-    name: "balancer_server_draining",
-    type: "gauge",
-    help: "Whether the server gets no new connections.",
-    value: ({ draining }) => Number(draining),
-  },
-  {
-    name: "balancer_server_weight",
-    type: "gauge",
-    help: "Configured weight.",
-    value: ({ weight }) => weight,
-  },
-  {
-    name: "balancer_server_connections_active",
-    type: "gauge",
-    help: "Open connections, counted from the pick.",
-    value: ({ active }) => active,
-  },
-  {
-    name: "balancer_server_connections_total",
-    type: "counter",
-    help: "Connections given to the server.",
-    value: ({ total }) => total,
-  },
-  {
-    name: "balancer_server_turns_unanswered",
-    type: "gauge",
-    help: "Turns that wait for the server's answer.",
-    value: ({ unanswered }) => unanswered,
-  },
-  {
-    name: "balancer_server_connect_errors_total",
-    type: "counter",
-    help: "Failed connects.",
-    value: ({ connectErrors }) => connectErrors,
-  },
-  {
-    name: "balancer_server_check_failures_total",
-    type: "counter",
-    help: "Failed health checks.",
-    value: ({ checkFailures }) => checkFailures,
-  },
-  {
-    name: "balancer_server_sent_bytes_total",
-    type: "counter",
-    help: "Bytes sent to the server.",
-    value: ({ bytesToServer }) => bytesToServer,
-  },
-  {
-    name: "balancer_server_received_bytes_total",
-    type: "counter",
-    help: "Bytes received from the server.",
-    value: ({ bytesToClient }) => bytesToClient,
-  },
+const SERVER_METRICS: readonly Metric<ServerStatus>[] = [
+  metric("server_up", "Whether the server is up.", (s) => Number(s.why === "")),
+  metric("server_draining", "Whether the server gets no new connections.", (s) =>
+    Number(s.draining),
+  ),
+  metric("server_weight", "Configured weight.", (s) => s.weight),
+  metric("server_connections_active", "Open connections, counted from the pick.", (s) => s.active),
+  metric("server_connections_total", "Connections given to the server.", (s) => s.total),
+  metric("server_turns_unanswered", "Turns that wait for an answer.", (s) => s.unanswered),
+  metric("server_connect_errors_total", "Failed connects.", (s) => s.connectErrors),
+  metric("server_check_failures_total", "Failed health checks.", (s) => s.checkFailures),
+  metric("server_sent_bytes_total", "Bytes sent to the server.", (s) => s.bytesToServer),
+  metric("server_received_bytes_total", "Bytes received from the server.", (s) => s.bytesToClient),
 ];
+
+const typeOf = (name: string): string => (name.endsWith("_total") ? "counter" : "gauge");
 
 function metricsOf(balancer: LoadBalancer): Answer {
   const status = balancer.status();
-  const own = OWN_METRICS.map(({ samples, ...metric }) => ({
-    ...metric,
-    samples: samples(status),
-  }));
-  const perServer = SERVER_METRICS.map(({ value, ...metric }) => ({
-    ...metric,
-    samples: status.servers.map((row) => sampled(value(row), label("server", row.server))),
-  }));
-  const times = [
-    histogramsOf(
-      "balancer_server_connect_seconds",
-      "Time to connect.",
-      balancer.servers.map(({ name, stats }) => ({ name, histogram: stats.connectTimes })),
+  const { servers } = balancer;
+  const infos = [`{${label("algorithm", status.algorithm)}} 1`];
+  const ends = REASONS.map((reason) => `{${label("reason", reason)}} ${status.ended[reason]}`);
+  const body = [
+    family("balancer_info", "gauge", "The algorithm that picks servers.", infos),
+    ...OWN_METRICS.map(({ name, help, value }) =>
+      family(name, typeOf(name), help, [` ${value(status)}`]),
     ),
-    histogramsOf(
-      "balancer_server_turn_seconds",
-      "Time from a client's first byte to the server's next byte.",
-      balancer.servers.map(({ name, stats }) => ({ name, histogram: stats.turnTimes })),
+    family("balancer_connections_ended_total", "counter", "Connections ended, by reason.", ends),
+    ...SERVER_METRICS.map(({ name, help, value }) => {
+      const lines = status.servers.map((row) => `{${label("server", row.server)}} ${value(row)}`);
+      return family(name, typeOf(name), help, lines);
+    }),
+    histograms("connect", "Time to connect.", servers, (stats) => stats.connectTimes),
+    histograms(
+      "turn",
+      "Time from a client's first byte to the server's next.",
+      servers,
+      (stats) => stats.turnTimes,
     ),
   ];
-  return {
-    code: 200,
-    type: "text/plain; version=0.0.4; charset=utf-8",
-    body: [...own, ...perServer, ...times].map(formatMetric).join(""),
-  };
+  return { code: 200, type: "text/plain; version=0.0.4; charset=utf-8", body: body.join("") };
 }
 
-function histogramsOf(
-  name: string,
+function histograms(
+  what: string,
   help: string,
-  servers: readonly { readonly name: string; readonly histogram: Histogram }[],
-): Metric {
-  const samples = servers.flatMap((server) => {
-    const { bounds, counts, sum } = server.histogram;
-    const who = label("server", server.name);
+  servers: readonly Server[],
+  histogramOf: (stats: Stats) => Histogram,
+): string {
+  const lines = servers.flatMap(({ name, stats }) => {
+    const { bounds, counts, sum } = histogramOf(stats);
+    const who = label("server", name);
     let total = 0;
     const buckets = counts.map((n, i) => {
       total += n;
-      return sampled(total, `${who},${label("le", String(bounds[i] ?? "+Inf"))}`, "_bucket");
+      return `_bucket{${who},${label("le", String(bounds[i] ?? "+Inf"))}} ${total}`;
     });
-    return [...buckets, sampled(sum, who, "_sum"), sampled(total, who, "_count")];
+    return [...buckets, `_sum{${who}} ${sum}`, `_count{${who}} ${total}`];
   });
-  return { name, type: "histogram", help, samples };
-}
-
-function formatMetric({ name, type, help, samples }: Metric): string {
-  const lines = samples.map(
-    ({ labels, value, suffix }) => `${name}${suffix}${labels && `{${labels}}`} ${value}\n`,
-  );
-  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join("")}`;
+  return family(`balancer_server_${what}_seconds`, "histogram", help, lines);
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
@@ -3862,147 +3701,112 @@ const adminAddress: Kind<Address> = {
   read: (text) => parseAddress(text.includes(":") ? text : `127.0.0.1:${text}`),
 };
 
+/** An option with a value to fall back on; and one that is given or not. */
+const option = <T>(kind: Kind<T>, value: string, fallback: string, help: string) => ({
+  kind,
+  value,
+  fallback,
+  help,
+});
+const given = <T>(kind: Kind<T>, value: string, help: string) => ({ kind, value, help });
+
 export const OPTIONS = {
-  host: { kind: hostName, value: "HOST", fallback: "127.0.0.1", help: "address to listen on" },
-  port: {
-    kind: portNumber,
-    value: "PORT",
-    fallback: "65432",
-    help: "port to listen on; 0 = any free one",
-  },
-  servers: {
-    kind: serverList,
-    value: "LIST",
-    help: "host:port[*weight][ backup],... (default: 127.0.0.1 with the ports 65433 to 65437)",
-  },
-  serversFile: {
-    kind: anyText,
-    value: "FILE",
-    help: "one host:port[*weight] [backup] a line, # comments; read again on SIGHUP and on change",
-  },
-  connectTimeout: {
-    kind: someSeconds,
-    value: "SECONDS",
-    fallback: "2",
-    help: "for one attempt to connect to a server",
-  },
-  idleTimeout: {
-    kind: seconds,
-    value: "SECONDS",
-    fallback: "600",
-    help: "no byte either way for this long ends a connection; 0 = never",
-  },
-  maxConnections: {
-    kind: wholeNumber(1),
-    value: "N",
-    help: "clients at once (default: what the file-descriptor limit allows)",
-  },
-  onDown: {
-    kind: oneOf(["keep", "reset"]),
-    value: "keep|reset",
-    fallback: "keep",
-    help: "what becomes of the open connections of a server that goes down",
-  },
-  clientConnections: {
-    kind: wholeNumber(0),
-    value: "N",
-    fallback: "0",
-    help: "connections of one client address at once, the next is refused; 0 = no limit",
-  },
-  serverConnections: {
-    kind: wholeNumber(0),
-    value: "N",
-    fallback: "0",
-    help: "connections per server at once, further clients queue; 0 = no limit",
-  },
-  queueTimeout: {
-    kind: seconds,
-    value: "SECONDS",
-    fallback: "30",
-    help: "longest wait in that queue",
-  },
-  retryFor: {
-    kind: seconds,
-    value: "SECONDS",
-    fallback: "0",
-    help: "a client whose dials have all failed waits so long for a server that comes back",
-  },
+  host: option(hostName, "HOST", "127.0.0.1", "address to listen on"),
+  port: option(portNumber, "PORT", "65432", "port to listen on; 0 = any free one"),
+  servers: given(
+    serverList,
+    "LIST",
+    "host:port[*weight][ backup],... (default: 127.0.0.1 with the ports 65433 to 65437)",
+  ),
+  serversFile: given(
+    anyText,
+    "FILE",
+    "one host:port[*weight] [backup] a line, # comments; read again on SIGHUP and on change",
+  ),
+  connectTimeout: option(someSeconds, "SECONDS", "2", "for one attempt to connect to a server"),
+  idleTimeout: option(
+    seconds,
+    "SECONDS",
+    "600",
+    "no byte either way for this long ends a connection; 0 = never",
+  ),
+  maxConnections: given(
+    wholeNumber(1),
+    "N",
+    "clients at once (default: what the file-descriptor limit allows)",
+  ),
+  onDown: option(
+    oneOf(["keep", "reset"]),
+    "keep|reset",
+    "keep",
+    "what becomes of the open connections of a server that goes down",
+  ),
+  clientConnections: option(
+    wholeNumber(0),
+    "N",
+    "0",
+    "connections of one client address at once, the next is refused; 0 = no limit",
+  ),
+  serverConnections: option(
+    wholeNumber(0),
+    "N",
+    "0",
+    "connections per server at once, further clients queue; 0 = no limit",
+  ),
+  queueTimeout: option(seconds, "SECONDS", "30", "longest wait in that queue"),
+  retryFor: option(
+    seconds,
+    "SECONDS",
+    "0",
+    "a client whose dials have all failed waits so long for a server that comes back",
+  ),
   abortOnClose: { help: "a client that ends its side while it waits has left, even after bytes" },
-  check: {
-    kind: readCheck,
-    value: "CHECK",
-    fallback: "tcp",
-    help: "tcp, ping, http[s][:[PORT][/PATH]], SEND=>EXPECT, or none",
-  },
-  checkPort: {
-    kind: wholeNumber(1, 65535),
-    value: "PORT",
-    help: "where checks go, when not to the server's own port",
-  },
-  checkInterval: {
-    kind: someSeconds,
-    value: "SECONDS",
-    fallback: "2",
-    help: "between two checks of a server",
-  },
-  fall: {
-    kind: wholeNumber(1),
-    value: "N",
-    fallback: "3",
-    help: "failures in a row that take a server down",
-  },
-  rise: {
-    kind: wholeNumber(1),
-    value: "N",
-    fallback: "2",
-    help: "checks passed in a row that bring it up again",
-  },
+  check: option(
+    readCheck,
+    "CHECK",
+    "tcp",
+    "tcp, ping, http[s][:[PORT][/PATH]], SEND=>EXPECT, or none",
+  ),
+  checkPort: given(
+    wholeNumber(1, 65535),
+    "PORT",
+    "where checks go, when not to the server's own port",
+  ),
+  checkInterval: option(someSeconds, "SECONDS", "2", "between two checks of a server"),
+  fall: option(wholeNumber(1), "N", "3", "failures in a row that take a server down"),
+  rise: option(wholeNumber(1), "N", "2", "checks passed in a row that bring it up again"),
   reusePort: {
     help: "several balancers may listen on the same port, one a core (Node 22.12 and later)",
   },
-  drainDelay: {
-    kind: seconds,
-    value: "SECONDS",
-    fallback: "0",
-    help: "after SIGTERM /healthz says 503, and clients are still accepted for so long",
-  },
-  drainTimeout: {
-    kind: seconds,
-    value: "SECONDS",
-    fallback: "30",
-    help: "how long open connections may then take",
-  },
+  drainDelay: option(
+    seconds,
+    "SECONDS",
+    "0",
+    "after SIGTERM /healthz says 503, and clients are still accepted for so long",
+  ),
+  drainTimeout: option(seconds, "SECONDS", "30", "how long open connections may then take"),
   sendProxy: {
     help: "PROXY protocol (v1) header to the servers, so that they learn the client's address",
   },
-  acceptProxy: {
-    kind: networkList,
-    value: "CIDR,...",
-    help: "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
-  },
-  slowStart: {
-    kind: seconds,
-    value: "SECONDS",
-    fallback: "0",
-    help: "a server that comes back gets its full weight only after this long",
-  },
-  admin: {
-    kind: adminAddress,
-    value: "[HOST:]PORT",
-    help: "status page, JSON, metrics (default: off; host 127.0.0.1)",
-  },
+  acceptProxy: given(
+    networkList,
+    "CIDR,...",
+    "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
+  ),
+  slowStart: option(
+    seconds,
+    "SECONDS",
+    "0",
+    "a server that comes back gets its full weight only after this long",
+  ),
+  admin: given(
+    adminAddress,
+    "[HOST:]PORT",
+    "status page, JSON, metrics (default: off; host 127.0.0.1)",
+  ),
   adminWritable: { help: "take POST also where the admin address is not loopback" },
-  log: {
-    kind: oneOf(LOGS),
-    value: "text|json|none",
-    fallback: "text",
-    help: "what to print about connections",
-  },
-  seed: {
-    kind: seedNumber,
-    value: "N",
-    help: "repeats the random picks of a run (default: drawn)",
-  },
+  log: option(oneOf(LOGS), "text|json|none", "text", "what to print about connections"),
+  seed: given(seedNumber, "N", "repeats the random picks of a run (default: drawn)"),
 } as const satisfies Options;
 
 type Given = Values<typeof OPTIONS>;
