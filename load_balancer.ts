@@ -3829,33 +3829,32 @@ export interface Started {
   readonly admin: Address | undefined;
 }
 
-/** Starts a balancer. What `options` leaves out is as on the command line. Throws RunError. */
-export async function startLoadBalancer(
+/** All options of a balancer; what `options` leaves out is as on the command line. */
+export function completed(
   options: Partial<LoadBalancerOptions> & { readonly algorithm: Algorithm },
-): Promise<Started> {
-  const {
-    maxConnections: _,
-    servers,
-    serversFile,
-    ...given
-  } = parseCommandLine(OPTIONS, []).values;
-  const settings: LoadBalancerOptions = {
-    ...given,
+): LoadBalancerOptions {
+  const { values } = parseCommandLine(OPTIONS, []);
+  return {
+    ...values,
     servers: parseServers(SERVERS),
     maxConnections: Infinity,
     ...options,
     seed: options.seed ?? Math.floor(Math.random() * 2 ** 32),
   };
-  const others = settings.servers.length + (settings.admin === undefined ? 0 : ADMIN_CONNECTIONS);
+}
+
+/** Starts a balancer, and its admin pages if they are wanted. Throws RunError. */
+export async function startLoadBalancer(
+  options: Partial<LoadBalancerOptions> & { readonly algorithm: Algorithm },
+): Promise<Started> {
+  const settings = completed(options);
+  const { admin, log, servers } = settings;
+  const others = servers.length + (admin === undefined ? 0 : ADMIN_CONNECTIONS);
   const maxConnections = allowedConnections(settings.maxConnections, others);
-  const balancer = new LoadBalancer({ ...settings, maxConnections }, new Log(settings.log));
+  const balancer = new LoadBalancer({ ...settings, maxConnections }, new Log(log));
   try {
     const address = await balancer.listen();
-    return {
-      balancer,
-      address,
-      admin: settings.admin && (await startAdmin(balancer, settings.admin)),
-    };
+    return { balancer, address, admin: admin && (await startAdmin(balancer, admin)) };
   } catch (error) {
     await balancer.stop(0);
     throw error;

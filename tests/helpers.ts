@@ -21,6 +21,7 @@ import { Worker } from "node:worker_threads";
 import * as assert from "uvu/assert";
 import {
   type CheckSpec,
+  completed,
   type LoadBalancer,
   type LoadBalancerOptions,
   parseServers,
@@ -397,15 +398,12 @@ export function checkOf(text: string): CheckSpec {
 /** A seed by which turns begin with the first server, and go on in order. */
 const IN_ORDER = 1876;
 
-/**
- * Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops
- * it and asserts that it counted rightly.
- */
-export async function startBalancer(
+/** Options of a balancer over `servers` on a free port, silent and without checks. */
+export const optionsFor = (
   servers: readonly string[],
   options: Partial<LoadBalancerOptions> = {},
-): Promise<{ balancer: LoadBalancer; port: number; admin: number }> {
-  const { balancer, address, admin } = await startLoadBalancer({
+): LoadBalancerOptions =>
+  completed({
     algorithm: "round-robin",
     servers: parseServers(servers),
     port: 0,
@@ -416,6 +414,16 @@ export async function startBalancer(
     connectTimeout: 5,
     ...options,
   });
+
+/**
+ * Starts a balancer over `servers`, without checks unless `options` say otherwise. `cleanUp` stops
+ * it and asserts that it counted rightly.
+ */
+export async function startBalancer(
+  servers: readonly string[],
+  options: Partial<LoadBalancerOptions> = {},
+): Promise<{ balancer: LoadBalancer; port: number; admin: number }> {
+  const { balancer, address, admin } = await startLoadBalancer(optionsFor(servers, options));
   later(async () => {
     assertAllCounted(balancer.status());
     await balancer.stop(0);
