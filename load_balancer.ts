@@ -2496,8 +2496,14 @@ export class LoadBalancer implements Owner {
 
   /** Starts listening; returns the real address. Throws RunError. */
   async listen(): Promise<Address> {
-    const { host, port, reusePort } = this.options;
-    const wanted = { host, port, backlog: 4096, ...(reusePort ? { reusePort } : {}) };
+    const { host, port, reusePort, inherited } = this.options;
+    const wanted = {
+      host,
+      port,
+      backlog: 4096,
+      ...(reusePort ? { reusePort } : {}),
+      ...(inherited === undefined ? {} : { fd: inherited }),
+    };
     this.#address = await listen(this.#listener, wanted);
     return this.#address;
   }
@@ -3820,6 +3826,8 @@ export type LoadBalancerOptions = Omit<
   readonly seed: number;
   readonly admin?: Address | undefined;
   readonly log: (typeof LOGS)[number];
+  /** The descriptor of a socket that listens already. */
+  readonly inherited?: number | undefined;
 };
 
 /** A balancer that is listening, and where; the admin pages too, if wanted. */
@@ -4009,6 +4017,26 @@ class Source {
   }
 }
 
+/**
+ * The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
+ * it outlives us, and so do the clients that wait in it. Throws RunError or UsageError.
+ */
+function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
+  const { LISTEN_FDS, LISTEN_PID } = env;
+  if (LISTEN_FDS === undefined || LISTEN_PID === undefined) return undefined;
+  if (LISTEN_PID !== String(process.pid)) {
+    console.error(`The inherited socket is for process ${LISTEN_PID}, and this is ${process.pid}`);
+    return undefined;
+  }
+  if (LISTEN_FDS !== "1")
+    throw new RunError(`Bad LISTEN_FDS ${JSON.stringify(LISTEN_FDS)}: expected one socket`);
+  const surplus = process.argv.find((word) => /^--(host|port|reuse-port)(=|$)/.test(word));
+  if (surplus === undefined) return FIRST_INHERITED;
+  throw new UsageError(`Bad option ${JSON.stringify(surplus)}: expected none beside LISTEN_FDS`);
+}
+/** systemd's sockets begin behind the standard streams. */
+const FIRST_INHERITED = 3;
+
 /** What asks the program to stop, and what merely looks as if it did. Set up before anything is
  *  awaited: as process 1 of a container it would not die of a signal without a handler. */
 function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean): void {
@@ -4087,23 +4115,30 @@ class Program {
   }
 
   async #start(): Promise<Started> {
-    const { servers, serversFile, maxConnections, seed, ...options } = this.#options;
+    const { servers, serversFile: _, maxConnections = Infinity, seed, ...options } = this.#options;
     try {
       await this.#source.start(servers ?? parseServers(SERVERS));
-      const problem = complaintAboutItself(this.#source.servers, options);
-      if (problem !== undefined)
-        throw serversFile === undefined ? new UsageError(problem) : new RunError(problem);
-      return await startLoadBalancer({
+      const started = await startLoadBalancer({
         ...options,
         algorithm: this.#algorithm,
         servers: this.#source.servers,
-        ...(maxConnections === undefined ? {} : { maxConnections }),
+        maxConnections,
+        inherited: inheritedSocket(process.env),
         ...(seed === undefined ? {} : { seed }),
       });
+      await this.#refuseItself(started);
+      return started;
     } catch (error) {
       this.#source.stop();
       throw error;
     }
+  }
+
+  async #refuseItself({ balancer, address }: Started): Promise<void> {
+    const problem = complaintAboutItself(this.#source.servers, address);
+    if (problem === undefined) return;
+    await balancer.stop(0);
+    throw this.#source.hasFile ? new RunError(problem) : new UsageError(problem);
   }
 
   /** Whether SIGHUP has something to read again. */
