@@ -3,8 +3,8 @@
  * command lines, addresses, listening, signals and random numbers.
  */
 import { once } from "node:events";
-import { realpathSync } from "node:fs";
-import type { ListenOptions, Server } from "node:net";
+import { existsSync, realpathSync } from "node:fs";
+import { isIP, type ListenOptions, type Server } from "node:net";
 import { fileURLToPath } from "node:url";
 import { getSystemErrorMap, parseArgs } from "node:util";
 
@@ -17,6 +17,7 @@ export class RunError extends Error {}
 export function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   if ("code" in error && error.code === "ENOTFOUND") return "the name does not resolve";
+  if ("code" in error && error.code === "EAI_AGAIN") return "the name server does not answer";
   return ("errno" in error && getSystemErrorMap().get(Number(error.errno))?.[1]) || error.message;
 }
 
@@ -93,8 +94,42 @@ const flagOf = (key: string): string =>
 export function readValue<T>(name: string, kind: Kind<T>, text: string): T {
   const value = kind.read(text);
   if (value === undefined)
-    throw new UsageError(`Bad ${name} ${JSON.stringify(text)}: expected ${kind.expected}`);
+    throw new UsageError(
+      `Bad ${name} ${JSON.stringify(text)}: expected ${kind.expected}${bracketHint(text)}`,
+    );
   return value;
+}
+
+/** For who writes an IPv6 address and a port as `::1:80`. */
+function bracketHint(text: string): string {
+  const [, host = "", port] = /^([\da-fA-F:.]+):(\d+)(?![\da-fA-F:.])/.exec(text) ?? [];
+  return isIP(host) === 6 ? `; an IPv6 address stands in brackets: [${host}]:${port}` : "";
+}
+
+/** Throws a UsageError that names the option that was meant, or all that there are. */
+function refuseOption(name: string, known: readonly string[]): never {
+  const [nearest] = known
+    .map((option) => ({ option, distance: editDistance(name, option) }))
+    .sort((a, b) => a.distance - b.distance);
+  const letters = name.replace(/^-+/, "").length;
+  const isNear = nearest !== undefined && nearest.distance <= Math.min(2, Math.ceil(letters / 3));
+  const advice = isNear ? `did you mean ${nearest.option}?` : `expected ${known.join(", ")}`;
+  throw new UsageError(`Unknown option ${JSON.stringify(name)}: ${advice}`);
+}
+
+/** How many letters must be put in, left out or changed to make `b` of `a` (Levenshtein 1966). */
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, place) => place);
+  for (const [index, letter] of [...a].entries()) {
+    const next = [index + 1];
+    for (const [place, other] of [...b].entries()) {
+      const changed = (row[place] ?? 0) + (letter === other ? 0 : 1);
+      const added = Math.min(row[place + 1] ?? 0, next[place] ?? 0) + 1;
+      next.push(Math.min(changed, added));
+    }
+    row = next;
+  }
+  return row.at(-1) ?? 0;
 }
 
 /** Splits `argv` into positionals and the values of `options`. Throws UsageError. */
@@ -126,10 +161,7 @@ export function parseCommandLine<O extends Options>(
     if (token.kind === "positional" || /^-\.?\d/.test(text)) positionals.set(token.index, text);
     if (token.kind !== "option" || positionals.has(token.index)) continue;
     const key = keys.get(token.rawName);
-    if (key === undefined)
-      throw new UsageError(
-        `Unknown option ${JSON.stringify(token.rawName)}: expected ${[...keys.keys(), "--help"].join(", ")}`,
-      );
+    if (key === undefined) refuseOption(text.replace(/=.*/s, ""), [...keys.keys(), "--help"]);
     const kind = options[key]?.kind;
     if (!kind && token.value !== undefined)
       throw new UsageError(
@@ -180,8 +212,11 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
 }
 
 /** True when `meta` belongs to the program itself, not to a module that another script imports. */
-export const isMain = (meta: { readonly url: string }): boolean =>
-  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(meta.url);
+export function isMain(meta: { readonly url: string }): boolean {
+  const program = process.argv[1] ?? "";
+  const file = [`${program}.ts`, program].find(existsSync); // tsx takes `client` for client.ts
+  return file !== undefined && realpathSync(file) === fileURLToPath(meta.url);
+}
 
 // ─── Addresses, listening, signals ───────────────────────────────────────────
 

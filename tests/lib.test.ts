@@ -10,6 +10,7 @@ import {
   carries,
   formatAddress,
   hostName,
+  type Kind,
   listen,
   mulberry32,
   oneOf,
@@ -24,7 +25,7 @@ import {
   UsageError,
   wholeNumber,
 } from "../lib.ts";
-import { cleanUp, later, listening, run, start, within } from "./helpers.ts";
+import { cleanUp, later, listening, run, start, startNode, within } from "./helpers.ts";
 
 const OPTIONS = {
   port: { kind: portNumber, fallback: "65432", help: "" },
@@ -90,6 +91,48 @@ lines("quotes an unknown option and names those there are", () => {
     complaint("--fast"),
     'Unknown option "--fast": expected --port, --connect-timeout, --log, --quiet, --help',
   );
+});
+
+lines("names the option that was meant, where one is near", () => {
+  const meant = {
+    "--prot": "--port",
+    "--ports": "--port",
+    "--connect_timeout": "--connect-timeout",
+    "--connectTimeout": "--connect-timeout",
+    "--lo": "--log",
+    "--hlep": "--help",
+    "-port": "--port",
+  };
+  for (const [option, known] of Object.entries(meant))
+    assert.is(
+      complaint(`${option}=1`),
+      `Unknown option "${option}": did you mean ${known}?`,
+      option,
+    );
+  for (const option of ["--timeout", "--wait", "--l", "--x"])
+    assert.match(complaint(option), /: expected --port, --connect-timeout/, option);
+});
+
+lines("hints at brackets where an IPv6 address and a port are written as one", () => {
+  const kind: Kind<string> = { expected: "a server", read: () => undefined };
+  const hint = (text: string): string => {
+    try {
+      return readValue("server", kind, text);
+    } catch (error) {
+      return String(error).split("expected a server")[1] ?? "";
+    }
+  };
+  assert.is(hint("::1:80"), "; an IPv6 address stands in brackets: [::1]:80");
+  assert.is(hint("2001:db8::1:80*2"), "; an IPv6 address stands in brackets: [2001:db8::1]:80");
+  for (const text of ["::1", "10.0.0.1:80:90", "a:b:80", "[::1]:80", "1:2", ":80"])
+    assert.is(hint(text), "", text);
+});
+
+lines("a script is the program also without its suffix", async () => {
+  const ended = startNode(["node_modules/tsx/dist/cli.mjs", "client", "--help"], "tsx client");
+  assert.is(await within(ended.exited, "tsx client"), 0);
+  assert.match(ended.output.stdout, /^How to Use: tsx client\.ts/);
+  assert.is(ended.output.stderr, "");
 });
 
 lines("notices a missing value, at the end and before the next option", () => {
@@ -210,6 +253,10 @@ addresses("says why in words: of the system, of the resolver, or the error's own
   assert.is(
     reasonOf(Object.assign(new Error("x"), { code: "ENOTFOUND" })),
     "the name does not resolve",
+  );
+  assert.is(
+    reasonOf(Object.assign(new Error("x"), { code: "EAI_AGAIN", errno: -3001 })),
+    "the name server does not answer",
   );
   assert.is(reasonOf(new Error("its own")), "its own");
   assert.is(reasonOf("text"), "text");
