@@ -17,7 +17,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { readdirSync, readFileSync, unwatchFile, watchFile } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import {
   createServer as createHttpServer,
@@ -30,6 +30,7 @@ import {
   createServer,
   isIP,
   type Server as Listener,
+  SocketAddress,
   type ServerOpts,
   type Socket,
   type TcpNetConnectOpts,
@@ -162,44 +163,50 @@ function count(histogram: Histogram, seconds: number): void {
 const smooth = (mean: number | null, sample: number): number =>
   mean === null ? sample : mean + (sample - mean) / 8;
 
-/** A server as it is configured: an address, or a name that has none yet (`resolved` is false). */
-export interface ServerSpec extends Address {
+/** A server as it is configured. */
+export type ServerSpec = Address & {
+  /** 0 drains it. */
   readonly weight: number;
-  /** Picked only while nobody else serves, and by clients who have failed at all others. */
+  /** Only for when no other is left. */
   readonly backup: boolean;
-  readonly resolved: boolean;
-  /** The host as it was written, for what a check says of it. */
+  /** As it was written: `host` is then one address of this name. For Host and SNI. */
   readonly configuredHost: string;
-}
+  /** False: `host` is a name that has no address so far. It is down, and never dialled. */
+  readonly resolved: boolean;
+};
 
-/** `host:port`, `host:port*weight`, either with ` backup` behind it. */
+const serverWeight = wholeNumber(0, 1000);
 const serverSpec: Kind<ServerSpec> = {
   expected:
-    "host:port or host:port*weight, with a port from 1 to 65535 and a weight from 0 to 1000, " +
-    "and perhaps backup after a blank",
+    'host:port, host:port*weight, or either with " backup" behind it, ' +
+    "with a port from 1 to 65535 and a weight from 0 to 1000",
   read(text) {
-    const match = /^([^*\s]+)(?:\*(\d+))?(\s+backup)?$/.exec(text);
-    const address = parseAddress(match?.[1] ?? "");
-    const weight = wholeNumber(0, 1000).read(match?.[2] ?? "1");
+    const [, place = "", stars = "1", backup] =
+      /^([^\s*]+)(?:\*(\S*))?(\s+backup)?$/.exec(text) ?? [];
+    const address = parseAddress(place);
+    const weight = serverWeight.read(stars);
     if (address === undefined || address.port === 0 || weight === undefined) return undefined;
     return {
       ...address,
       weight,
-      backup: match?.[3] !== undefined,
-      resolved: isIP(address.host) !== 0,
+      backup: backup !== undefined,
       configuredHost: address.host,
+      resolved: isIP(address.host) !== 0,
     };
   },
 };
 
-/** Reads a list of `serverSpec`s. Throws a UsageError about the first one that is wrong or twice. */
+/**
+ * Reads servers as they are written in a list or a file. Throws a UsageError about the first one
+ * that is wrong, or there twice.
+ */
 export function parseServers(texts: readonly string[]): ServerSpec[] {
   const specs = new Map<string, ServerSpec>();
-  for (const text of texts) addSpec(specs, text.trim());
+  for (const text of texts) addServer(specs, text.trim());
   return [...specs.values()];
 }
 
-function addSpec(specs: Map<string, ServerSpec>, text: string): void {
+function addServer(specs: Map<string, ServerSpec>, text: string): void {
   const spec = readValue("server", serverSpec, text);
   const name = formatAddress(spec);
   if (specs.has(name))
@@ -207,109 +214,281 @@ function addSpec(specs: Map<string, ServerSpec>, text: string): void {
   specs.set(name, spec);
 }
 
-/** Reads a servers file: one server a line, `#` starts a comment. Throws a RunError that names the
- *  line. */
-export async function readServersFile(file: string): Promise<ServerSpec[]> {
-  const text = await readFile(file, "utf8").catch((error: unknown) => {
-    throw new RunError(`Cannot read ${escapeControls(file)}: ${reasonOf(error)}`);
-  });
+/** Reads the text of a servers file: one a line, `#` starts a comment. Throws a RunError. */
+function parseFile(file: string, text: string): ServerSpec[] {
   const specs = new Map<string, ServerSpec>();
   for (const [index, line] of text.split("\n").entries()) {
     const entry = line.replace(/#.*/, "").trim();
     try {
-      if (entry !== "") addSpec(specs, entry);
+      if (entry !== "") addServer(specs, entry);
     } catch (error) {
-      throw new RunError(`${escapeControls(file)}:${index + 1}: ${reasonOf(error)}`);
+      throw new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
   }
   if (specs.size > 0) return [...specs.values()];
   throw new RunError(
-    `${escapeControls(file)}:1: no server in the file: expected one host:port[*weight] a line`,
+    `${file}:1: no server in the file: expected one host:port[*weight] [backup] a line`,
   );
 }
 
-/** The addresses of a host name. */
+/** The text of `file`. Throws a RunError. */
+async function textOf(file: string): Promise<string> {
+  return readFile(file, "utf8").catch((error: unknown) => {
+    throw new RunError(`Cannot read ${file}: ${reasonOf(error)}`);
+  });
+}
+
+/** All addresses of a host name. */
 export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/** What is known of a name. */
-interface Name {
+/**
+ * A name stands for its IPv4 addresses, and for the IPv6 ones where it has no other: a server with
+ * both would count twice.
+ */
+function chosenFrom(addresses: readonly string[]): string[] {
+  const family = addresses.some((address) => isIP(address) === 4) ? 4 : 6;
+  const chosen = addresses.filter((address) => isIP(address) === family);
+  return [...new Set(chosen)].sort();
+}
+
+/** What is known of a name in the list of servers. */
+type KnownName = {
+  readonly name: string;
+  /** Its last good answer; none yet is empty. */
   addresses: readonly string[];
   isAsked: boolean;
-  /** Its last answer failed, and that was said. */
-  isStale: boolean;
-}
+  askedAt: number;
+  /** Its last look-up took so long that its like must not hold up the others. */
+  isSlow: boolean;
+  /** That it failed has been said. */
+  isFailing: boolean;
+};
+
+/** Who hears of changes. */
+export type DirectoryListener = {
+  readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
+  /** What is wrong with the servers file, in a line; undefined when it is good (again). */
+  readonly fileRead: (complaint: string | undefined) => void;
+};
+
+/** Seconds between two looks at the file, between two look-ups, and what is a slow look-up. */
+const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
 
 /**
- * What the configured servers are at the moment: every address of a name is a server, so that DNS
- * can be the directory. Names are looked up here, not for each connection, which would cost a thread
- * each time: one look-up of a name at a time, each answer taken as it comes, so that no name holds
- * up another. A failed look-up keeps the last good answer, and that is said once.
+ * What the configured servers are at the moment. A name is looked up here and not for each
+ * connection, so that DNS can be the directory; when that fails its last good answer stays. Node
+ * has two threads for look-ups: names that are slow to answer share one of them and wait for each
+ * other, so that the other one is free for the rest.
  */
 export class Directory {
+  /** The servers file; undefined when there is none. */
+  readonly file: string | undefined;
   readonly #resolve: Resolver;
-  readonly #changed: () => void;
-  readonly #names = new Map<string, Name>();
-  #specs: readonly ServerSpec[] = [];
+  readonly #seconds: typeof DIRECTORY_SECONDS;
+  readonly #names = new Map<string, KnownName>();
+  readonly #timers: NodeJS.Timeout[] = [];
+  #configured: readonly ServerSpec[];
+  /** What was last read of the file, or why it could not be: what says the same is no change. */
+  #lastRead: string;
+  #reads = Promise.resolve();
+  #readsWaiting = 0;
+  #listener: DirectoryListener | undefined;
+  #isClosed = false;
 
-  /** `changed` is called when an answer has changed what the servers are. */
-  constructor(changed: () => void, resolve = systemResolver) {
-    this.#changed = changed;
-    this.#resolve = resolve;
+  /** With the servers of --servers. */
+  static of(
+    specs: readonly ServerSpec[],
+    resolve: Resolver = systemResolver,
+    seconds = DIRECTORY_SECONDS,
+  ): Directory {
+    return new Directory({ specs, resolve, seconds });
   }
 
-  /** Configures `specs` from now on. */
-  set specs(specs: readonly ServerSpec[]) {
-    this.#specs = specs;
-    this.lookUp();
+  /** With the servers of a file, which must be good. Throws a RunError that names the line. */
+  static async ofFile(
+    file: string,
+    resolve: Resolver = systemResolver,
+    seconds = DIRECTORY_SECONDS,
+  ): Promise<Directory> {
+    const text = await textOf(file);
+    return new Directory({ specs: parseFile(file, text), resolve, seconds, file, text });
   }
 
-  /** Asks for every name whose last question is answered; waits for nothing. */
-  lookUp(): void {
-    const hosts = this.#specs.filter(({ resolved }) => !resolved).map(({ host }) => host);
-    for (const host of new Set(hosts)) void this.#ask(host);
+  private constructor(source: {
+    readonly specs: readonly ServerSpec[];
+    readonly resolve: Resolver;
+    readonly seconds: typeof DIRECTORY_SECONDS;
+    readonly file?: string;
+    readonly text?: string;
+  }) {
+    this.#configured = source.specs;
+    this.#resolve = source.resolve;
+    this.#seconds = source.seconds;
+    this.file = source.file;
+    this.#lastRead = source.text ?? "";
   }
 
-  async #ask(host: string): Promise<void> {
-    const name = this.#names.get(host) ?? { addresses: [], isAsked: false, isStale: false };
-    this.#names.set(host, name);
-    if (name.isAsked) return;
-    name.isAsked = true;
-    const answer = await this.#resolve(host).catch(reasonOf);
-    name.isAsked = false;
-    if (typeof answer === "string" || answer.length === 0) return this.#failed(host, name, answer);
-    const addresses = preferredFamily(answer);
-    name.isStale = false;
-    if (addresses.join() === name.addresses.join()) return;
-    name.addresses = addresses;
-    this.#changed();
+  /** The servers that there are, each once: of a name as many as it has addresses. */
+  get specs(): ServerSpec[] {
+    const servers = new Map<string, ServerSpec>();
+    for (const server of this.#configured.flatMap((spec) => this.#serversOf(spec))) {
+      const name = formatAddress(server);
+      if (!servers.has(name)) servers.set(name, server);
+    }
+    return [...servers.values()];
   }
 
-  #failed(host: string, name: Name, answer: string | readonly string[]): void {
-    if (name.isStale) return;
-    name.isStale = true;
-    const why = typeof answer === "string" ? answer : "it has no address";
-    const then =
-      name.addresses.length > 0 ? "its last addresses stay" : "it is down until it has one";
-    console.error(`Cannot look up ${host}: ${why}; ${then}`);
+  #serversOf(spec: ServerSpec): ServerSpec[] {
+    const addresses = this.#names.get(spec.host)?.addresses ?? [];
+    if (addresses.length === 0) return [spec];
+    return addresses.map((host) => ({ ...spec, host, resolved: true }));
   }
 
-  /** The servers that there are, each once. A name without an address stands for itself. */
-  get servers(): ServerSpec[] {
-    const servers = this.#specs.flatMap((spec) => {
-      const addresses = this.#names.get(spec.host)?.addresses ?? [];
-      if (spec.resolved || addresses.length === 0) return [spec];
-      return addresses.map((host) => ({ ...spec, host, resolved: true }));
+  /** Begins to look at names and file, at once and then now and then. Waits for nothing. */
+  follow(listener: DirectoryListener): void {
+    this.#listener = listener;
+    this.#takeNames();
+    this.#timers.push(setInterval(() => this.#lookUpAll(), this.#seconds.names * 1000));
+    if (this.file === undefined) return;
+    this.#readIfIdle(); // it may have changed since it was first read
+    this.#timers.push(setInterval(() => this.#readIfIdle(), this.#seconds.file * 1000));
+  }
+
+  /** Looks at the file, and at every name, now. */
+  reload(): void {
+    if (this.#isClosed) return;
+    this.#lookUpAll();
+    if (this.file !== undefined) this.#readInTurn(this.file, "again");
+  }
+
+  /** From now on nothing is said, and nothing begins. A look-up under way cannot be called off. */
+  close(): void {
+    this.#isClosed = true;
+    for (const timer of this.#timers) clearInterval(timer);
+  }
+
+  // The file. Its text is compared, not the time of its last change: so no change is missed, be it
+  // a second one within a moment, or a symbolic link on the way to it that was turned.
+
+  #readIfIdle(): void {
+    if (this.file !== undefined && this.#readsWaiting === 0)
+      this.#readInTurn(this.file, "ifChanged");
+  }
+
+  /** One read after the other, so that none overtakes a newer one. */
+  #readInTurn(file: string, when: "again" | "ifChanged"): void {
+    this.#readsWaiting += 1;
+    this.#reads = this.#reads.then(async () => {
+      await this.#read(file, when);
+      this.#readsWaiting -= 1;
     });
-    return [...new Map(servers.map((server) => [formatAddress(server), server])).values()];
+  }
+
+  /** `again` says also what was said before: somebody has asked. */
+  async #read(file: string, when: "again" | "ifChanged"): Promise<void> {
+    const text = await textOf(file).catch(messageOf);
+    const read = typeof text === "string" ? text : `\0${text.message}`; // no file's text
+    if (this.#isClosed || (when === "ifChanged" && read === this.#lastRead)) return;
+    this.#lastRead = read;
+    try {
+      if (typeof text !== "string") throw text;
+      this.#configure(parseFile(file, text));
+    } catch (error) {
+      if (!(error instanceof RunError)) throw error;
+      console.error(`${error.message}; the servers stay as they were`);
+      this.#listener?.fileRead(error.message);
+    }
+  }
+
+  #configure(specs: readonly ServerSpec[]): void {
+    const isSame = JSON.stringify(specs) === JSON.stringify(this.#configured);
+    this.#listener?.fileRead(undefined);
+    if (isSame) return;
+    this.#configured = specs;
+    this.#listener?.changed(this.specs, "file");
+    this.#takeNames();
+  }
+
+  // Names. Each is asked for by itself, and its answer taken as it comes.
+
+  /** Forgets names that are configured no longer, and asks for new ones. */
+  #takeNames(): void {
+    const hosts = new Set(this.#configured.map(({ host }) => host));
+    for (const name of this.#names.keys()) if (!hosts.has(name)) this.#names.delete(name);
+    for (const name of hosts) {
+      if (isIP(name) !== 0 || this.#names.has(name)) continue;
+      const known = newName(name);
+      this.#names.set(name, known);
+      this.#ask(known);
+    }
+  }
+
+  #lookUpAll(): void {
+    for (const known of this.#names.values()) if (!known.isSlow) this.#ask(known);
+    this.#askNextSlow();
+  }
+
+  /** Of the slow ones one at a time, who has waited longest. */
+  #askNextSlow(): void {
+    const slow = [...this.#names.values()].filter(({ isSlow }) => isSlow);
+    if (slow.some(({ isAsked }) => isAsked)) return;
+    const [next] = slow.sort((a, b) => a.askedAt - b.askedAt);
+    if (next !== undefined) this.#ask(next);
+  }
+
+  #ask(known: KnownName): void {
+    if (known.isAsked) return;
+    known.isAsked = true;
+    known.askedAt = performance.now();
+    const answered = (addresses: readonly string[], why: string): void => {
+      if (!this.#isClosed) this.#answered(known, addresses, why);
+    };
+    this.#resolve(known.name).then(
+      (addresses) => answered(addresses, "it has no address"),
+      (error: unknown) => answered([], reasonOf(error)),
+    );
+  }
+
+  /** Takes an answer in; without an address it is a failed one, for the reason `why`. */
+  #answered(known: KnownName, answer: readonly string[], why: string): void {
+    const wasSlow = known.isSlow;
+    known.isAsked = false;
+    known.isSlow = performance.now() - known.askedAt > this.#seconds.slow * 1000;
+    if (answer.length === 0) sayFailure(known, why);
+    else this.#takeAnswer(known, chosenFrom(answer));
+    if (wasSlow && !known.isSlow) this.#askNextSlow(); // the resolver is back
+  }
+
+  #takeAnswer(known: KnownName, addresses: readonly string[]): void {
+    known.isFailing = false;
+    if (addresses.join() === known.addresses.join()) return;
+    known.addresses = addresses;
+    if (this.#names.get(known.name) === known) this.#listener?.changed(this.specs, "names");
   }
 }
 
-/** The IPv4 addresses, or the IPv6 ones where there is no other: a name with both is one server. */
-function preferredFamily(addresses: readonly string[]): string[] {
-  const v4 = addresses.filter((address) => isIP(address) === 4);
-  return [...new Set(v4.length > 0 ? v4 : addresses)].sort();
+const newName = (name: string): KnownName => ({
+  name,
+  addresses: [],
+  isAsked: false,
+  askedAt: 0,
+  isSlow: false,
+  isFailing: false,
+});
+
+/** Once, until it is found again. */
+function sayFailure(known: KnownName, why: string): void {
+  if (known.isFailing) return;
+  known.isFailing = true;
+  const next = known.addresses.length > 0 ? "its last addresses stay" : "no connection goes there";
+  console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
+}
+
+function messageOf(error: unknown): RunError {
+  if (error instanceof RunError) return error;
+  throw error;
 }
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
@@ -1327,7 +1506,7 @@ class CheckRun {
   }
 
   #read(chunk: Buffer): void {
-    this.#answer = Buffer.concat([this.#answer, chunk]).subarray(0, MOST_ANSWER);
+    this.#answer = Buffer.concat([this.#answer, chunk]);
     const judgement = judge(this.#order.spec, this.#answer);
     if (judgement === "passed") this.#finish(PASSED);
     if (judgement === "wrong") this.#unanswered("", "close");
@@ -1342,11 +1521,19 @@ class CheckRun {
 
   #failed(error: Error): void {
     const code = codeOf(error);
-    const why = "reason" in error ? `TLS: ${String(error.reason)}` : reasonOf(error);
+    const why = tlsReasonOf(error) ?? reasonOf(error);
     if (OUR_SHORTAGES.includes(code)) return this.#finish({ kind: "short" });
+    // nobody refuses by that: it was reset as soon as it stood, before we had looked
+    if (code === "ECONNRESET") this.#isAccepted = true;
     if (this.#isAccepted) this.#unanswered(`accepted, then: ${why}`, "close");
     else this.#finish({ kind: "refused", why, code });
   }
+}
+
+/** OpenSSL's own words out of a message such as `...:SSL routines:func:wrong version number:...`. */
+function tlsReasonOf(error: Error): string | undefined {
+  const [, reason] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? [];
+  return reason === undefined ? undefined : `TLS: ${reason}`;
 }
 
 const MET_ITSELF = "connected to itself: nobody listens";
@@ -1565,123 +1752,204 @@ export class Places<G extends Guest> {
 }
 
 // ─── PROXY protocol ──────────────────────────────────────────────────────────
-// One header before everything else says whom the bytes come from (version 1 is a line, version 2 is
-// binary). We write version 1, and read both from those who may say so. Pure.
+// How balancers tell each other whom the bytes come from (HAProxy's doc/proxy-protocol.txt). We
+// write version 1 and read both. Pure: bytes and addresses in, a verdict out.
 
-const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
+export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 
-/** Version 1's line for a connection from `source` to `target`, where we listen. */
-export function proxyHeader(source: Address, target: Address): string {
-  const from = bareAddress(source.host);
-  const to = bareAddress(target.host);
-  const family = isIP(from);
-  if (family === 0 || family !== isIP(to)) return PROXY_UNKNOWN;
-  return `PROXY TCP${family} ${from} ${to} ${source.port} ${target.port}\r\n`;
+/** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
+export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
+
+/**
+ * The header (version 1) that says that a client at `from` has connected to `to`. Where the two are
+ * of different families, because one of them was told to us, the IPv4 one is written as IPv6.
+ */
+export function proxyHeader(from: Address, to: Address): string {
+  const hosts = [from.host, to.host].map((host) => plainHost(host).replace(/%.*$/, "")); // no zone
+  const families = hosts.map(isIP);
+  if (families.includes(0)) return PROXY_UNKNOWN;
+  const family = families.includes(6) ? 6 : 4;
+  const [source, target] = hosts.map((host) => (isIP(host) < family ? mappedHost(host) : host));
+  return `PROXY TCP${family} ${source} ${target} ${from.port} ${to.port}\r\n`;
 }
 
-/** Without the prefix of an IPv4 address in IPv6, and without a zone (`fe80::1%eth0`). */
-const bareAddress = (host: string): string => host.replace(/^::ffff:(?=\d+\.)|%.*$/g, "");
-
-/** What the first bytes are: a whole header, the beginning of one, or something else. `client` is
- *  undefined where the header names none that speaks TCP over IP. */
-export type ProxyHeader =
-  | { readonly state: "more" }
-  | { readonly state: "bad"; readonly why: string }
-  | { readonly state: "done"; readonly length: number; readonly client: Address | undefined };
-
-const bad = (why: string): ProxyHeader => ({ state: "bad", why });
-const SIGNATURE = Buffer.from("\r\n\r\n\0\r\nQUIT\n", "latin1");
-const LONGEST_LINE = 107;
-
-/** Reads the header at the beginning of `bytes`. */
-export function readProxyHeader(bytes: Buffer): ProxyHeader {
-  const start = bytes.subarray(0, SIGNATURE.length);
-  if (start.equals(SIGNATURE.subarray(0, start.length))) return readVersion2(bytes);
-  return readVersion1(bytes);
+/** 10.0.0.1 as `::ffff:a00:1`: the protocol knows no dots in an IPv6 address. */
+function mappedHost(host: string): string {
+  const [a = 0, b = 0, c = 0, d = 0] = host.split(".").map(Number);
+  return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
 }
 
-function readVersion1(bytes: Buffer): ProxyHeader {
-  const text = bytes.toString("latin1", 0, LONGEST_LINE);
-  if (!"PROXY ".startsWith(text.slice(0, 6))) return bad("no PROXY header");
-  const end = text.indexOf("\n");
-  if (end === -1 && text.length >= LONGEST_LINE) return bad("the line is too long");
-  if (end === -1) return { state: "more" };
-  const line = text.slice(0, end + 1);
-  if (/^PROXY UNKNOWN[ \r]/.test(line) && line.endsWith("\r\n"))
-    return { state: "done", length: line.length, client: undefined };
-  const match = /^PROXY TCP([46]) (\S+) (\S+) (\d{1,5}) (\d{1,5})\r\n$/.exec(line);
-  if (match === null) return bad("a malformed line");
-  const [, family, from = "", to = "", fromPort, toPort] = match;
-  if (![from, to].every((host) => isIP(host) === Number(family))) return bad("a bad address");
-  if (![fromPort, toPort].every(isPort)) return bad("a bad port");
-  return {
-    state: "done",
-    length: line.length,
-    client: { host: bareAddress(from), port: Number(fromPort) },
-  };
+/**
+ * What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
+ * names the `client`, unless it leaves the connection its own address (LOCAL, UNKNOWN, UDP, UNIX).
+ */
+export type ProxyReading =
+  | { readonly kind: "more" }
+  | { readonly kind: "bad"; readonly why: string }
+  | { readonly kind: "done"; readonly length: number; readonly client: Address | undefined };
+
+const MORE: ProxyReading = { kind: "more" };
+const bad = (why: string): ProxyReading => ({ kind: "bad", why });
+
+const SIGNATURE_V1 = Buffer.from("PROXY ");
+const SIGNATURE_V2 = Buffer.from("\r\n\r\n\0\r\nQUIT\n");
+/** Of version 1, in bytes, with its line end. */
+const LONGEST_V1 = 107;
+
+/** Reads a PROXY header, as far as it has come; what is malformed is bad as soon as it shows. */
+export function readProxyHeader(bytes: Buffer): ProxyReading {
+  if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.subarray(0, LONGEST_V1));
+  if (beginsLike(bytes, SIGNATURE_V2)) return readV2(bytes);
+  return bad("no PROXY header");
 }
 
-/** A whole number up to 65535, without leading zeros. */
-const isPort = (text = ""): boolean => String(Number(text)) === text && Number(text) <= 65535;
-
-function readVersion2(bytes: Buffer): ProxyHeader {
-  const version = bytes[12];
-  if (version !== undefined && version !== 0x20 && version !== 0x21) return bad("a bad version");
-  const family = bytes[13];
-  if (family !== undefined && (family >> 4 > 3 || (family & 15) > 2)) return bad("a bad family");
-  if (bytes.length < 16) return { state: "more" };
-  const length = 16 + bytes.readUInt16BE(14);
-  const addresses = ADDRESS_BYTES[(family ?? 0) >> 4] ?? 0;
-  if (version === 0x21 && length < 16 + addresses) return bad("too short for its addresses");
-  if (bytes.length < length) return { state: "more" };
-  const client = version === 0x21 ? clientOf(bytes, family ?? 0) : undefined;
-  return { state: "done", length, client };
+/** Whether `bytes` begin with `signature`, or are its beginning. */
+function beginsLike(bytes: Buffer, signature: Buffer): boolean {
+  const length = Math.min(bytes.length, signature.length);
+  return bytes.subarray(0, length).equals(signature.subarray(0, length));
 }
 
-/** Of two addresses with their ports: unspecified, IPv4, IPv6, UNIX. */
+// Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each
+// word is judged as it comes, the last one by what may still become of it.
+
+/** A word of the line: whether `text` is one, and whether it may become one. */
+type Word = {
+  readonly what: string;
+  readonly isWhole: (text: string) => boolean;
+  readonly isStart: (text: string) => boolean;
+};
+
+const portWord: Word = {
+  what: "port",
+  isWhole: (text) => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535,
+  isStart: (text) => text === "" || portWord.isWhole(text),
+};
+const addressWord = (family: number, shape: RegExp): Word => ({
+  what: "address",
+  isWhole: (text) => shape.test(text) && isIP(text) === family,
+  isStart: (text) => shape.test(text),
+});
+const IPV4_WORD = addressWord(4, /^[\d.]{0,15}$/);
+const IPV6_WORD = addressWord(6, /^[\da-fA-F:.]{0,45}$/);
+
+/** The words behind the name of the protocol. */
+const PROTOCOLS: ReadonlyMap<string, readonly Word[]> = new Map([
+  ["TCP4", [IPV4_WORD, IPV4_WORD, portWord, portWord]],
+  ["TCP6", [IPV6_WORD, IPV6_WORD, portWord, portWord]],
+]);
+const UNKNOWN = "UNKNOWN";
+
+function readV1(bytes: Buffer): ProxyReading {
+  if (bytes.length < SIGNATURE_V1.length) return MORE;
+  const text = bytes.toString("latin1");
+  const end = text.indexOf("\r\n");
+  if (end < 0 && text.length === LONGEST_V1) return bad("longer than a PROXY line may be");
+  const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end);
+  const extent = line.length < text.length ? "whole" : "start"; // a lone CR ends the last word
+  const [name = "", ...words] = line.slice(SIGNATURE_V1.length).split(" ");
+  const why = name === UNKNOWN ? undefined : complaintOf(name, words, extent);
+  if (why !== undefined) return bad(why);
+  if (end < 0) return MORE;
+  const [host = "", , port] = words;
+  const client = name === UNKNOWN ? undefined : clientAt(host, Number(port));
+  return { kind: "done", length: end + 2, client };
+}
+
+/** What is wrong with the words of a line, which is there as a whole, or as its start. */
+function complaintOf(
+  name: string,
+  words: readonly string[],
+  extent: "whole" | "start",
+): string | undefined {
+  const expected = PROTOCOLS.get(name);
+  if (expected === undefined) {
+    const names = [...PROTOCOLS.keys(), UNKNOWN];
+    const isStart = extent === "start" && words.length === 0;
+    return isStart && names.some((known) => known.startsWith(name)) ? undefined : "bad protocol";
+  }
+  if (words.length > expected.length) return "more words than a PROXY line has";
+  if (extent === "whole" && words.length < expected.length) return "an incomplete PROXY line";
+  for (const [place, text] of words.entries()) {
+    const isCut = extent === "start" && place === words.length - 1;
+    const word = expected[place];
+    const isGood = isCut ? word?.isStart(text) : word?.isWhole(text);
+    if (!isGood) return `bad ${word?.what}`;
+  }
+  return undefined;
+}
+
+/** The client, its address in the one way in which sockets write it. */
+function clientAt(host: string, port: number): Address {
+  const family = isIP(host) === 6 ? "ipv6" : "ipv4";
+  return { host: plainHost(new SocketAddress({ address: host, family }).address), port };
+}
+
+// Version 2 is binary: the signature, version and command, family and transport, the length of the
+// rest. Behind the addresses may stand more (TLVs), which is skipped.
+
+/** Bytes before the addresses. */
+const HEAD_V2 = 16;
+/** By family: none, IPv4, IPv6, UNIX; how many bytes its addresses take. */
 const ADDRESS_BYTES = [0, 12, 36, 216] as const;
+const TCP_OVER_IPV4 = 0x11;
+const TCP_OVER_IPV6 = 0x21;
 
-/** Who speaks TCP over IPv4 (0x11) or IPv6 (0x21). */
-function clientOf(bytes: Buffer, family: number): Address | undefined {
-  if (family === 0x11)
-    return { host: bytes.subarray(16, 20).join("."), port: bytes.readUInt16BE(24) };
-  if (family !== 0x21) return undefined;
-  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(16 + 2 * i).toString(16));
-  const host = new URL(`http://[${groups.join(":")}]`).hostname.slice(1, -1); // its shortest form
-  return { host: fromMapped(host), port: bytes.readUInt16BE(48) };
+function readV2(bytes: Buffer): ProxyReading {
+  const [command, transport] = bytes.subarray(SIGNATURE_V2.length);
+  if (command === undefined) return MORE;
+  if (command !== 0x20 && command !== 0x21) return bad("bad version or command");
+  const isLocal = command === 0x20; // a check by whoever is before us; the rest says nothing
+  if (transport === undefined) return MORE;
+  const least = ADDRESS_BYTES[transport >> 4];
+  const isKnown = least !== undefined && (transport & 15) <= 2;
+  if (!isLocal && !isKnown) return bad("bad family or transport");
+  if (bytes.length < HEAD_V2) return MORE;
+  const size = bytes.readUInt16BE(HEAD_V2 - 2);
+  if (!isLocal && size < (least ?? 0)) return bad("too short for its addresses");
+  const length = HEAD_V2 + size;
+  if (bytes.length < length) return MORE;
+  return { kind: "done", length, client: isLocal ? undefined : clientIn(bytes, transport) };
 }
 
-/** `127.0.0.1` for `::ffff:7f00:1`. */
-function fromMapped(host: string): string {
-  const [, high = "", low = ""] = /^::ffff:([\da-f]{1,4}):([\da-f]{1,4})$/.exec(host) ?? [];
-  if (high === "") return host;
-  const bits = parseInt(high, 16) * 65536 + parseInt(low, 16);
-  return [bits >>> 24, (bits >>> 16) & 255, (bits >>> 8) & 255, bits & 255].join(".");
+/** The source address of a whole header, where it is one of TCP. */
+function clientIn(bytes: Buffer, transport: number): Address | undefined {
+  if (transport === TCP_OVER_IPV4)
+    return clientAt(bytes.subarray(HEAD_V2, HEAD_V2 + 4).join("."), bytes.readUInt16BE(24));
+  if (transport !== TCP_OVER_IPV6) return undefined;
+  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(HEAD_V2 + 2 * i));
+  return clientAt(groups.map((group) => group.toString(16)).join(":"), bytes.readUInt16BE(48));
 }
 
-/** Networks such as `10.0.0.0/8` or `fd00::/8`; a bare address is a network of one. */
-const networkList: Kind<BlockList> = {
-  expected: "networks with commas between, such as 10.0.0.0/8,fd00::/8",
+/** The networks whose clients must begin with a header: `10.0.0.0/8,fd00::/8,192.0.2.7`. */
+export const cidrList: Kind<BlockList> = {
+  expected: "networks such as 10.0.0.0/8,fd00::/8,192.0.2.7",
   read(text) {
     const list = new BlockList();
-    const areGood = text.split(",").every((network) => addNetwork(list, network.trim()));
-    return areGood ? list : undefined;
+    const isRead = text.split(",").every((entry) => addNetwork(list, entry.trim()));
+    return isRead ? list : undefined;
   },
 };
 
-function addNetwork(list: BlockList, network: string): boolean {
-  const [host = "", digits, rest] = network.split("/");
+/** Returns false for what is no network. */
+function addNetwork(list: BlockList, entry: string): boolean {
+  const [written = "", digits, rest] = entry.split("/");
+  const host = plainHost(written);
   const family = isIP(host);
-  const most = family === 4 ? 32 : 128;
-  const bits = digits === undefined ? most : wholeNumber(0, most).read(digits);
-  if (family === 0 || bits === undefined || rest !== undefined) return false;
-  list.addSubnet(host, bits, family === 4 ? "ipv4" : "ipv6");
+  if (family === 0 || host.includes("%") || rest !== undefined) return false;
+  const bits = family === 4 ? 32 : 128;
+  const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
+  const prefix = digits === undefined ? bits : wholeNumber(shift, bits + shift).read(digits);
+  if (prefix === undefined) return false;
+  const isShifted = digits !== undefined && shift > 0;
+  list.addSubnet(host, isShifted ? prefix - shift : prefix, family === 4 ? "ipv4" : "ipv6");
   return true;
 }
 
-function isListed(list: BlockList | undefined, host: string): boolean {
-  if (list === undefined || isIP(host) === 0) return false;
-  return list.check(host, isIP(host) === 4 ? "ipv4" : "ipv6");
+/** Whether `host`, an address, is in one of the networks. */
+export function isWithin(list: BlockList, host: string): boolean {
+  const plain = plainHost(host).replace(/%.*$/, "");
+  const family = isIP(plain);
+  return family !== 0 && list.check(plain, family === 4 ? "ipv4" : "ipv6");
 }
 
 // ─── Relay ───────────────────────────────────────────────────────────────────
@@ -1922,8 +2190,8 @@ export class Connection implements Guest {
     const bytes = Buffer.concat(this.#kept);
     this.#kept = [bytes];
     const greeting = readProxyHeader(bytes);
-    if (greeting.state === "more") return;
-    if (greeting.state === "bad") return this.close("bad_proxy");
+    if (greeting.kind === "more") return;
+    if (greeting.kind === "bad") return this.close("bad_proxy");
     if (greeting.client !== undefined) this.source = greeting.client;
     const rest = bytes.subarray(greeting.length);
     this.#kept = rest.length > 0 ? [rest] : NO_CHUNKS;
@@ -2549,6 +2817,7 @@ export class LoadBalancer implements Owner {
   #remove(server: Server, by: Editor): void {
     this.#past.set(server.name, { server, removedAt: this.now() });
     this.#health.forget(server);
+    if (!server.spec.resolved) return; // a name has found its addresses
     const rest = server.open === 0 ? "" : `: ${server.open} of its connections go on`;
     this.log.server(server, "removed", by, `was removed${rest}`);
   }
@@ -2657,12 +2926,13 @@ export class LoadBalancer implements Owner {
 
   #accept(client: Socket): void {
     this.#accepted += 1;
-    const host = client.remoteAddress?.replace(/^::ffff:(?=\d+\.)/, "") ?? "unknown"; // it has gone
+    const host = plainHost(client.remoteAddress ?? "unknown"); // it may have gone already
     const connection = new Connection(this, client, { host, port: client.remotePort ?? 0 });
     handleClient(client, connection);
     this.#open.add(connection);
     if (this.#open.size > this.options.maxConnections) return connection.close("limit");
-    if (!isListed(this.options.acceptProxy, host)) return this.place(connection);
+    const { acceptProxy } = this.options;
+    if (acceptProxy === undefined || !isWithin(acceptProxy, host)) return this.place(connection);
     connection.greet();
     this.#greetings.add(connection);
   }
@@ -3795,7 +4065,7 @@ export const OPTIONS = {
     help: "PROXY protocol (v1) header to the servers, so that they learn the client's address",
   },
   acceptProxy: given(
-    networkList,
+    cidrList,
     "CIDR,...",
     "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
   ),
@@ -3940,81 +4210,20 @@ function checkTogether({ servers, serversFile, check, checkPort, reusePort }: Gi
     );
 }
 
-/** Seconds between two looks at a servers file, and between two look-ups of host names. */
-const RELOAD = { file: 1, names: 10 } as const;
-
-/** Where the servers come from: the command line or a file, and the names in them. */
-class Source {
-  readonly #directory: Directory;
-  readonly #file: string | undefined;
-  #balancer: LoadBalancer | undefined;
-  #read: Promise<void> = Promise.resolve();
-  #names: NodeJS.Timeout | undefined;
-
-  constructor(file: string | undefined) {
-    this.#file = file;
-    this.#directory = new Directory(() => this.#apply("names"));
-  }
-
-  get servers(): readonly ServerSpec[] {
-    return this.#directory.servers;
-  }
-
-  get hasFile(): boolean {
-    return this.#file !== undefined;
-  }
-
-  /** Throws a RunError when the file is bad. The file is watched from before it is read. */
-  async start(specs: readonly ServerSpec[]): Promise<void> {
-    const file = this.#file;
-    if (file === undefined) {
-      this.#directory.specs = specs;
-      return;
-    }
-    watchFile(file, { interval: RELOAD.file * 1000 }, () => this.reload());
-    this.#directory.specs = await readServersFile(file);
-  }
-
-  /** Keeps the servers of `balancer` as the file and the resolver have them. */
-  follow(balancer: LoadBalancer): void {
-    this.#balancer = balancer;
-    this.#names = setInterval(() => this.#directory.lookUp(), RELOAD.names * 1000);
-    balancer.whenStopped(() => this.stop());
-    this.#apply("names");
-  }
-
-  stop(): void {
-    this.#balancer = undefined;
-    clearInterval(this.#names);
-    if (this.#file !== undefined) unwatchFile(this.#file);
-  }
-
-  /** Reads the file again: one reading after the other, so that none overtakes a newer one. */
-  reload(): void {
-    this.#read = this.#read.then(() => this.#reload());
-  }
-
-  async #reload(): Promise<void> {
-    if (this.#file === undefined) return this.#directory.lookUp();
-    try {
-      this.#directory.specs = await readServersFile(this.#file);
-      if (this.#balancer) this.#balancer.fileError = null;
-      this.#apply("file");
-    } catch (error) {
-      if (!(error instanceof RunError)) throw error;
-      this.#refuse(error.message);
-    }
-  }
-
-  #refuse(why: string): void {
-    if (this.#balancer) this.#balancer.fileError = why;
-    console.error(`${why}; the servers stay as they were`);
-  }
-
-  #apply(by: Editor): void {
-    const problem = this.#balancer?.setServers(this.servers, by);
-    if (problem !== undefined) this.#refuse(problem);
-  }
+/** Keeps the balancer's servers as the file and the resolver have them. */
+function follow(balancer: LoadBalancer, directory: Directory): void {
+  directory.follow({
+    changed(specs, by) {
+      const problem = balancer.setServers(specs, by);
+      if (problem === undefined) return;
+      balancer.fileError = problem;
+      console.error(`${problem}; the servers stay as they were`);
+    },
+    fileRead(complaint) {
+      balancer.fileError = complaint ?? null;
+    },
+  });
+  balancer.whenStopped(() => directory.close());
 }
 
 /**
@@ -4080,7 +4289,7 @@ async function main([name, extra]: string[], values: Given): Promise<number> {
 class Program {
   readonly #options: Given;
   readonly #algorithm: Algorithm;
-  readonly #source: Source;
+  #directory: Directory | undefined;
   #balancer: LoadBalancer | undefined;
   #exitCode = 0;
   readonly #stopAsked: Promise<void>;
@@ -4089,7 +4298,6 @@ class Program {
   constructor(options: Given, algorithm: Algorithm) {
     this.#options = options;
     this.#algorithm = algorithm;
-    this.#source = new Source(options.serversFile);
     this.#stopAsked = new Promise((resolve) => {
       this.#askToStop = resolve;
     });
@@ -4105,8 +4313,6 @@ class Program {
     neverBlock(process.stdout);
     neverBlock(process.stderr);
     const { balancer, address, admin } = await this.#start();
-    this.#balancer = balancer;
-    this.#source.follow(balancer);
     process.once("uncaughtException", (error) => this.#crash(error));
     balancer.log.listening(formatAddress(address));
     if (admin !== undefined) balancer.log.admin(formatAddress(admin));
@@ -4115,36 +4321,37 @@ class Program {
   }
 
   async #start(): Promise<Started> {
-    const { servers, serversFile: _, maxConnections = Infinity, seed, ...options } = this.#options;
-    try {
-      await this.#source.start(servers ?? parseServers(SERVERS));
-      const started = await startLoadBalancer({
-        ...options,
-        algorithm: this.#algorithm,
-        servers: this.#source.servers,
-        maxConnections,
-        inherited: inheritedSocket(process.env),
-        ...(seed === undefined ? {} : { seed }),
-      });
-      await this.#refuseItself(started);
-      return started;
-    } catch (error) {
-      this.#source.stop();
-      throw error;
-    }
+    const { servers, serversFile, maxConnections = Infinity, seed, ...options } = this.#options;
+    const directory =
+      serversFile === undefined
+        ? Directory.of(servers ?? parseServers(SERVERS))
+        : await Directory.ofFile(serversFile);
+    const started = await startLoadBalancer({
+      ...options,
+      algorithm: this.#algorithm,
+      servers: directory.specs,
+      maxConnections,
+      inherited: inheritedSocket(process.env),
+      ...(seed === undefined ? {} : { seed }),
+    });
+    this.#directory = directory;
+    this.#balancer = started.balancer;
+    await this.#refuseItself(started);
+    follow(started.balancer, directory);
+    return started;
   }
 
   async #refuseItself({ balancer, address }: Started): Promise<void> {
-    const problem = complaintAboutItself(this.#source.servers, address);
+    const problem = complaintAboutItself(balancer.options.servers, address);
     if (problem === undefined) return;
     await balancer.stop(0);
-    throw this.#source.hasFile ? new RunError(problem) : new UsageError(problem);
+    throw this.#options.serversFile === undefined ? new UsageError(problem) : new RunError(problem);
   }
 
   /** Whether SIGHUP has something to read again. */
   #reload(): boolean {
-    if (this.#source.hasFile) this.#source.reload();
-    return this.#source.hasFile;
+    this.#directory?.reload();
+    return this.#options.serversFile !== undefined;
   }
 
   /** A bug: say so, give the others a moment, and do not go on with broken state. */
