@@ -4,20 +4,15 @@
  */
 import { once } from "node:events";
 import { rename, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { BlockList, createServer } from "node:net";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import {
-  Directory,
-  type LoadBalancer,
-  parseServers,
-  readServersFile,
-  startLoadBalancer,
-} from "../load_balancer.ts";
+import { Directory, parseServers, warmth } from "../load_balancer.ts";
 import {
   ask,
+  assertEnded,
   checkOf,
   cleanUp,
   DEAD,
@@ -49,56 +44,6 @@ const written = async (text: string): Promise<string> => {
   await writeFile(file, text);
   return file;
 };
-const messageOf = async (promise: Promise<unknown>): Promise<string> =>
-  promise.then(
-    () => "no error",
-    (error: Error) => error.message,
-  );
-
-files(
-  "holds a server a line, with weights, comments, blank lines and either kind of line end",
-  async () => {
-    const file = await written(
-      "# ours\n127.0.0.1:80\n\n  [::1]:81*3   # the big one\r\nweb.internal:82\t#*9\n#10.0.0.1:80\n",
-    );
-    assert.equal(await readServersFile(file), [
-      { host: "127.0.0.1", port: 80, weight: 1 },
-      { host: "::1", port: 81, weight: 3 },
-      { host: "web.internal", port: 82, weight: 1 },
-    ]);
-  },
-);
-
-const BAD: readonly (readonly [what: string, text: string, message: string])[] = [
-  [
-    "a line that is no server",
-    "127.0.0.1:80\n\n# and\n127.0.0.1\n",
-    ':4: Bad server "127.0.0.1": expected host:port or host:port*weight, with a port from 1 to 65535 and a weight from 1 to 1000',
-  ],
-  [
-    "two servers in a line",
-    "127.0.0.1:80 127.0.0.1:81",
-    ':1: Bad server "127.0.0.1:80 127.0.0.1:81": expected host:port or host:port*weight, with a port from 1 to 65535 and a weight from 1 to 1000',
-  ],
-  [
-    "the same server twice",
-    "127.0.0.1:80\n127.0.0.1:80*2\n",
-    ':2: Bad server "127.0.0.1:80": expected each server once',
-  ],
-  [
-    "comments and nothing else",
-    "# none\n",
-    ":1: no server in the file: expected one host:port[*weight] a line",
-  ],
-  ["nothing", "", ":1: no server in the file: expected one host:port[*weight] a line"],
-];
-for (const [what, text, message] of BAD) {
-  files(`that holds ${what} is refused by name and line`, async () => {
-    const file = await written(text);
-    assert.is(await messageOf(readServersFile(file)), file + message);
-  });
-}
-
 files(
   "that is missing or bad at the start, or given together with --servers, gets one line and no balancer",
   async () => {
@@ -212,6 +157,53 @@ files(
   },
 );
 
+files("that comes to hold the balancer itself changes nothing, and that is said", async () => {
+  const server = await naming();
+  const { child, port, file, output, printed } = await following([server], ["--admin", "0"]);
+  const [, admin] = await printed(/Admin on http:\/\/127\.0\.0\.1:(\d+)\/\n/);
+  await replace(file, `${server}\n127.0.0.1:${port}\n`);
+  child.kill("SIGHUP");
+  await until(() => output.stderr.endsWith("\n"), "the complaint");
+  assert.is(
+    output.stderr,
+    `Bad server "127.0.0.1:${port}": expected another address than the one that the balancer listens on; the servers stay as they were\n`,
+  );
+  for (let i = 0; i < 3; i += 1) assert.is(await ask(port), server);
+  const { fileError, servers } = JSON.parse(await pageOf(Number(admin), "/status.json"));
+  assert.match(fileError, /^Bad server/);
+  assert.is(servers.length, 1);
+  await replace(file, `${server}*2\n`);
+  child.kill("SIGHUP");
+  const isTaken = async (): Promise<boolean> =>
+    JSON.parse(await pageOf(Number(admin), "/status.json")).fileError === null;
+  while (!(await isTaken())) continue;
+});
+
+/** The body that an admin port answers with. */
+async function pageOf(admin: number, path: string): Promise<string> {
+  const client = await dial(admin);
+  client.socket.write(`GET ${path} HTTP/1.0\r\nHost: localhost\r\n\r\n`);
+  await outcomeOf(client);
+  return client.bytes().toString().split("\r\n\r\n").slice(1).join("");
+}
+
+files("that holds the balancer itself at the start gets one line and no balancer", async () => {
+  const { port, server } = await listening(() => undefined);
+  await new Promise((resolve) => server.close(resolve)); // it was free, and is again
+  const file = await written(`127.0.0.1:9\n127.0.0.1:${port}\n`);
+  const { code, stdout, stderr } = await run(SCRIPT, [
+    ...["random", "--port", String(port), "--servers-file", file],
+  ]);
+  assert.equal(
+    { code, stdout, stderr },
+    {
+      code: 1,
+      stdout: "",
+      stderr: `Bad server "127.0.0.1:${port}": expected another address than the one that the balancer listens on\n`,
+    },
+  );
+});
+
 /** By hand: CONNECTIONS=10000. */
 const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1500);
 
@@ -253,145 +245,52 @@ files.run();
 const names = suite("names");
 names.after.each(cleanUp);
 
-/**
- * A directory over `texts` whose resolver answers from `book`; a name that is not in it fails. What
- * it complains of goes to `said`.
- */
-function looking(
-  texts: readonly string[],
-  book: Record<string, readonly string[]>,
-): { directory: Directory; said: string[]; asked: string[] } {
-  const [said, asked]: string[][] = [[], []];
-  const { error } = console;
-  console.error = (line: string) => said?.push(line);
-  later(() => {
-    console.error = error;
-  });
-  const directory = new Directory(parseServers(texts), async (name) => {
-    asked?.push(name);
-    const answer = book[name];
-    if (answer === undefined) throw Object.assign(new Error("getaddrinfo"), { code: "ENOTFOUND" });
-    return answer;
-  });
-  return { directory, said: said ?? [], asked: asked ?? [] };
-}
-const spec = (host: string, port: number, weight = 1) => ({ host, port, weight });
+names(
+  "without an answer are servers that are down and never dialled, until they have one",
+  async () => {
+    const { address, port: serverPort } = await echoing();
+    const book = new Map<string, readonly string[]>();
+    const resolve = async (name: string): Promise<readonly string[]> => book.get(name) ?? [];
+    const directory = Directory.of(parseServers([`later.invalid:${serverPort}`]), resolve);
+    later(() => directory.close());
+    const { balancer, port } = await startBalancer([], {
+      servers: directory.specs,
+      check: checkOf("tcp"),
+      checkInterval: 0.02,
+    });
+    const states = (): string[] =>
+      balancer.status().servers.map(({ server, state, total }) => `${server} ${state} ${total}`);
+    assert.equal(states(), [`later.invalid:${serverPort} down 0`]);
+    assert.is(await ask(port), "ECONNRESET");
+    assert.equal(states(), [`later.invalid:${serverPort} down 0`]);
+    book.set("later.invalid", ["127.0.0.1"]);
+    directory.follow({
+      changed: (specs, by) => void balancer.setServers(specs, by),
+      fileRead: () => undefined,
+    });
+    await until(() => states()[0] === `${address} up 0`, "the name having an address");
+    assert.is(await ask(port), "hello");
+    await assertEnded(balancer, { ok: 1, no_server: 1 });
+  },
+);
 
-names("stand for all their addresses, each with the name's port and weight", async () => {
-  const { directory } = looking(["web:80*3", "10.0.0.9:81"], {
-    web: ["10.0.0.2", "10.0.0.1", "2001:db8::1"],
-  });
-  assert.equal(await directory.lookUp(), [
-    spec("10.0.0.1", 80, 3),
-    spec("10.0.0.2", 80, 3),
-    spec("2001:db8::1", 80, 3),
-    spec("10.0.0.9", 81),
-  ]);
-});
-
-names("are looked up once each, and addresses never", async () => {
-  const { directory, asked } = looking(["web:80", "web:81", "10.0.0.9:80", "[::1]:80"], {
-    web: ["10.0.0.1"],
-  });
-  await directory.lookUp();
-  assert.equal(asked, ["web"]);
-  assert.ok(directory.hasNames);
-  assert.not.ok(looking(["10.0.0.9:80", "[::1]:80"], {}).directory.hasNames);
-});
-
-names("that share an address give one server", async () => {
-  const { directory } = looking(["a:80", "b:80", "10.0.0.1:80"], {
-    a: ["10.0.0.1"],
-    b: ["10.0.0.1", "10.0.0.2"],
-  });
-  assert.equal(
-    (await directory.lookUp()).map(({ host }) => host),
-    ["10.0.0.1", "10.0.0.2"],
+names("in a servers file that is read again give the same servers, with their counts", async () => {
+  const { port: serverPort, address } = await echoing();
+  const program = await following([`localhost:${serverPort}`], ["--admin", "0"]);
+  const [, admin] = await program.printed(/Admin on http:\/\/127\.0\.0\.1:(\d+)\/\n/);
+  assert.is(await ask(program.port), "hello");
+  const added = await naming();
+  await replace(program.file, `localhost:${serverPort}\n${added}\n`);
+  program.child.kill("SIGHUP");
+  await program.printed(/was added/);
+  assert.match(
+    await pageOf(Number(admin), "/status.json"),
+    new RegExp(`"server":"${address}","state":"up".*?"total":1,.*"server":"${added}"`),
   );
+  program.child.kill("SIGTERM");
+  assert.is(await within(program.exited, "the program ending"), 0);
+  assert.is(program.output.stderr, "");
 });
-
-names("follow their answer as it changes", async () => {
-  const book: Record<string, readonly string[]> = { web: ["10.0.0.1"] };
-  const { directory, said } = looking(["web:80"], book);
-  await directory.lookUp();
-  book["web"] = ["10.0.0.2", "10.0.0.3"];
-  assert.equal(await directory.lookUp(), [spec("10.0.0.2", 80), spec("10.0.0.3", 80)]);
-  assert.equal(said, []);
-});
-
-names(
-  "keep their last good answer when the resolver fails or answers with nothing, and that is said once",
-  async () => {
-    const book: Record<string, readonly string[]> = { web: ["10.0.0.1", "10.0.0.2"] };
-    const { directory, said } = looking(["web:80"], book);
-    const before = await directory.lookUp();
-    delete book["web"];
-    for (let i = 0; i < 3; i += 1) assert.equal(await directory.lookUp(), before);
-    assert.equal(said, ["Cannot look up web: the name does not resolve; its last addresses stay"]);
-    book["web"] = ["10.0.0.3"];
-    assert.equal(await directory.lookUp(), [spec("10.0.0.3", 80)]);
-    book["web"] = [];
-    assert.equal(await directory.lookUp(), [spec("10.0.0.3", 80)]);
-    assert.is(said[1], "Cannot look up web: it has no address; its last addresses stay");
-  },
-);
-
-names("without an answer are servers that are down, until they have one", async () => {
-  const { address, port: serverPort } = await echoing();
-  const book: Record<string, readonly string[]> = {};
-  const { directory, said } = looking([`later.invalid:${serverPort}`], book);
-  const { balancer } = await startLoadBalancer({
-    algorithm: "round-robin",
-    servers: await directory.lookUp(),
-    port: 0,
-    log: "none",
-    fall: 1,
-    checkInterval: 0.05,
-  });
-  later(() => balancer.stop(0));
-  const states = (): string[] =>
-    balancer.status().servers.map(({ server, state, why }) => `${server} ${state} ${why}`.trim());
-  await until(() => states()[0]?.includes(" down ") === true, "the name being down");
-  assert.match(states()[0] ?? "", new RegExp(`^later\\.invalid:${serverPort} down `));
-  book["later.invalid"] = ["127.0.0.1"];
-  balancer.setServers(await directory.lookUp());
-  assert.equal(states(), [`${address} up`]);
-  assert.equal(said, []);
-});
-
-names(
-  "may be looked up again on SIGHUP without a word: the servers that stay keep their counts",
-  async () => {
-    const { port: serverPort, address } = await echoing();
-    const { child, exited, printed, output } = start(SCRIPT, [
-      "round-robin",
-      "--port",
-      "0",
-      "--check",
-      "none",
-      "--servers",
-      `localhost:${serverPort}`,
-      "--admin",
-      "0",
-    ]);
-    const [, port] = await printed(/Listening on 127\.0\.0\.1:(\d+)\n/);
-    const [, admin] = await printed(/Admin on http:\/\/127\.0\.0\.1:(\d+)\/\n/);
-    assert.is(await ask(Number(port)), "hello");
-    child.kill("SIGHUP");
-    const served = async (): Promise<string> => {
-      const client = await dial(Number(admin));
-      client.socket.write(
-        "GET /status.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-      );
-      await outcomeOf(client);
-      return client.bytes().toString();
-    };
-    assert.match(await served(), new RegExp(`"server":"${address}","state":"up".*?"total":1,`));
-    child.kill("SIGTERM");
-    assert.is(await within(exited, "the program ending"), 0);
-    assert.is(output.stderr, "");
-  },
-);
 
 names.run();
 
@@ -404,7 +303,7 @@ changes("a new weight holds at once, and counts stay", async () => {
   const [a, b] = [await naming(), await naming()];
   const { balancer, port } = await startBalancer([a, b]);
   for (let i = 0; i < 4; i += 1) await ask(port);
-  balancer.setServers(parseServers([`${a}*3`, b]));
+  balancer.setServers(parseServers([`${a}*3`, b]), "file");
   assert.equal(
     balancer.status().servers.map(({ weight, total }) => [weight, total]),
     [
@@ -423,7 +322,7 @@ changes("a queued client gets a server that was added", async () => {
   await dial(port);
   const queued = await dial(port);
   await until(() => balancer.status().queued === 1, "one in the queue");
-  balancer.setServers(parseServers([full.address, added]));
+  balancer.setServers(parseServers([full.address, added]), "file");
   assert.is(await outcomeOf(queued), "end");
   assert.is(queued.bytes().toString(), added);
 });
@@ -435,8 +334,8 @@ changes("a server that comes back is still as full as it was", async () => {
   });
   for (let i = 0; i < 2; i += 1) await dial(port);
   await until(() => balancer.status().active === 2, "both full");
-  balancer.setServers(parseServers([stays.address]));
-  balancer.setServers(parseServers([again.address, stays.address]));
+  balancer.setServers(parseServers([stays.address]), "file");
+  balancer.setServers(parseServers([again.address, stays.address]), "file");
   await dial(port);
   await until(() => balancer.status().queued === 1, "the third in the queue");
   assert.equal(
@@ -455,10 +354,96 @@ changes("a server that was removed is not checked any more", async () => {
     checkInterval: 0.02,
   });
   await until(() => gone.count() > 2, "checks");
-  balancer.setServers(parseServers([stays.address]));
+  balancer.setServers(parseServers([stays.address]), "file");
   const [before, of] = [gone.count(), stays.count()];
   await until(() => stays.count() > of + 5, "checks of the other");
   assert.ok(gone.count() <= before + 1, "none but one that was under way");
+});
+
+changes("a removed server is seen until its last connection has ended", async () => {
+  const [gone, stays] = [await serving(), await naming()];
+  const { balancer, port } = await startBalancer([gone.address, stays]);
+  const clients = [await dial(port), await gone.next()];
+  await ask(port);
+  const { accepted } = balancer.status();
+  balancer.setServers(parseServers([stays]), "file");
+  const seen = (): string[] =>
+    balancer.status().servers.map(({ server, state, active }) => `${server} ${state} ${active}`);
+  assert.equal(seen(), [`${stays} up 0`, `${gone.address} removed 1`]);
+  assert.is(accepted, 2);
+  for (const { socket } of clients) socket.end();
+  await assertEnded(balancer, { ok: 2 });
+  assert.equal(seen(), [`${stays} up 0`]);
+});
+
+changes("a server that returns is the same one: drained it stays, and its counts", async () => {
+  const [again, stays] = [await naming(), await naming()];
+  const { balancer, port } = await startBalancer([again, stays]);
+  for (let i = 0; i < 4; i += 1) await ask(port);
+  balancer.setDraining(again, true);
+  balancer.setServers(parseServers([stays]), "file");
+  balancer.setServers(parseServers([again, stays]), "file");
+  assert.equal(
+    balancer.status().servers.map(({ state, total }) => [state, total]),
+    [
+      ["draining", 2],
+      ["up", 2],
+    ],
+  );
+  for (let i = 0; i < 4; i += 1) assert.is(await ask(port), stays);
+});
+
+changes("a server that returns is down if it was, and is checked at once", async () => {
+  const gone = await echoing();
+  gone.server.close();
+  const stays = await naming();
+  const { balancer, port } = await startBalancer([gone.address, stays], {
+    check: checkOf("tcp"),
+    checkInterval: 2,
+    fall: 1,
+    rise: 1,
+  });
+  const state = (): string | undefined => balancer.status().servers[0]?.state;
+  await until(() => state() === "down", "it going down");
+  balancer.setServers(parseServers([stays]), "file");
+  await echoing(gone.port);
+  balancer.setServers(parseServers([gone.address, stays]), "file");
+  assert.is(state(), "down");
+  assert.is(await ask(port), stays);
+  await until(() => state() === "up", "it coming up, before an interval is over", 1.5);
+});
+
+changes("a server of weight 0 is drained by configuration", async () => {
+  const [a, b] = [await naming(), await naming()];
+  const { balancer, port } = await startBalancer([`${a}*0`, b]);
+  for (let i = 0; i < 4; i += 1) assert.is(await ask(port), b);
+  assert.equal(
+    balancer.status().servers.map(({ state, draining }) => [state, draining]),
+    [
+      ["draining", true],
+      ["up", false],
+    ],
+  );
+  assert.is(balancer.setDraining(a, false), "weightless");
+  balancer.setServers(parseServers([a, b]), "file");
+  assert.is(balancer.status().servers[0]?.state, "up");
+  assert.equal(new Set([await ask(port), await ask(port)]), new Set([a, b]));
+});
+
+changes("a list that holds the balancer itself changes nothing", async () => {
+  const a = await naming();
+  const { balancer, port } = await startBalancer([a]);
+  for (const itself of [`127.0.0.1:${port}`, `0.0.0.0:${port}`]) {
+    assert.is(
+      balancer.setServers(parseServers([a, itself]), "file"),
+      `Bad server "${itself}": expected another address than the one that the balancer listens on`,
+    );
+  }
+  assert.equal(
+    balancer.status().servers.map(({ server }) => server),
+    [a],
+  );
+  assert.is(await ask(port), a);
 });
 
 changes.run();
@@ -468,76 +453,66 @@ changes.run();
 const slow = suite("slow start");
 slow.after.each(cleanUp);
 
-const fail = (balancer: LoadBalancer, place: number): void => {
-  for (let i = 0; i < 3; i += 1) balancer.health.failed(balancer.servers[place]!, "a test", false);
-};
-const heal = (balancer: LoadBalancer, place: number): void => {
-  for (let i = 0; i < 3; i += 1) balancer.health.succeeded(balancer.servers[place]!, true);
-};
+/** A balancer over two servers, of which the second has just come back. */
+async function returned(slowStart: number) {
+  const [a, gone] = [await naming(), await listening(() => undefined)];
+  await new Promise((resolve) => gone.server.close(resolve));
+  const { balancer, port } = await startBalancer([a, gone.address], {
+    check: checkOf("tcp"),
+    checkInterval: 0.05,
+    fall: 1,
+    rise: 1,
+    slowStart,
+  });
+  const state = (): string | undefined => balancer.status().servers[1]?.state;
+  await until(() => state() === "down", "the second being down");
+  const back = await listening((socket) => socket.end(gone.address), undefined, gone.port);
+  await until(() => state() === "up", "the second being up again");
+  return { balancer, port, b: back.address };
+}
+
+/** How many of `clients` are served by `server`. */
+async function shareOf(server: string, port: number, clients: number): Promise<number> {
+  let served = 0;
+  for (let i = 0; i < clients; i += 1) if ((await ask(port)) === server) served += 1;
+  return served;
+}
 
 slow("gives a server that came back a small share of the clients at first", async () => {
-  const [a, b] = [await naming(), await naming()];
-  const { balancer, port } = await startBalancer([a, b], {
-    check: checkOf("tcp"),
-    slowStart: 1000,
-  });
-  fail(balancer, 1);
-  assert.is(balancer.servers[1]?.up, false);
-  heal(balancer, 1);
-  assert.is(balancer.servers[1]?.up, true);
-  const answers = [];
-  for (let i = 0; i < 42; i += 1) answers.push(await ask(port));
-  assert.is(answers.filter((answer) => answer === b).length, 2, "a twentieth of the other's");
+  const { port, b } = await returned(1000);
+  assert.is(await shareOf(b, port, 42), 2, "a twentieth of the other's");
 });
 
-slow("raises the weight steadily to the full one", async () => {
-  const { balancer } = await startBalancer([await naming(), `${await naming()}*4`], {
-    check: checkOf("tcp"),
-    slowStart: 0.4,
-  });
-  fail(balancer, 1);
-  heal(balancer, 1);
-  const weights = new Set<number>();
-  await until(() => weights.add(balancer.servers[1]?.weight ?? 0).has(4), "the full weight");
-  const seen = [...weights];
-  assert.is(seen[0], 0.2);
-  assert.equal(
-    seen,
-    [...seen].sort((x, y) => x - y),
-  );
-  assert.ok(seen.length >= 4, `in steps: ${seen}`);
-  assert.is(balancer.status().servers[1]?.weight, 4, "the status shows what was configured");
+slow("goes up steadily to the full weight", async () => {
+  const warmths = [0, 1, 2.5, 5, 7.5, 10, 11].map((age) => warmth(100, 100 + age, 10));
+  assert.equal(warmths, [0.05, 0.1, 0.25, 0.5, 0.75, 1, 1]);
+  assert.is(warmth(100, 100, 0), 1, "without a slow start");
+});
+
+slow("is over after its time", async () => {
+  const { balancer, port, b } = await returned(0.3);
+  await until(() => (balancer.status().servers[1]?.since ?? 0) > 0.4, "the slow start's end");
+  assert.is(await shareOf(b, port, 20), 10);
+  assert.is(balancer.status().servers[1]?.weight, 1, "the status shows what was configured");
 });
 
 slow(
   "holds for a server that was added or made ready again, but not for the first ones",
   async () => {
-    const { balancer } = await startBalancer([DEAD[0]], { slowStart: 1000 });
-    balancer.setServers(parseServers([DEAD[0], DEAD[1]]));
-    assert.equal(
-      balancer.servers.map(({ weight }) => weight),
-      [1, 0.05],
-    );
-    balancer.setDraining(DEAD[0], true);
-    balancer.setDraining(DEAD[0], false);
-    assert.equal(
-      balancer.servers.map(({ weight }) => weight),
-      [0.05, 0.05],
-    );
+    const [a, b, c] = [await naming(), await naming(), await naming()];
+    const { balancer, port } = await startBalancer([a, b], { slowStart: 1000 });
+    assert.is(await shareOf(b, port, 4), 2);
+    balancer.setServers(parseServers([a, b, c]), "file");
+    assert.is(await shareOf(c, port, 41), 1);
+    balancer.setDraining(a, true);
+    balancer.setDraining(a, false);
+    assert.is(await shareOf(b, port, 44), 40);
   },
 );
 
 slow("is off unless asked for", async () => {
-  const { balancer } = await startBalancer([DEAD[0], DEAD[1]], { check: checkOf("tcp") });
-  fail(balancer, 1);
-  heal(balancer, 1);
-  assert.equal(
-    balancer.servers.map(({ up, weight }) => [up, weight]),
-    [
-      [true, 1],
-      [true, 1],
-    ],
-  );
+  const { port, b } = await returned(0);
+  assert.is(await shareOf(b, port, 20), 10);
 });
 
 slow.run();
@@ -630,7 +605,101 @@ proxy("stands before a ping check as well, as UNKNOWN", async () => {
   assert.is(balancer.status().servers[0]?.state, "up");
 });
 
+proxy("stands before a check that merely connects, too, but not at another port", async () => {
+  const [server, agent] = [await serving(), await serving()];
+  await startBalancer([server.address], {
+    sendProxy: true,
+    check: checkOf("tcp"),
+    checkInterval: 0.05,
+  });
+  await startBalancer([server.address], {
+    sendProxy: true,
+    check: checkOf("x=>y"),
+    checkPort: agent.port,
+    checkInterval: 0.2,
+  });
+  const [there, elsewhere] = [await server.next(), await agent.next()];
+  await Promise.all([outcomeOf(there), outcomeOf(elsewhere)]);
+  assert.equal(
+    [there.bytes().toString(), elsewhere.bytes().toString()],
+    ["PROXY UNKNOWN\r\n", "x"],
+  );
+});
+
 proxy.run();
+
+// ─── PROXY protocol, from clients ────────────────────────────────────────────
+
+const accepting = suite("accepted PROXY headers");
+accepting.after.each(cleanUp);
+
+/** A balancer that wants a header from the addresses in `networks`, over a server that listens. */
+async function wanting(networks: string, options: Parameters<typeof startBalancer>[1] = {}) {
+  const list = new BlockList();
+  list.addSubnet(networks, 8, "ipv4");
+  const server = await serving();
+  const { balancer, port } = await startBalancer([server.address], {
+    acceptProxy: list,
+    ...options,
+  });
+  return { balancer, port, server };
+}
+
+accepting("say who the client is, whatever pieces they come in", async () => {
+  const { port, server } = await wanting("127.0.0.0", { sendProxy: true });
+  const client = await dial(port);
+  const header = "PROXY TCP4 10.1.2.3 10.9.9.9 5000 80\r\nhello";
+  for (const byte of header) {
+    client.socket.write(byte);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  client.socket.end();
+  const talk = await server.next();
+  assert.is(await outcomeOf(talk), "end");
+  assert.is(talk.bytes().toString(), `PROXY TCP4 10.1.2.3 127.0.0.1 5000 ${port}\r\nhello`);
+});
+
+for (const [what, bytes] of [
+  ["is missing", "GET / HTTP/1.1\r\n\r\n"],
+  ["is malformed", "PROXY TCP4 10.1.2.3 10.9.9.9 5000\r\n"],
+  ["is longer than the protocol allows", `PROXY TCP4 ${"1".repeat(200)}`],
+] as const) {
+  accepting(`reset who sends one that ${what}, which is counted as bad_proxy`, async () => {
+    const { balancer, port, server } = await wanting("127.0.0.0");
+    const client = await dial(port);
+    client.socket.write(bytes);
+    assert.is(await outcomeOf(client), "ECONNRESET");
+    await assertEnded(balancer, { bad_proxy: 1 });
+    assert.is(server.count(), 0);
+  });
+}
+
+accepting("are waited for no longer than a connect may take", async () => {
+  const { balancer, port } = await wanting("127.0.0.0", { connectTimeout: 0.1 });
+  const client = await dial(port);
+  client.socket.write("PROXY ");
+  assert.is(await outcomeOf(client), "ECONNRESET");
+  await assertEnded(balancer, { bad_proxy: 1 });
+});
+
+accepting("are not missed by who leaves without a byte: it is a probe", async () => {
+  const { balancer, port } = await wanting("127.0.0.0");
+  const client = await dial(port);
+  client.socket.end();
+  await outcomeOf(client);
+  await assertEnded(balancer, { client_reset: 1 });
+});
+
+accepting("are bytes like any others from everywhere else", async () => {
+  const { port, server } = await wanting("10.0.0.0");
+  const client = await dial(port);
+  client.socket.end("PROXY TCP4 nonsense\r\n");
+  const talk = await server.next();
+  assert.is(await outcomeOf(talk), "end");
+  assert.is(talk.bytes().toString(), "PROXY TCP4 nonsense\r\n");
+});
+
+accepting.run();
 
 // ─── Several balancers on a port ─────────────────────────────────────────────
 
