@@ -2,15 +2,10 @@
  * admin.test.ts - what the balancer shows and lets switch over HTTP, and to whom.
  */
 import { once } from "node:events";
-import { request } from "node:http";
+import { type IncomingHttpHeaders, request } from "node:http";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import {
-  type LoadBalancer,
-  REASONS,
-  type ServerSpec,
-  startLoadBalancer,
-} from "../load_balancer.ts";
+import { ALGORITHMS, REASONS, type ServerSpec } from "../load_balancer.ts";
 import {
   ask,
   assertAllCounted,
@@ -33,6 +28,7 @@ const ADMIN = { host: "127.0.0.1", port: 0 };
 interface Answer {
   readonly code: number | undefined;
   readonly type: string;
+  readonly headers: IncomingHttpHeaders;
   readonly body: string;
 }
 
@@ -51,28 +47,29 @@ async function call(
   return {
     code: response.statusCode,
     type: String(response.headers["content-type"]),
+    headers: response.headers,
     body: Buffer.concat(chunks).toString(),
   };
+}
+
+/** Code, type and body of an answer. */
+async function plainOf(...args: Parameters<typeof call>) {
+  const { code, type, body } = await call(...args);
+  return { code, type, body };
 }
 
 const codeOf = async (...args: Parameters<typeof call>): Promise<number | undefined> =>
   (await call(...args)).code;
 
-/** A balancer with the admin port over servers that the command line could not name. */
-async function overSpecs(
-  servers: readonly ServerSpec[],
-): Promise<{ balancer: LoadBalancer; admin: number }> {
-  const { balancer, admin } = await startLoadBalancer({
-    algorithm: "round-robin",
-    servers,
-    port: 0,
-    log: "none",
-    check: checkOf("none"),
-    admin: ADMIN,
-  });
-  later(() => balancer.stop(0));
-  return { balancer, admin: admin?.port ?? 0 };
-}
+/** A server that the command line could not name. */
+const odd = (host: string): ServerSpec => ({
+  host,
+  port: 1,
+  weight: 1,
+  backup: false,
+  resolved: false,
+  configuredHost: host,
+});
 
 // ─── Status ──────────────────────────────────────────────────────────────────
 
@@ -87,17 +84,23 @@ status("gives everything there is to know of the balancer and its servers as JSO
   });
   assert.is(await ask(port), "hello");
   await until(() => balancer.status().active === 0, "the connection's end");
+  await until(() => Boolean(balancer.status().servers[0]?.lastCheck), "a check of who failed");
   const { code, type, body } = await call(admin, "/status.json");
+  const times = ["uptime", "since", "seconds", "connectTime", "turnTime"];
   const numbers: Record<string, number> = {};
-  const known = JSON.parse(body, (key, value: unknown) => {
-    if (!["uptime", "since", "connectTime", "turnTime"].includes(key) || typeof value !== "number")
-      return value;
+  const { turns, ...known } = JSON.parse(body, (key, value: unknown) => {
+    if (!times.includes(key) || typeof value !== "number") return value;
     numbers[key] = value;
     return "a time";
   });
   assert.equal([code, type], [200, "application/json; charset=utf-8"]);
   assert.equal(known, {
     algorithm: "round-robin",
+    algorithms: ALGORITHMS,
+    draining: false,
+    refusedByAddress: 0,
+    shortage: null,
+    fileError: null,
     listening: `127.0.0.1:${port}`,
     uptime: "a time",
     accepted: 1,
@@ -112,6 +115,8 @@ status("gives everything there is to know of the balancer and its servers as JSO
       no_server: 0,
       queue_timeout: 0,
       limit: 0,
+      bad_proxy: 0,
+      unanswered: 0,
       drain_forced: 0,
     },
     waiting: [],
@@ -119,21 +124,28 @@ status("gives everything there is to know of the balancer and its servers as JSO
       {
         server: dead,
         state: "down",
+        draining: false,
+        backup: false,
         since: "a time",
         why: "connection refused",
         weight: 3,
         active: 0,
         total: 1,
         connectErrors: 1,
-        checkFailures: 0,
+        checkFailures: 1,
         bytesToServer: 0,
         bytesToClient: 0,
         connectTime: null,
         turnTime: null,
+        unanswered: 0,
+        oldestUnanswered: null,
+        lastCheck: { result: "connection refused", seconds: "a time" },
       },
       {
         server: echo,
         state: "up",
+        draining: false,
+        backup: false,
         since: "a time",
         why: "",
         weight: 1,
@@ -145,11 +157,80 @@ status("gives everything there is to know of the balancer and its servers as JSO
         bytesToClient: 5,
         connectTime: "a time",
         turnTime: "a time",
+        unanswered: 0,
+        oldestUnanswered: null,
+        lastCheck: null,
       },
     ],
   });
+  assert.is(total(turns.counts), 1);
   for (const [name, seconds] of Object.entries(numbers))
     assert.ok(seconds > 0 && seconds < 10, `${name} is in seconds: ${seconds}`);
+});
+
+const total = (counts: readonly number[]): number => counts.reduce((sum, n) => sum + n, 0);
+
+status("counts all turns in buckets fine enough for quantiles", async () => {
+  const { balancer, port, admin } = await startBalancer([(await echoing()).address], {
+    admin: ADMIN,
+  });
+  const client = await dial(port);
+  for (let turn = 1; turn <= 5; turn += 1) {
+    client.socket.write("x");
+    await until(() => client.size() === turn, "the echo");
+  }
+  await until(() => total(balancer.status().turns.counts) === 5, "five turns");
+  const { buckets, counts } = JSON.parse((await call(admin, "/status.json")).body).turns;
+  assert.equal([buckets[0], buckets.at(-1), total(counts)], [0.001, 10, 5]);
+  assert.is(counts.length, buckets.length + 1, "the last count is of what is above all");
+  for (let i = 1; i < buckets.length; i += 1)
+    assert.ok(buckets[i] / buckets[i - 1] > 1 && buckets[i] / buckets[i - 1] <= 1.2 + 1e-9);
+});
+
+status("shows how many turns wait for an answer, and for how long the first", async () => {
+  const silent = await serving();
+  const { balancer, port, admin } = await startBalancer([silent.address], { admin: ADMIN });
+  const clients = [await dial(port), await dial(port)];
+  const [first, second] = [await silent.next(), await silent.next()];
+  for (const { socket } of clients) socket.write("hello");
+  const row = async () => JSON.parse((await call(admin, "/status.json")).body).servers[0];
+  await until(() => balancer.status().servers[0]?.unanswered === 2, "two turns");
+  const { oldestUnanswered } = await row();
+  assert.ok(oldestUnanswered > 0 && oldestUnanswered < 10, `${oldestUnanswered} s`);
+  for (const { socket } of [first, second]) socket.write("!");
+  await until(() => balancer.status().servers[0]?.unanswered === 0, "two answers");
+  assert.is((await row()).oldestUnanswered, null);
+});
+
+status("shows what the last check has found, and when", async () => {
+  const { admin, balancer } = await startBalancer([(await echoing()).address, DEAD[0]], {
+    admin: ADMIN,
+    check: checkOf("tcp"),
+    checkInterval: 0.1,
+  });
+  await until(() => balancer.status().servers[1]?.state === "down", "the second going down");
+  const { servers } = JSON.parse((await call(admin, "/status.json")).body);
+  assert.equal(
+    servers.map(({ lastCheck }: { lastCheck: { result: string } }) => lastCheck.result),
+    ["passed", "connection refused"],
+  );
+  for (const { lastCheck } of servers)
+    assert.ok(lastCheck.seconds >= 0 && lastCheck.seconds < 5, `${lastCheck.seconds} s`);
+});
+
+status("a server that is down and drained is down, since it went down", async () => {
+  const { balancer, admin } = await startBalancer([DEAD[0]], {
+    admin: ADMIN,
+    check: checkOf("tcp"),
+    checkInterval: 0.1,
+    fall: 1,
+  });
+  const row = () => balancer.status().servers[0];
+  await until(() => row()?.state === "down", "it going down");
+  await until(() => (row()?.since ?? 0) > 0.1, "a tenth of a second");
+  assert.is(await codeOf(admin, `/servers/${DEAD[0]}/drain`, "POST"), 200);
+  assert.equal([row()?.state, row()?.draining], ["down", true]);
+  assert.ok((row()?.since ?? 0) > 0.1);
 });
 
 status(
@@ -162,14 +243,14 @@ status(
     });
     const { port, admin } = await startBalancer(
       [DEAD[0], (await echoing()).address, moody.address],
-      { admin: ADMIN, serverConnections: 3, queueTimeout: 0.05, maxConnections: 30 },
+      { admin: ADMIN, serverConnections: 2, queueTimeout: 0.05, maxConnections: 30 },
     );
     let running = true;
     const churn = async (): Promise<void> => {
       while (running) {
         const { socket, outcome } = await dial(port);
         if (Math.random() < 0.2) socket.resetAndDestroy();
-        else if (Math.random() < 0.9) socket.end("hello");
+        else if (Math.random() < 0.8) socket.end("hello");
         else setTimeout(() => socket.destroy(), 60); // longer than others wait
         await within(outcome, "an end");
       }
@@ -259,7 +340,7 @@ metrics("say what the status says, in samples that Prometheus can read", async (
   assert.is(samples.get("balancer_retries_total"), 1);
   assert.equal(
     REASONS.map((reason) => samples.get(`balancer_connections_ended_total{reason="${reason}"}`)),
-    [3, 0, 0, 0, 0, 0, 0, 0],
+    [3, 0, 0, 0, 0, 0, 0, 0, 0, 0],
   );
   assert.equal([of("server_up", DEAD[0]), of("server_up", echo)], [0, 1]);
   assert.equal(
@@ -303,9 +384,9 @@ metrics("have histograms that grow from bucket to bucket, up to the count", asyn
 });
 
 metrics("escape what a server's name may hold", async () => {
-  const { admin } = await overSpecs([{ host: 'a"b\\c\nd', port: 1, weight: 1 }]);
+  const { admin } = await startBalancer([], { servers: [odd('a"b\\c\nd')], admin: ADMIN });
   const samples = await scrape(admin);
-  assert.is(samples.get('balancer_server_up{server="a\\"b\\\\c\\nd:1"}'), 1);
+  assert.is(samples.get('balancer_server_up{server="a\\"b\\\\c\\nd:1"}'), 0);
 });
 
 metrics.run();
@@ -317,11 +398,15 @@ switches.after.each(cleanUp);
 
 switches("healthz is 200 with a server up, and 503 without", async () => {
   const { port, admin } = await startBalancer([DEAD[0]], { admin: ADMIN, fall: 1 });
-  assert.equal(await call(admin, "/healthz"), { code: 200, type: "text/plain", body: "ok\n" });
+  assert.equal(await plainOf(admin, "/healthz"), {
+    code: 200,
+    type: "text/plain; charset=utf-8",
+    body: "ok\n",
+  });
   await ask(port);
-  assert.equal(await call(admin, "/healthz"), {
+  assert.equal(await plainOf(admin, "/healthz"), {
     code: 503,
-    type: "text/plain",
+    type: "text/plain; charset=utf-8",
     body: "no server is up\n",
   });
 });
@@ -334,9 +419,9 @@ switches("healthz is 503 while the balancer drains", async () => {
   client.socket.write("hello");
   await until(() => client.size() === 5, "the echo");
   const stopped = balancer.stop(20);
-  assert.equal(await call(admin, "/healthz"), {
+  assert.equal(await plainOf(admin, "/healthz"), {
     code: 503,
-    type: "text/plain",
+    type: "text/plain; charset=utf-8",
     body: "draining\n",
   });
   client.socket.end();
@@ -394,12 +479,69 @@ switches("a drained server shows since when, and a second drain does not change 
   assert.ok(since() > 0.1);
 });
 
+switches("the algorithm is switched by name, and only later picks are concerned", async () => {
+  const [a, b] = [await serving(), await serving()];
+  const { balancer, port, admin } = await startBalancer([a.address, b.address], { admin: ADMIN });
+  await dial(port);
+  await a.next();
+  const { code, body } = await call(admin, "/algorithm/least-connections", "POST");
+  assert.equal([code, JSON.parse(body)], [200, { algorithm: "least-connections" }]);
+  assert.is(balancer.status().algorithm, "least-connections");
+  assert.equal(
+    balancer.status().servers.map(({ active }) => active),
+    [1, 0],
+  );
+  await dial(port);
+  await b.next();
+  assert.is((await scrape(admin)).get('balancer_info{algorithm="least-connections"}'), 1);
+});
+
+switches(
+  "an algorithm that is none of them is 404 with the names, and switches nothing",
+  async () => {
+    const { balancer, admin } = await startBalancer([DEAD[0]], { admin: ADMIN });
+    for (const name of ["fastest", "constructor", "%zz", "Round-Robin"]) {
+      const { code, body } = await call(admin, `/algorithm/${name}`, "POST");
+      assert.equal([code, body], [404, `Expected one of ${ALGORITHMS.join(", ")}\n`]);
+    }
+    assert.is(await codeOf(admin, "/algorithm/random"), 405);
+    assert.is(balancer.status().algorithm, "round-robin");
+  },
+);
+
+switches("a server of weight 0 cannot be made ready: 409", async () => {
+  const { address } = await echoing();
+  const { balancer, admin } = await startBalancer([`${address}*0`, DEAD[0]], { admin: ADMIN });
+  const { code, body } = await call(admin, `/servers/${address}/ready`, "POST");
+  assert.equal([code, body], [409, "Its weight is 0: its configuration drains it\n"]);
+  assert.is(balancer.status().servers[0]?.state, "draining");
+});
+
+switches("beyond loopback nothing is switched, unless that is allowed", async () => {
+  const { address } = await echoing();
+  for (const adminWritable of [false, true]) {
+    const { balancer, admin } = await startBalancer([address], {
+      admin: { host: "0.0.0.0", port: 0 },
+      adminWritable,
+    });
+    const codes = [
+      await codeOf(admin, `/servers/${address}/drain`, "POST"),
+      await codeOf(admin, "/algorithm/random", "POST"),
+      await codeOf(admin, "/status.json"),
+    ];
+    const { algorithm, servers } = balancer.status();
+    const seen = [codes, algorithm, servers[0]?.state];
+    if (adminWritable) assert.equal(seen, [[200, 200, 200], "random", "draining"]);
+    else assert.equal(seen, [[403, 403, 200], "round-robin", "up"]);
+  }
+});
+
 switches("an unknown server is 404, and so is an unknown path", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
   for (const path of ["/servers/127.0.0.1:9/drain", "/servers/%zz/ready"])
-    assert.equal(await call(admin, path, "POST"), {
+    assert.equal(await plainOf(admin, path, "POST"), {
       code: 404,
-      type: "text/plain",
+      type: "text/plain; charset=utf-8",
       body: "No such server\n",
     });
   for (const path of [
@@ -425,7 +567,11 @@ switches("a wrong method is 405 and switches nothing", async () => {
 
 switches("HEAD is answered without a body", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
-  assert.equal(await call(admin, "/healthz", "HEAD"), { code: 200, type: "text/plain", body: "" });
+  assert.equal(await plainOf(admin, "/healthz", "HEAD"), {
+    code: 200,
+    type: "text/plain; charset=utf-8",
+    body: "",
+  });
 });
 
 switches.run();
@@ -445,8 +591,18 @@ strangers("a foreign Host is 403: another site's name may have been pointed here
     "evil.example:80@127.0.0.1",
     "[evil]",
   ]) {
-    for (const path of ["/", "/status.json", "/metrics", "/healthz"])
+    for (const path of ["/", "/status.json"])
       assert.is(await codeOf(admin, path, "GET", { host }), 403, `${host} ${path}`);
+    for (const path of ["/algorithm/random", "/servers/127.0.0.1:1/drain", "/healthz"])
+      assert.is(await codeOf(admin, path, "POST", { host }), 403, `${host} ${path}`);
+  }
+});
+
+strangers("healthz and metrics answer to any Host, as Kubernetes and Prometheus ask", async () => {
+  const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
+  for (const host of ["balancer.default.svc:9000", "evil.example", ""]) {
+    for (const path of ["/healthz", "/metrics"])
+      assert.is(await codeOf(admin, path, "GET", { host }), 200, `${host} ${path}`);
   }
 });
 
@@ -488,26 +644,28 @@ strangers(
   },
 );
 
-strangers(
-  "no name can become markup: the page holds none, and its script writes text only",
-  async () => {
-    const { admin } = await overSpecs([
-      { host: "<img src=x onerror=alert(1)>", port: 1, weight: 1 },
-    ]);
-    const { code, type, body } = await call(admin, "/");
-    assert.equal([code, type], [200, "text/html; charset=utf-8"]);
-    assert.not.match(body, /<img/);
-    assert.not.match(
-      body,
-      /innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b/,
-    );
-    assert.match(JSON.parse((await call(admin, "/status.json")).body).servers[0].server, /^<img/);
-  },
-);
+strangers("no name can become markup: it is in the JSON, which is not taken for HTML", async () => {
+  const host = "<img src=x onerror=alert(1)>";
+  const { admin } = await startBalancer([], { servers: [odd(host)], admin: ADMIN });
+  const page = await call(admin, "/");
+  assert.equal([page.code, page.type], [200, "text/html; charset=utf-8"]);
+  assert.not.match(page.body, /<img/);
+  const { type, body, headers } = await call(admin, "/status.json");
+  assert.is(type, "application/json; charset=utf-8");
+  assert.is(headers["x-content-type-options"], "nosniff");
+  assert.is(JSON.parse(body).servers[0].server, `${host}:1`);
+});
 
-strangers("the page needs nothing from elsewhere", async () => {
+strangers("nothing is cached, framed, or loaded from elsewhere", async () => {
   const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
-  assert.not.match((await call(admin, "/")).body, /\/\/\w|@import|url\(/);
+  for (const path of ["/", "/status.json", "/metrics", "/healthz", "/nothing"]) {
+    const { headers } = await call(admin, path);
+    assert.is(headers["cache-control"], "no-store", path);
+    assert.match(
+      String(headers["content-security-policy"]),
+      /^default-src 'self' .*frame-ancestors 'none'/,
+    );
+  }
 });
 
 strangers("1 MiB of header is refused", async () => {

@@ -463,7 +463,10 @@ ends(
       maxConnections: 10,
       seed: 1,
     });
-    later(() => server.cut());
+    later(async () => {
+    server.cut();
+    await server.close();
+  });
     const { balancer, port } = await startBalancer([formatAddress(server.address)], {
       idleTimeout: 0.5,
       check: checkOf("ping"),
