@@ -2196,6 +2196,7 @@ export class Connection implements Guest {
     const rest = bytes.subarray(greeting.length);
     this.#kept = rest.length > 0 ? [rest] : NO_CHUNKS;
     this.#keptBytes = rest.length;
+    if (rest.length < BUFFER_SIZE) this.client.resume();
     this.owner.rest(this);
     this.queue();
     this.owner.place(this);
