@@ -3560,12 +3560,17 @@ function statusOf(
     turnTime: stats.turnTime,
     unanswered: turns?.turns ?? 0,
     oldestUnanswered: turns?.oldest ?? null,
-    lastCheck: health.lastCheck && {
-      result: health.lastCheck.result,
-      seconds: now - health.lastCheck.at,
-    },
+    lastCheck: health.lastCheck === undefined ? null : lastCheckOf(health.lastCheck, now),
   };
 }
+
+const lastCheckOf = (
+  { result, at }: { readonly result: string; readonly at: number },
+  now: number,
+) => ({
+  result,
+  seconds: now - at,
+});
 
 const LOGS = ["text", "json", "none"] as const;
 type ServerEvent = "up" | "down" | "draining" | "ready" | "added" | "removed";

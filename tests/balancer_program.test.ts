@@ -3,28 +3,36 @@
  * descriptors. Child processes, real signals.
  */
 import { execFileSync } from "node:child_process";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { algorithms, REASONS } from "../load_balancer.ts";
+import { ALGORITHMS, OPTIONS, REASONS } from "../load_balancer.ts";
 import {
   ask,
   cleanUp,
   DEAD,
   dial,
   echoing,
+  later,
   listening,
   outcomeOf,
   run,
   type Running,
   serving,
   start,
+  startNode,
   type Talk,
+  temporaryFolder,
   until,
   within,
 } from "./helpers.ts";
 
 const SCRIPT = "load_balancer.ts";
-const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${Object.keys(algorithms).join(", ")}\n`;
+const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}\n`;
+
+/** A seed by which turns begin with the first server. */
+const IN_ORDER = "1876";
 
 /** Starts the program; it is ready, with its signal handlers set. */
 async function startProgram(
@@ -34,12 +42,55 @@ async function startProgram(
 ): Promise<Running & { port: number }> {
   const running = start(
     SCRIPT,
-    ["round-robin", "--port", "0", "--check", "none", "--servers", servers.join(","), ...options],
+    [
+      ...["round-robin", "--port", "0", "--check", "none", "--seed", IN_ORDER],
+      ...["--servers", servers.join(","), ...options],
+    ],
     undefined,
     under,
   );
-  const [, port] = await running.printed(/Listening on 127\.0\.0\.1:(\d+)\n/);
+  const [, port] = await running.printed(/(?:Listening on |"address":")127\.0\.0\.1:(\d+)"?\}?\n/);
   return { ...running, port: Number(port) };
+}
+
+/** `script` of util-linux, which runs a command on a terminal of its own. */
+const hasTerminals = ((): boolean => {
+  try {
+    return execFileSync("script", ["--version"]).toString().includes("util-linux");
+  } catch {
+    return false;
+  }
+})();
+
+/** The program on a terminal; `hangUp` closes that. */
+async function onTerminal(options: readonly string[]) {
+  const words = [
+    ...[process.execPath, "--import", import.meta.resolve("tsx"), SCRIPT, "round-robin"],
+    ...["--port", "0", "--check", "none", ...options],
+  ];
+  const command = `echo pid $$; exec ${words.map((word) => `'${word}'`).join(" ")}`;
+  const args = ["-qfec", command, "/dev/null"];
+  const code = `const { spawn } = require("node:child_process");
+    const stdio = ["pipe", "inherit", "inherit"];
+    console.log("terminal", spawn("script", ${JSON.stringify(args)}, { stdio }).pid);`;
+  const running = startNode(["-e", code], "script");
+  const pidAfter = async (word: string): Promise<number> => {
+    const [, digits] = await running.printed(new RegExp(`${word} (\\d+)\\r?\\n`));
+    later(() => isAlive(Number(digits)) && process.kill(Number(digits), "SIGKILL"));
+    return Number(digits);
+  };
+  const [terminal, pid] = [await pidAfter("terminal"), await pidAfter("pid")];
+  const [, port] = await running.printed(/Listening on 127\.0\.0\.1:(\d+)\r?\n/);
+  const hangUp = (): boolean => process.kill(terminal, "SIGKILL");
+  return { ...running, pid, port: Number(port), hangUp };
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
 }
 
 const exitOf = ({ exited }: Running): Promise<number | string> =>
@@ -72,7 +123,7 @@ const MISUSES: readonly (readonly [what: string, args: readonly string[], line: 
   [
     "an unknown algorithm",
     ["fastest"],
-    `Unknown algorithm "fastest": expected ${Object.keys(algorithms).join(", ")}\n`,
+    `Unknown algorithm "fastest": expected ${ALGORITHMS.join(", ")}\n`,
   ],
   [
     "a second algorithm",
@@ -82,12 +133,22 @@ const MISUSES: readonly (readonly [what: string, args: readonly string[], line: 
   [
     "a server without a port",
     ["random", "--servers", "127.0.0.1:80,localhost"],
-    'Bad server "localhost": expected host:port or host:port*weight, with a port from 1 to 65535 and a weight from 1 to 1000\n',
+    'Bad server "localhost": expected host:port, host:port*weight, or either with " backup" behind it, with a port from 1 to 65535 and a weight from 0 to 1000\n',
   ],
   [
     "the same server twice",
     ["random", "--servers", "127.0.0.1:80,127.0.0.1:80*3"],
     'Bad server "127.0.0.1:80": expected each server once\n',
+  ],
+  [
+    "--servers beside --servers-file",
+    ["random", "--servers", "127.0.0.1:80", "--servers-file", "a"],
+    'Bad --servers-file "a": expected either --servers or --servers-file\n',
+  ],
+  [
+    "a check at two ports",
+    ["random", "--check", "http:80", "--check-port", "81"],
+    'Bad --check "http:80": expected no port in it beside --check-port\n',
   ],
   [
     "a port above 65535",
@@ -112,6 +173,23 @@ usage("says in one line that its port is in use, and exits with 1", async () => 
   assert.is(code, 1);
 });
 
+for (const [host, server] of [
+  ["127.0.0.1", "127.0.0.1"],
+  ["127.0.0.1", "0.0.0.0"],
+  ["0.0.0.0", "127.0.0.1"],
+  ["0.0.0.0", "127.0.0.9"],
+] as const) {
+  usage(`refuses ${server} as a server where it listens on ${host}, on one port`, async () => {
+    const { port, server: free } = await listening(() => undefined);
+    await new Promise((resolve) => free.close(resolve)); // it was free, and is again
+    const itself = `${server}:${port}`;
+    await assertUsageError(
+      ["random", "--host", host, "--port", String(port), "--servers", `127.0.0.1:9,${itself}`],
+      `Bad server "${itself}": expected another address than the one that the balancer listens on\n`,
+    );
+  });
+}
+
 usage(
   "takes a server for down whose name does not resolve, and serves with the others",
   async () => {
@@ -120,39 +198,28 @@ usage(
       ["--fall", "1"],
     );
     for (let i = 0; i < 3; i += 1) assert.is(await ask(program.port), "hello");
-    await program.printed(/Server no-such-name\.invalid:80 is down: the name does not resolve\n/);
-    assert.is(program.output.stderr, "");
+    assert.is(
+      program.output.stderr,
+      "Cannot look up no-such-name.invalid: the name does not resolve; no connection goes there\n",
+    );
   },
 );
+
+const OPTION_NAMES = [
+  ...["abort-on-close", "accept-proxy", "admin", "admin-writable", "check", "check-interval"],
+  ...["check-port", "client-connections", "connect-timeout", "drain-delay", "drain-timeout"],
+  ...["fall", "host", "idle-timeout", "log", "max-connections", "on-down", "port"],
+  ...["queue-timeout", "retry-for", "reuse-port", "rise", "seed", "send-proxy"],
+  ...["server-connections", "servers", "servers-file", "slow-start"],
+];
 
 usage("lists every option and the defaults for --help, and exits with 0", async () => {
   const { code, stdout, stderr } = await run(SCRIPT, ["--help"]);
   assert.ok(stdout.startsWith(USAGE));
-  for (const option of [
-    "host",
-    "port",
-    "servers",
-    "servers-file",
-    "connect-timeout",
-    "idle-timeout",
-    "max-connections",
-    "server-connections",
-    "queue-timeout",
-    "check",
-    "check-interval",
-    "fall",
-    "rise",
-    "reuse-port",
-    "drain-timeout",
-    "send-proxy",
-    "slow-start",
-    "admin",
-    "log",
-    "seed",
-    "help",
-  ]) {
-    assert.match(stdout, new RegExp(`^  --${option} .*\\S`, "m"));
-  }
+  const names = Object.keys(OPTIONS).map((key) => key.replace(/[A-Z]/g, "-$&").toLowerCase());
+  assert.equal([...names].sort(), OPTION_NAMES);
+  for (const name of [...names, "help"])
+    assert.match(stdout, new RegExp(`^  --${name} .*\\S`, "m"));
   assert.match(stdout, /127\.0\.0\.1 with the ports 65433 to 65437/);
   assert.is(stderr, "");
   assert.is(code, 0);
@@ -183,7 +250,7 @@ logs(
         `Listening on 127.0.0.1:${program.port}`,
         `Server ${DEAD[0]} is down: connection refused`,
         `Connected client ${name} to server ${moody.address}`,
-        `Connection of client ${name} to server ${moody.address} ended after T s: server_reset`,
+        `Connection of client ${name} to server ${moody.address} ended after T s: server_reset (tried ${DEAD[0]}: connection refused)`,
         "",
       ].join("\n"),
     );
@@ -191,29 +258,149 @@ logs(
   },
 );
 
-logs(
-  "gives an object for each ended connection in json, and says on stderr which server is down",
-  async () => {
-    const echo = await echoing();
-    const program = await startProgram([DEAD[0], echo.address], ["--fall", "1", "--log", "json"]);
-    assert.is(await ask(program.port), "hello");
-    await program.printed(/\}\n/);
-    const [, line = "", ...rest] = program.output.stdout.trimEnd().split("\n");
-    const entry: unknown = JSON.parse(line);
-    assert.equal(rest, []);
-    assert.match(
-      line,
-      /^\{"client":"127\.0\.0\.1:\d+","server":"127\.0\.0\.1:\d+","seconds":[\d.e-]+,"bytesToServer":5,"bytesToClient":5,"reason":"ok"\}$/,
+interface Entry {
+  readonly event: string;
+  readonly time: string;
+  readonly [field: string]: unknown;
+}
+/** The objects that a program has printed so far; each has a time. */
+function entriesOf({ output }: Running): Entry[] {
+  const lines = output.stdout.split("\n").slice(0, -1);
+  const entries: Entry[] = lines.map((line) => JSON.parse(line));
+  for (const { time } of entries) assert.match(time, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
+  return entries;
+}
+/** Without what is another one each time. */
+const lasting = (entries: readonly Entry[]): object[] =>
+  entries.map(({ time: _, ...fields }) => fields);
+
+logs("in json says everything in objects, each with a time and an event", async () => {
+  const echo = await echoing();
+  const program = await startProgram(
+    [DEAD[0], echo.address],
+    ["--fall", "1", "--check-interval", "1000", "--log", "json", "--admin", "0"],
+  );
+  const client = await dial(program.port);
+  client.socket.write("hello");
+  await until(() => client.size() === 5, "the echo");
+  client.socket.end(" you");
+  await outcomeOf(client);
+  await program.printed(/"event":"end"/);
+  const [, admin] = await program.printed(/"event":"admin","address":"127\.0\.0\.1:(\d+)"/);
+  for (const path of [`servers/${echo.address}/drain`, `servers/${echo.address}/ready`])
+    assert.is(await post(Number(admin), path), 200);
+  assert.is(await post(Number(admin), "algorithm/random"), 200);
+  program.child.kill("SIGTERM");
+  assert.is(await exitOf(program), 0);
+  const entries = entriesOf(program);
+  const end = entries.find(({ event }) => event === "end");
+  for (const name of ["seconds", "queued", "connect", "firstByte"]) {
+    const seconds = Number(end?.[name]);
+    assert.ok(seconds >= 0 && seconds < 10, `${name} is in seconds: ${end?.[name]}`);
+  }
+  assert.equal(
+    lasting(entries).map((entry) => ({ ...entry, ...("reason" in entry ? ANY_TIMES : {}) })),
+    [
+      { event: "listening", address: `127.0.0.1:${program.port}` },
+      { event: "admin", address: `127.0.0.1:${admin}` },
+      {
+        event: "server",
+        server: DEAD[0],
+        state: "down",
+        by: "client",
+        why: "connection refused",
+      },
+      {
+        event: "end",
+        client: `127.0.0.1:${client.socket.localPort}`,
+        server: echo.address,
+        ...ANY_TIMES,
+        bytesToServer: 9,
+        bytesToClient: 9,
+        reason: "ok",
+        tried: [{ server: DEAD[0], why: "connection refused" }],
+      },
+      { event: "server", server: echo.address, state: "draining", by: "admin", why: "" },
+      { event: "server", server: echo.address, state: "ready", by: "admin", why: "" },
+      { event: "algorithm", from: "round-robin", to: "random" },
+      { event: "drain", active: 0 },
+      { event: "stopped", cut: 0 },
+    ].map((entry) => entry),
+  );
+  assert.is(program.output.stderr, "");
+});
+const ANY_TIMES = { seconds: 0, queued: 0, connect: 0, firstByte: 0 };
+
+/** The code that a POST is answered with. */
+async function post(admin: number, path: string): Promise<number> {
+  const client = await dial(admin);
+  client.socket.write(`POST /${path} HTTP/1.0\r\nHost: localhost\r\n\r\n`);
+  await outcomeOf(client);
+  return Number(/^HTTP\/1\.1 (\d{3}) /.exec(client.bytes().toString())?.[1]);
+}
+
+logs("names no server for who has reached none, and those it has tried", async () => {
+  for (const format of ["json", "text"]) {
+    const program = await startProgram([DEAD[0], DEAD[1]], ["--log", format]);
+    assert.is(await ask(program.port), "ECONNRESET");
+    await program.printed(/no_server.*\n/);
+    if (format === "text") {
+      assert.match(
+        program.output.stdout,
+        /Connection of client \S+ to no server ended after [\d.]+ s: no_server \(tried 127\.0\.0\.1:1: connection refused; 127\.0\.0\.1:2: connection refused\)\n/,
+      );
+      continue;
+    }
+    const end = entriesOf(program).find(({ event }) => event === "end");
+    assert.equal(
+      [end?.["server"], end?.["connect"], end?.["firstByte"], end?.["tried"]],
+      [
+        null,
+        null,
+        null,
+        [DEAD[0], DEAD[1]].map((server) => ({ server, why: "connection refused" })),
+      ],
     );
-    assert.ok(
-      typeof entry === "object" &&
-        entry !== null &&
-        "server" in entry &&
-        entry.server === echo.address,
-    );
-    assert.is(program.output.stderr, `Server ${DEAD[0]} is down: connection refused\n`);
-  },
-);
+  }
+});
+
+logs("counts clients as unanswered whose server dies with their requests", async () => {
+  const { child, printed } = start("server.ts", [
+    ...["127.0.0.1", "0", "--mean", "100", "--sd", "0", "--log", "none"],
+  ]);
+  const [, address = ""] = await printed(/Listening on (\S+)/);
+  const program = await startProgram([address]);
+  const clients = await Promise.all(Array.from({ length: 5 }, () => dial(program.port)));
+  for (const client of clients) client.socket.write("PING!");
+  await until(() => program.output.stdout.split("Connected client").length === 6, "five requests");
+  const since = performance.now();
+  await until(() => performance.now() - since > 100, "what was sent having been read");
+  child.kill("SIGKILL");
+  await Promise.all(clients.map(outcomeOf));
+  for (const client of clients) client.socket.end();
+  await program.printed(/(?:ended after .*: (?:unanswered|server_reset)\n[^]*){5}/);
+});
+
+logs("says when a server that was removed is gone", async () => {
+  const [leaving, stays] = [await serving(), await echoing()];
+  const file = join(await temporaryFolder(), "servers.txt");
+  await writeFile(file, `${leaving.address}\n${stays.address}\n`);
+  const program = start(SCRIPT, [
+    ...["round-robin", "--port", "0", "--check", "none", "--servers-file", file],
+    ...["--seed", IN_ORDER],
+  ]);
+  const [, port] = await program.printed(/Listening on 127\.0\.0\.1:(\d+)\n/);
+  const client = await dial(Number(port));
+  const held = await leaving.next();
+  await writeFile(file, `${stays.address}\n`);
+  program.child.kill("SIGHUP");
+  await program.printed(/was removed: 1 of its connections go on\n/);
+  assert.not.match(program.output.stdout, /is gone/);
+  for (const { socket } of [client, held]) socket.end();
+  await program.printed(
+    new RegExp(`Server ${leaving.address} is gone: its last connection has ended\n`),
+  );
+});
 
 logs("says nothing but where it listens when told so", async () => {
   const program = await startProgram(
@@ -250,7 +437,11 @@ logs("may have a reader that is stuck without harm", async () => {
   program.child.stdout?.resume();
   program.child.kill("SIGTERM");
   assert.is(await exitOf(program), 0);
-  assert.is(program.output.stdout.split("\n").length, 1 + 1500 + 1, "and no line is lost");
+  assert.is(
+    entriesOf(program).filter(({ event }) => event === "end").length,
+    1500,
+    "and no line is lost",
+  );
 });
 
 logs.run();
@@ -260,7 +451,7 @@ logs.run();
 const signals = suite("signals");
 signals.after.each(cleanUp);
 
-for (const signal of ["SIGTERM", "SIGINT"] as const) {
+for (const signal of ["SIGTERM", "SIGINT", "SIGQUIT"] as const) {
   signals(
     `${signal} refuses newcomers, lets an open connection finish, and exits with 0`,
     async () => {
@@ -290,6 +481,7 @@ signals(
     assert.equal(await Promise.all(clients.map(outcomeOf)), ["ECONNRESET", "ECONNRESET"]);
     assert.is(await exitOf(program), 1);
     assert.is(program.output.stderr, "2 connections were cut off when the drain ended\n");
+    assert.match(program.output.stdout, /\nStopping: 2 connections are open\n/);
     assert.is(program.output.stdout.match(/ended after .*: drain_forced/g)?.length, 2);
   },
 );
@@ -310,6 +502,116 @@ signals("a second one ends it at once, but not a repeat within a second", async 
   assert.is(await exitOf(program), 1);
   assert.is(program.output.stderr, "1 connection was cut off when the drain ended\n");
 });
+
+signals("SIGUSR1 and SIGUSR2 change nothing, which is said", async () => {
+  const program = await startProgram([(await echoing()).address]);
+  const client = await dial(program.port);
+  client.socket.write("hello");
+  await until(() => client.size() === 5, "the echo");
+  for (const signal of ["SIGUSR1", "SIGUSR2"] as const) {
+    program.child.kill(signal);
+    const line = `${signal} changes nothing: SIGHUP reads the servers file\n`;
+    await until(() => program.output.stderr.endsWith(line), line);
+  }
+  assert.is(await ask(program.port), "hello");
+  client.socket.end("!");
+  assert.is(await outcomeOf(client), "end");
+});
+
+signals("--drain-delay has /healthz say 503 while clients are still accepted", async () => {
+  const program = await startProgram(
+    [(await echoing()).address],
+    ["--drain-delay", "0.7", "--admin", "0"],
+  );
+  const [, admin] = await program.printed(/Admin on http:\/\/127\.0\.0\.1:(\d+)\/\n/);
+  const healthOf = async (): Promise<string> => {
+    const client = await dial(Number(admin));
+    client.socket.write("GET /healthz HTTP/1.0\r\n\r\n");
+    await outcomeOf(client);
+    return client.bytes().toString();
+  };
+  assert.match(await healthOf(), / 200 /);
+  const since = performance.now();
+  program.child.kill("SIGTERM");
+  await program.printed(/Stopping: 0 connections are open\n/);
+  assert.match(await healthOf(), / 503 [^]*draining\n$/);
+  assert.is(await ask(program.port), "hello");
+  assert.is(await exitOf(program), 0);
+  const took = performance.now() - since;
+  assert.ok(took > 690 && took < 5000, `it took ${took} ms`);
+});
+
+signals("a second one ends the drain delay, too", async () => {
+  const program = await startProgram([(await echoing()).address], ["--drain-delay", "100"]);
+  const client = await dial(program.port);
+  client.socket.write("hello");
+  await until(() => client.size() === 5, "the echo");
+  program.child.kill("SIGTERM");
+  await program.printed(/Stopping: 1 connection is open\n/);
+  const since = performance.now();
+  await until(() => performance.now() - since > 1050, "a second passing");
+  program.child.kill("SIGTERM");
+  assert.is(await outcomeOf(client), "ECONNRESET");
+  assert.is(await exitOf(program), 1);
+});
+
+signals("SIGHUP without a terminal is never an end, with or without a servers file", async () => {
+  const echo = await echoing();
+  const program = await startProgram([echo.address]);
+  program.child.kill("SIGHUP");
+  program.child.kill("SIGUSR2"); // answered after it
+  await until(() => program.output.stderr.includes("SIGUSR2"), "the next signal's answer");
+  assert.is(await ask(program.port), "hello");
+  program.child.kill("SIGTERM");
+  assert.is(await exitOf(program), 0);
+});
+
+(hasTerminals ? signals : signals.skip)(
+  "SIGHUP on a terminal ends it, without a servers file",
+  async () => {
+    const program = await onTerminal(["--servers", (await echoing()).address]);
+    const client = await dial(program.port);
+    client.socket.write("hello");
+    await until(() => client.size() === 5, "the echo");
+    process.kill(program.pid, "SIGHUP");
+    await refused(program.port);
+    client.socket.end("!");
+    assert.is(await outcomeOf(client), "end");
+    await until(() => !isAlive(program.pid), "the program ending");
+  },
+);
+
+(hasTerminals ? signals : signals.skip)(
+  "SIGHUP on a terminal reads the servers file, and ends it when the terminal has gone",
+  async () => {
+    const [before, after] = [await echoing(), await echoing()];
+    const file = join(await temporaryFolder(), "servers.txt");
+    await writeFile(file, `${before.address}\n`);
+    const program = await onTerminal(["--servers-file", file]);
+    await writeFile(file, `${after.address}\n`);
+    process.kill(program.pid, "SIGHUP");
+    await program.printed(/was added/);
+    assert.is(await ask(program.port), "hello");
+    program.hangUp();
+    await refused(program.port);
+    await until(() => !isAlive(program.pid), "the program ending");
+  },
+);
+
+(hasTerminals ? signals : signals.skip)(
+  "a terminal that nobody reads costs log lines, and no client",
+  async () => {
+    const program = await onTerminal(["--servers", (await echoing()).address]);
+    program.child.stdout?.pause();
+    for (let i = 0; i < 30; i += 1) {
+      // 1,500 lines of 70 bytes: more than a terminal and its reader hold
+      const answers = await Promise.all(Array.from({ length: 50 }, () => ask(program.port)));
+      assert.equal([...new Set(answers)], ["hello"]);
+    }
+    process.kill(program.pid, "SIGTERM");
+    await until(() => !isAlive(program.pid), "the program ending");
+  },
+);
 
 signals("SIGTERM lets 100 busy connections finish", async () => {
   const program = await startProgram([(await echoing()).address, (await echoing()).address]);

@@ -111,6 +111,8 @@ class Recorder implements Wire {
   isPaused = false;
   hasFinished = false;
   isClosed = false;
+  /** It was given time for what was written to it to arrive. */
+  hadGrace = false;
   /** Bytes that this side has said and that were taken in; written to it; and that reached it. */
   said = 0;
   written = 0;
@@ -311,6 +313,7 @@ class Play implements Owner {
   readonly #resuming: Recorder[] = [];
   readonly #toReset = new Set<Recorder>();
   readonly #hopes: Hopes = { suspicion: false };
+  #graces = 0;
   #now = 1;
   isTurnAwaited = false;
   #hasBegun = false;
@@ -368,6 +371,7 @@ class Play implements Owner {
 
   place(): void {
     must(!this.client.destroyed, "a place for a client that has gone");
+    must(!this.#hasLeft, "a place for a client that has left");
     if (this.untried.length === 0) return this.connection.close("no_server");
     const way = this.#hasBegun ? this.#choices.pick(2) : 0;
     if (way === 0) this.dial();
@@ -377,6 +381,7 @@ class Play implements Owner {
   dial(): void {
     const [server] = this.untried;
     if (server === undefined) throw new Error("no server left to dial");
+    must(this.upstreams.length < SERVERS.length, "a server is tried twice");
     const { header } = this.scene;
     const wire = new Recorder("server", this.scene.server, true, header);
     must(this.#held.size === 0, "a second place while it has one");
@@ -429,6 +434,7 @@ class Play implements Owner {
   }
 
   resetLater(wire: Wire): void {
+    this.#graces += 1;
     wire.pause();
     this.#toReset.add(this.#recorderOf(wire));
   }
@@ -446,6 +452,11 @@ class Play implements Owner {
       connection.stage === "ended" && connection.reason !== undefined,
       "an end without a reason",
     );
+  }
+
+  /** A client that has ended its side and waits: without a byte it has left, or as it is told. */
+  get #hasLeft(): boolean {
+    return this.client.hasFinished && (this.client.said === 0 || this.scene.abortOnClose);
   }
 
   // --- as the peers and the loop ---
@@ -468,6 +479,7 @@ class Play implements Owner {
 
   endGrace(): void {
     for (const wire of this.#toReset) {
+      wire.hadGrace = true;
       const isShuttingDown =
         wire.writableEnded && wire.writableLength === 0 && !wire.writableFinished;
       if (wire.connecting || isShuttingDown) wire.destroy();
@@ -515,6 +527,7 @@ class Play implements Owner {
     buffer.set(textAt(wire.said, length));
     if (this.connection.stage === "relaying") wire.said += length;
     if (!this.connection.serverSent(length, buffer)) wire.isPaused = true;
+    must(this.#asked === undefined || this.#hadBeenDecided, "an answer that is not told");
   }
 
   clientEnds(): void {
@@ -557,15 +570,30 @@ class Play implements Owner {
 
   failDial(wire: Recorder): void {
     wire.meet("lost");
-    this.connection.serverLost(WENT_WRONG);
+    this.#tryAnother(() => this.connection.serverLost(WENT_WRONG));
+  }
+
+  /** A dial's deadline passes. */
+  giveUpDial(): void {
+    this.#tryAnother(() => this.connection.dialFailed(WENT_WRONG));
+  }
+
+  /** `fail` has a dial fail: a client that still wants one gets another. */
+  #tryAnother(fail: () => void): void {
+    const { connection } = this;
+    const isWanted = connection.stage === "dialling" && !this.#hasLeft && this.untried.length > 1;
+    fail();
+    if (isWanted) must(["queued", "dialling"].includes(connection.stage), "no other server tried");
   }
 
   connect(): void {
-    const { upstream } = this;
+    const { connection, upstream } = this;
     if (upstream === undefined) return;
+    const graces = this.#graces;
     upstream.connecting = false;
     upstream.wasConnected = true;
-    this.connection.connected();
+    connection.connected();
+    if (this.#hadBeenDecided) must(this.#graces > graces, "no grace for what a leaver has said");
   }
 
   close(wire: Recorder): void {
@@ -622,6 +650,20 @@ class Play implements Owner {
     must(holds === 0 || connection.server !== undefined, "a place that it has forgotten");
     must(holds === 1 || connection.server === undefined, "a server where it has no place");
     if (this.isOver) must(this.#isAllClosed, "it ends while a socket is open");
+    if (connection.stage === "relaying" && upstream?.destroyed && upstream.fate !== "lost")
+      must(holds === 0 || !upstream.isClosed, "a place where its socket is closed");
+    if (connection.stage === "relaying" && !this.isTurnAwaited) this.#lookAtEnds();
+  }
+
+  /** An end has been passed on when the loop's turn is over, and when both have, the place is free. */
+  #lookAtEnds(): void {
+    const { client, upstream } = this;
+    if (upstream === undefined) return;
+    if (client.hasFinished) must(!upstream.writable, "the client's FIN is held back");
+    if (upstream.hasFinished) must(!client.writable, "the server's FIN is held back");
+    const isAllWritten = !client.isBusy && !upstream.isBusy;
+    if (client.hasFinished && upstream.hasFinished && isAllWritten && upstream.fate === "destroyed")
+      must(this.#held.size === 0, "a place for a connection that both sides have ended");
   }
 
   get #isAllClosed(): boolean {
@@ -631,8 +673,8 @@ class Play implements Owner {
   play(): void {
     for (let i = 0; i < this.scene.depth && !this.isOver; i += 1) {
       const events = EVENTS.filter((event) => event.isPossible(this));
-      const event = events[this.#choices.pick(events.length)];
-      if (event === undefined) break;
+      const event = events[this.#choices.pick(events.length + 1)];
+      if (event === undefined) break; // that is a choice, too
       this.happen(event);
     }
     const isGentle = this.#choices.pick(2) === 0;
@@ -665,9 +707,17 @@ class Play implements Owner {
     if (client.arrived < reached.said) this.#mustBreak(client, "and has not got all");
     if (this.clientLostWhile !== "") this.#mustBreak(reached, "whose client was lost");
     if (this.serverLostFirst) this.#mustBreak(client, "whose server was lost");
+    for (const wire of [client, reached]) this.#mustHaveHadGrace(wire);
     const isLeft = ["dialling", "relaying"].includes(this.clientLostWhile);
     if (isLeft && reached.fate !== "lost" && !this.isClosedByOwner)
       must(reached.written === client.said, "what a client said before it was lost is not written");
+  }
+
+  /** A reset that is passed on discards nothing that was written just before. */
+  #mustHaveHadGrace({ name, fate, written, hadGrace }: Recorder): void {
+    const isPassedOn = this.#reason === "client_reset" || this.#reason === "server_reset";
+    if (isPassedOn && fate === "reset" && written > 0)
+      must(hadGrace, `the ${name} is reset at once behind what was written to it`);
   }
 
   /** Whoever has not got everything must see it. */
@@ -774,7 +824,7 @@ const EVENTS: readonly GameEvent[] = [
   ofServer(
     "server writable",
     (wire) => !wire.destroyed && wire.isBusy,
-    (play, wire) => wire.flush(),
+    (_, wire) => wire.flush(),
   ),
   // `close` comes behind the loop's turn in which the socket was destroyed, in libuv's last phase.
   ofServer(
@@ -810,7 +860,7 @@ const EVENTS: readonly GameEvent[] = [
   {
     name: "dial's deadline",
     isPossible: ({ connection }) => connection.stage === "dialling",
-    happen: ({ connection }) => connection.dialFailed(WENT_WRONG),
+    happen: (play) => play.giveUpDial(),
   },
   {
     name: "idle",

@@ -1,0 +1,330 @@
+/**
+ * waiting.test.ts - clients that wait: for a place, for a server that comes back, behind a PROXY
+ * header; how many of one address, and what becomes of them when their server goes down.
+ */
+import { once } from "node:events";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { cidrList } from "../load_balancer.ts";
+import { readValue } from "../lib.ts";
+import {
+  ask,
+  assertEnded,
+  checkOf,
+  cleanUp,
+  DEAD,
+  dial,
+  echoing,
+  listening,
+  outcomeOf,
+  serving,
+  startBalancer,
+  until,
+} from "./helpers.ts";
+
+const BROKEN = /ECONNRESET|EPIPE/;
+
+// ─── A server that comes back ────────────────────────────────────────────────
+
+const patience = suite("retry-for");
+patience.after.each(cleanUp);
+
+/** A port on which nobody listens, for as long as nobody else takes it. */
+async function freed(): Promise<number> {
+  const { port, server } = await echoing();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+patience("lets clients wait for the only server, and serves them all when it is back", async () => {
+  const back = await freed();
+  const { balancer, port } = await startBalancer([`127.0.0.1:${back}`], { retryFor: 15 });
+  const asking = [ask(port), ask(port), ask(port)];
+  await until(() => balancer.status().queued === 3, "three waiting");
+  assert.is(balancer.status().waiting.length, 3);
+  await echoing(back);
+  assert.equal(await Promise.all(asking), ["hello", "hello", "hello"]);
+  await assertEnded(balancer, { ok: 3 });
+});
+
+patience("ends with no_server when nobody comes in time", async () => {
+  const { balancer, port } = await startBalancer([DEAD[0], DEAD[1]], { retryFor: 0.2 });
+  assert.match(await outcomeOf(await dial(port)), BROKEN);
+  await assertEnded(balancer, { no_server: 1 });
+});
+
+patience("waits no longer than the queue's time-out", async () => {
+  const { balancer, port } = await startBalancer([DEAD[0]], { retryFor: 100, queueTimeout: 0.2 });
+  assert.match(await outcomeOf(await dial(port)), BROKEN);
+  await assertEnded(balancer, { no_server: 1 });
+});
+
+patience("lets a client leave while it waits", async () => {
+  const { balancer, port } = await startBalancer([DEAD[0]], { retryFor: 15 });
+  const client = await dial(port);
+  await until(() => balancer.status().queued === 1, "its waiting");
+  client.socket.resetAndDestroy();
+  await assertEnded(balancer, { client_reset: 1 });
+});
+
+patience("lets clients wait until a drained server is made ready", async () => {
+  const { address } = await echoing();
+  const { balancer, port } = await startBalancer([address], { retryFor: 15 });
+  balancer.setDraining(address, true);
+  const client = await dial(port);
+  await until(() => balancer.status().queued === 1, "its waiting");
+  balancer.setDraining(address, false);
+  client.socket.end("hello");
+  assert.is(await outcomeOf(client), "end");
+  assert.is(client.bytes().toString(), "hello", "it is served when the server is ready again");
+});
+
+patience.run();
+
+// ─── A client that ends its side ─────────────────────────────────────────────
+
+const ending = suite("abort-on-close");
+ending.after.each(cleanUp);
+
+for (const abortOnClose of [true, false]) {
+  ending(`a FIN after bytes ${abortOnClose ? "leaves" : "keeps its place"}`, async () => {
+    const listener = await serving();
+    const { balancer, port } = await startBalancer([listener.address], {
+      serverConnections: 1,
+      abortOnClose,
+    });
+    const holder = await dial(port);
+    const held = await listener.next();
+    const late = await dial(port);
+    late.socket.end("a request");
+    await until(() => balancer.status().accepted === 2, "the second");
+    if (abortOnClose) {
+      assert.match(await outcomeOf(late), BROKEN);
+      await until(() => balancer.status().ended.client_reset === 1, "its end");
+    }
+    holder.socket.end();
+    held.socket.end();
+    if (abortOnClose) return assertEnded(balancer, { ok: 1, client_reset: 1 });
+    const served = await listener.next();
+    await until(() => served.bytes().toString() === "a request", "the request");
+    served.socket.end("its answer");
+    assert.is(await outcomeOf(late), "end");
+    assert.is(late.bytes().toString(), "its answer");
+  });
+}
+
+ending.run();
+
+// ─── One address ─────────────────────────────────────────────────────────────
+
+const addresses = suite("client-connections");
+addresses.after.each(cleanUp);
+
+addresses("one address cannot take all: the next is refused, others are served", async () => {
+  const { balancer, port } = await startBalancer([(await echoing()).address], {
+    clientConnections: 2,
+  });
+  const held = [await dial(port), await dial(port)];
+  await until(() => balancer.status().active === 2, "two");
+  assert.match(await outcomeOf(await dial(port)), BROKEN);
+  const other = await dial(port, { localAddress: "127.0.0.7" });
+  other.socket.end("hello");
+  assert.is(await outcomeOf(other), "end");
+  assert.is(balancer.status().refusedByAddress, 1);
+  for (const { socket } of held) socket.end();
+  await assertEnded(balancer, { ok: 3, limit: 1 });
+  assert.is(await ask(port), "hello", "their places are free again");
+});
+
+addresses("counts whom a PROXY header names, of IPv6 a whole network", async () => {
+  const { balancer, port } = await startBalancer([(await echoing()).address], {
+    clientConnections: 1,
+    acceptProxy: readValue("--accept-proxy", cidrList, "127.0.0.0/8"),
+  });
+  const as = async (host: string): Promise<Awaited<ReturnType<typeof dial>>> => {
+    const client = await dial(port);
+    const to = host.includes(":") ? "TCP6 " + host + " ::1" : "TCP4 " + host + " 10.0.0.1";
+    client.socket.write(`PROXY ${to} 4000 80\r\nhello`);
+    return client;
+  };
+  const first = await as("2001:db8:1:2::a");
+  await until(() => first.size() === 5, "its echo");
+  assert.match(await outcomeOf(await as("2001:db8:1:2:3:4:5:6")), BROKEN);
+  const neighbour = await as("2001:db8:1:3::a");
+  await until(() => neighbour.size() === 5, "another network's echo");
+  assert.is(balancer.status().refusedByAddress, 1);
+  for (const { socket } of [first, neighbour]) socket.end();
+  await assertEnded(balancer, { ok: 2, limit: 1 });
+});
+
+addresses.run();
+
+// ─── PROXY headers ───────────────────────────────────────────────────────────
+
+const proxy = suite("accept-proxy");
+proxy.after.each(cleanUp);
+
+const trusting = async (options: Parameters<typeof startBalancer>[1] = {}) => {
+  const listener = await serving();
+  const acceptProxy = readValue("--accept-proxy", cidrList, "127.0.0.1");
+  const started = await startBalancer([listener.address], { acceptProxy, ...options });
+  return { listener, ...started };
+};
+
+proxy("passes on what follows the header, in whatever pieces, and who the client is", async () => {
+  const { listener, port } = await trusting({ sendProxy: true });
+  const client = await dial(port);
+  for (const letter of "PROXY TCP4 192.0.2.1 10.0.0.1 51234 443\r\n") {
+    client.socket.write(letter);
+    await new Promise(setImmediate);
+  }
+  client.socket.write("hello");
+  const server = await listener.next();
+  await until(() => server.bytes().toString().endsWith("hello"), "the bytes behind it");
+  assert.match(
+    server.bytes().toString(),
+    /^PROXY TCP4 192\.0\.2\.1 127\.0\.0\.1 51234 \d+\r\nhello$/,
+  );
+  client.socket.destroy();
+  server.socket.destroy();
+});
+
+proxy("resets who sends something else, as bad_proxy", async () => {
+  const { balancer, port } = await trusting();
+  const client = await dial(port);
+  client.socket.write("GET / HTTP/1.0\r\n\r\n");
+  assert.match(await outcomeOf(client), BROKEN);
+  await assertEnded(balancer, { bad_proxy: 1 });
+});
+
+proxy("resets who says nothing in time, and who leaves in the middle, as bad_proxy", async () => {
+  const { balancer, port } = await trusting({ connectTimeout: 0.1 });
+  assert.match(await outcomeOf(await dial(port)), BROKEN);
+  const cut = await dial(port);
+  cut.socket.end("PROXY TC");
+  assert.match(await outcomeOf(cut), BROKEN);
+  await assertEnded(balancer, { bad_proxy: 2 });
+});
+
+proxy("takes one that leaves without a byte for a probe", async () => {
+  const { balancer, port } = await trusting();
+  const probe = await dial(port);
+  probe.socket.end();
+  await assertEnded(balancer, { client_reset: 1 });
+});
+
+proxy("takes bytes for bytes from everywhere else", async () => {
+  const { listener, port } = await trusting();
+  const client = await dial(port, { localAddress: "127.0.0.9" });
+  client.socket.write("PROXY TCP4 192.0.2.1 10.0.0.1 51234 443\r\n");
+  const server = await listener.next();
+  await until(() => server.bytes().toString().startsWith("PROXY TCP4 192.0.2.1"), "the bytes");
+  client.socket.destroy();
+  server.socket.destroy();
+});
+
+proxy("reads on with 100 KiB right behind a header", async () => {
+  const { listener, port } = await trusting();
+  const client = await dial(port);
+  const body = Buffer.alloc(100_000, 7);
+  client.socket.write(Buffer.concat([Buffer.from("PROXY UNKNOWN\r\n"), body]));
+  const server = await listener.next();
+  await until(() => server.size() === body.length, "all of it");
+  client.socket.destroy();
+  server.socket.destroy();
+});
+
+proxy.run();
+
+// ─── Servers that go down ────────────────────────────────────────────────────
+
+const falling = suite("on-down");
+falling.after.each(cleanUp);
+
+for (const onDown of ["reset", "keep"] as const) {
+  falling(`${onDown} connections of a server that goes down and gives no bytes`, async () => {
+    const listener = await serving();
+    const { balancer, port } = await startBalancer([listener.address], {
+      onDown,
+      check: checkOf("ping"),
+      checkInterval: 0.05,
+      fall: 2,
+    });
+    const client = await dial(port);
+    client.socket.write("anybody?");
+    await until(() => balancer.status().servers[0]?.state === "down", "its going down");
+    if (onDown === "reset") {
+      assert.match(await outcomeOf(client), BROKEN);
+      return assertEnded(balancer, { server_reset: 1 });
+    }
+    assert.is(balancer.status().active, 1);
+    client.socket.destroy();
+  });
+}
+
+falling("reset spares the connections of a server that still gives bytes", async () => {
+  const { address } = await listening((socket) => {
+    socket.on("data", (chunk) => {
+      if (chunk.toString().startsWith("PING")) return;
+      setInterval(() => socket.write("tick"), 10).unref();
+    });
+  });
+  const { balancer, port } = await startBalancer([address], {
+    onDown: "reset",
+    check: checkOf("ping"),
+    checkInterval: 0.1,
+    fall: 2,
+  });
+  const client = await dial(port);
+  client.socket.write("talk");
+  await until(() => balancer.status().servers[0]?.state === "down", "its going down");
+  const size = client.size();
+  await until(() => client.size() > size + 40, "more bytes");
+  client.socket.destroy();
+});
+
+falling.run();
+
+// ─── Backups ─────────────────────────────────────────────────────────────────
+
+const backups = suite("backups");
+backups.after.each(cleanUp);
+
+backups("are left alone while another server serves", async () => {
+  const [main, spare] = [await echoing(), await echoing()];
+  const { balancer, port } = await startBalancer([main.address, `${spare.address} backup`]);
+  for (let i = 0; i < 4; i += 1) assert.is(await ask(port), "hello");
+  assert.equal(
+    balancer.status().servers.map(({ total, backup }) => [total, backup]),
+    [
+      [4, false],
+      [0, true],
+    ],
+  );
+});
+
+backups("serve at once whom a lone primary that died has failed", async () => {
+  const spare = await echoing();
+  const { balancer, port } = await startBalancer([DEAD[0], `${spare.address} backup`]);
+  for (let i = 0; i < 4; i += 1) assert.is(await ask(port), "hello");
+  await assertEnded(balancer, { ok: 4 });
+});
+
+backups("serve while all others are drained or of weight 0", async () => {
+  const [main, spare] = [await echoing(), await echoing()];
+  const { balancer, port } = await startBalancer([`${main.address}*0`, `${spare.address} backup`]);
+  assert.is(balancer.status().servers[0]?.state, "draining");
+  assert.is(await ask(port), "hello");
+  assert.is(balancer.status().servers[1]?.total, 1);
+});
+
+backups("a client is tried at eight servers, and then there is none for it", async () => {
+  const dead = Array.from({ length: 20 }, (_, i) => `127.0.0.1:${i + 1}`);
+  const { balancer, port } = await startBalancer(dead);
+  assert.match(await outcomeOf(await dial(port)), BROKEN);
+  await assertEnded(balancer, { no_server: 1 });
+  assert.is(balancer.status().retries, 7);
+});
+
+backups.run();
