@@ -30,6 +30,8 @@ function must(isSo: boolean, problem: string): void {
 interface Choices {
   /** One of `ways`, from 0 on. */
   pick(ways: number): number;
+  /** Whether to go no further. */
+  stops(): boolean;
 }
 
 /** Goes every way there is. */
@@ -44,6 +46,10 @@ class Every implements Choices {
     this.#ways[at] = ways;
     this.#way[at] ??= 0;
     return this.#way[at];
+  }
+
+  stops(): boolean {
+    return this.pick(2) === 1;
   }
 
   /** Turns to the next way; false when all have been gone. */
@@ -71,6 +77,10 @@ class Drawn implements Choices {
   pick(ways: number): number {
     this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
     return Math.floor((this.#state / 2 ** 32) * ways);
+  }
+
+  stops(): boolean {
+    return false;
   }
 }
 
@@ -673,9 +683,9 @@ class Play implements Owner {
   play(): void {
     for (let i = 0; i < this.scene.depth && !this.isOver; i += 1) {
       const events = EVENTS.filter((event) => event.isPossible(this));
-      const event = events[this.#choices.pick(events.length + 1)];
-      if (event === undefined) break; // that is a choice, too
-      this.happen(event);
+      if (events.length === 0 || this.#choices.stops()) break;
+      const event = events[this.#choices.pick(events.length)];
+      if (event !== undefined) this.happen(event);
     }
     const isGentle = this.#choices.pick(2) === 0;
     this.trace.push(isGentle ? "; gently:" : "; all are lost:");
@@ -944,6 +954,10 @@ const SCENES: readonly (readonly [string, Partial<Scene>])[] = [
   ["relaying to a server that reads late", { server: "lagging" }],
   ["relaying to a server that does not read", { server: "stuck" }],
   ["relaying, with whatever the balancer itself may do", { depth: 4, events: "all" }],
+  [
+    "relaying to a client that reads late, with all that",
+    { depth: 4, events: "all", client: "lagging" },
+  ],
   [
     "relaying among slow peers, with all that",
     { depth: 4, events: "all", client: "stuck", server: "stuck" },
