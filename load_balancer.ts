@@ -114,13 +114,13 @@ export function newServer(spec: ServerSpec, now: number): Server {
   return {
     name,
     address: { host: spec.host, port: spec.port },
-    hash: hashOf(name),
+    hash: hash(name),
     spec,
     weight: spec.weight,
     open: 0,
     credit: 0,
-    turnsOf: undefined,
-    cost: new Cost(),
+    creditor: undefined,
+    cost: newCost(),
     draining: false,
     switchedAt: now,
     warmSince: -Infinity,
@@ -493,139 +493,119 @@ function messageOf(error: unknown): RunError {
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
 // Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the
-// table: help, validation, tests and the laboratory derive from it.
+// table: help, validation, tests and the laboratory derive from it. What `least-latency` knows of
+// a server is kept by the functions at the end of this section.
 
 /** What a picker sees of a server. */
 export interface Candidate {
-  /** `127.0.0.1:65433`, its name in logs and in the status; and the hash of that. */
   readonly name: string;
+  /** Of its name, by `hash`: for `source-hash`. */
   readonly hash: number;
-  /** Configured weight x warmth, above 0. */
+  /** The configured weight x warmth, above 0. */
   weight: number;
-  /** Open connections, counted from the pick. Written by the places section. */
+  /** Open connections, counted from the pick. */
   open: number;
-  /** Where it stands in taking turns, and the picker by which: another one begins anew. */
+  /** How many connections it is owed by those who take turns (below 0: it is ahead). */
   credit: number;
-  turnsOf: object | undefined;
-  /** What is known of how fast it answers. */
+  /** Whose turns `credit` is about: another picker's mean nothing. */
+  creditor: object | undefined;
+  /** What `least-latency` knows of its turns. */
   readonly cost: Cost;
 }
 
 /**
- * Picks one of `servers`, which is never empty and holds only servers that may be picked now. It is
- * the same array as long as neither its members nor a weight among them has changed.
+ * Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
+ * in the same order, and is the same array for as long as neither its members nor any weight in it
+ * has changed.
  */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 
-/** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
-export interface Sources {
-  readonly random: () => number;
-  readonly now: () => number;
-}
+/**
+ * What an algorithm may use of the world: random numbers in [0, 1), and a monotonic clock in
+ * seconds.
+ */
+export type Sources = { readonly random: () => number; readonly now: () => number };
 
-/** Each entry makes a fresh picker, so that no two share anything: for each balancer, and when the
- *  algorithm or a configured weight has changed. */
+/**
+ * Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
+ * made when a configured weight changes: whoever takes turns begins anew.
+ */
 export const algorithms = {
-  "round-robin": ({ random }) => {
-    const turns = {};
-    let hasBegun = false;
+  "round-robin": (sources) => {
+    const turns = newTurns(sources);
     return (servers) => {
-      if (!hasBegun) beginAnywhere(servers, turns, random);
-      hasBegun = true;
-      return nextInTurn(servers, turns);
+      const share = turns.shareOf(servers);
+      let best = first(servers);
+      let most = -Infinity;
+      for (const server of servers) {
+        const credit = server.credit + server.weight * share;
+        server.credit = credit;
+        if (credit <= most + TIE) continue;
+        most = credit;
+        best = server;
+      }
+      best.credit -= 1;
+      return best;
     };
   },
 
-  // Ties take turns by a virtual time (start-time fair queueing, Goyal et al. 1996): a server is due
-  // 1 / weight after its last pick, by the weight that it has now, so that none which warms up is
-  // held to what it weighed when it was cold.
-  "least-connections": ({ random }) => {
-    const turns = {};
-    let time = 0;
+  // Ties fall to whom round-robin would owe most. Who was too busy to take its turn has no claim to
+  // it later: it is owed no more than the one who was picked.
+  "least-connections": (sources) => {
+    const turns = newTurns(sources);
     return (servers) => {
+      const share = turns.shareOf(servers);
       let best = first(servers);
-      let earliest = Infinity;
       for (const server of servers) {
-        if (server.turnsOf !== turns)
-          joinTurns(server, turns, time + (random() - 1) / server.weight);
         // per weight, without dividing
         const difference = server.open * best.weight - best.open * server.weight;
         if (difference > 0) continue;
-        const due = Math.max(time, server.credit + 1 / server.weight);
-        if (difference === 0 && due >= earliest) continue;
-        best = server;
-        earliest = due;
+        if (difference < 0) best = server;
+        else if (owed(server, share) > owed(best, share) + TIE) best = server;
       }
-      time = earliest;
-      best.credit = time;
+      const most = owed(best, share);
+      for (const server of servers) server.credit = Math.min(owed(server, share), most);
+      best.credit -= 1;
       return best;
     };
   },
 
   random: ({ random }) => {
-    const sumsOf = summer();
-    return (servers) => at(servers, drawPlace(sumsOf(servers), random()));
+    const draws = newDraws();
+    return (servers) => at(servers, draws.place(servers, random()));
   },
 
   // Mitzenmacher 2001: the second choice takes nearly all of the gain. The two must differ, or one
   // pick in n is blind.
   "two-choices": ({ random }) => {
-    const sumsOf = summer();
+    const draws = newDraws();
     return (servers) => {
-      const sums = sumsOf(servers);
-      const place = drawPlace(sums, random());
+      const place = draws.place(servers, random());
       const one = at(servers, place);
       if (servers.length === 1) return one;
-      const other = at(servers, drawOther(sums, place, random()));
+      const other = at(servers, draws.otherPlace(place, random()));
+      // on a tie the first, which was drawn by weight
       return other.open * one.weight < one.open * other.weight ? other : one;
     };
   },
 
-  "least-latency":
-    ({ random, now }) =>
-    (servers) => {
+  "least-latency": ({ random, now }) => {
+    let nextLook = -Infinity; // for servers that are to be tried whatever their cost
+    return (servers) => {
       const time = now();
       const start = Math.floor(random() * servers.length); // ties fall to a random one
-      let best = first(servers);
-      let lowest = Infinity;
-      let unknown = 0; // looked up only when a server is met that needs it
-      for (let i = 0; i < servers.length; i += 1) {
-        const server = at(
-          servers,
-          start + i < servers.length ? start + i : start + i - servers.length,
-        );
-        const { cost } = server;
-        if (time - cost.pickedAt > FORGOTTEN_AFTER) return tryAgain(server, time);
-        const share = (server.open + 1) / server.weight;
-        // exp(-x) >= 1 - x: most are out without an exp
-        if (cost.shown * (1 - (time - cost.shownAt) / DECAY) * share >= lowest) continue;
-        if (cost.shown === 0 && unknown === 0) unknown = lowestCost(servers, time);
-        const load = costOf(cost, time, unknown) * share;
-        if (load >= lowest) continue;
-        lowest = load;
-        best = server;
+      if (time >= nextLook) {
+        const due = findDue(servers, start, time);
+        nextLook = due === undefined ? time + LOOK_EVERY : time;
+        if (due !== undefined) return tryAgain(due, time);
       }
+      const best = cheapest(servers, start, time);
       best.cost.pickedAt = time;
       return best;
-    },
-
-  // Weighted rendezvous hashing (Thaler & Ravishankar 1998): each server scores each client; a
-  // server that leaves takes only its own clients with it. The highest -weight / ln(u) wins, which
-  // for equal weights is the highest u.
-  "source-hash": () => (servers, clientAddress) => {
-    const client = hashOf(clientAddress);
-    let best = first(servers);
-    let highest = -1;
-    for (const server of servers) {
-      const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
-      const isEqual = server.weight === best.weight;
-      if (isEqual && u <= highest) continue;
-      if (!isEqual && Math.log(u) / server.weight <= Math.log(highest) / best.weight) continue;
-      highest = u;
-      best = server;
-    }
-    return best;
+    };
   },
+
+  "source-hash": () => homeOf,
 } satisfies Record<string, (sources: Sources) => Picker>;
 
 export type Algorithm = keyof typeof algorithms;
@@ -634,202 +614,171 @@ export const ALGORITHMS = Object.keys(algorithms).filter(
 );
 
 /** Those by which a client belongs to one server, and waits for it when it is full. */
-export const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
+const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
 
-function at<S>(servers: readonly S[], place: number): S {
-  const server = servers[place];
-  if (server === undefined) throw new RangeError(`no server at place ${place}`);
-  return server;
+function at<T>(items: readonly T[], place: number): T {
+  const item = items[place];
+  if (item === undefined) throw new RangeError(`there is no item ${place} of ${items.length}`);
+  return item;
 }
 
-const first = <S>(servers: readonly S[]): S => at(servers, 0);
+function first<S>(servers: readonly S[]): S {
+  const server = servers[0];
+  if (server === undefined) throw new RangeError("an algorithm picks from at least one server");
+  return server;
+}
 
 // --- taking turns ---
 
-function joinTurns(server: Candidate, turns: object, credit: number): void {
-  server.turnsOf = turns;
-  server.credit = credit;
-}
+/** Credits that differ by less are equal: they are sums of fractions. */
+const TIE = 1e-9;
 
-/** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
- *  b c. */
-function nextInTurn<S extends Candidate>(servers: readonly S[], turns: object): S {
-  let total = 0;
-  let best: S | undefined;
-  for (const server of servers) {
-    if (server.turnsOf !== turns) joinTurns(server, turns, 0);
-    server.credit += server.weight;
-    total += server.weight;
-    if (best === undefined || server.credit > best.credit) best = server;
-  }
-  best ??= first(servers);
-  best.credit -= total;
-  return best;
-}
-
-/** More steps than this are not worth a random beginning. */
-const MOST_STEPS = 1_000_000;
+/** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
+const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
 
 /**
- * Goes forward to a random place in the order of turns: many balancers that all began with the first
- * server would send their clients to the same servers at the same time.
+ * Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
+ * b c. At each pick everyone is owed its share of one connection, and who is owed most gets it.
+ * nginx counts in units of weight; we count in connections, which mean the same after a weight has
+ * changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
+ * step, and send their clients to the same servers at the same time.
  */
-function beginAnywhere(servers: readonly Candidate[], turns: object, random: () => number): void {
-  const isEven = servers.every(({ weight }) => weight === first(servers).weight);
-  if (isEven) return beginAt(servers, turns, Math.floor(random() * servers.length));
-  const round = servers.reduce((sum, { weight }) => sum + weight, 0);
-  const turnsAhead = random() * Math.min(round, MOST_STEPS / servers.length);
-  for (let i = 1; i <= turnsAhead; i += 1) nextInTurn(servers, turns);
-}
+function newTurns({ random }: Sources) {
+  const creditor = {};
+  let known: readonly Candidate[] | undefined;
+  let share = 0;
 
-/** With equal weights: the `place` first ones have had their turn. */
-function beginAt(servers: readonly Candidate[], turns: object, place: number): void {
-  for (const [i, server] of servers.entries()) {
-    const hadTurn = i < place ? servers.length : 0;
-    joinTurns(server, turns, (place - hadTurn) * server.weight);
+  /** Who has no credit of ours yet begins in the middle: neither owed nor ahead. */
+  function meet(servers: readonly Candidate[]): void {
+    share = 1 / totalWeight(servers);
+    for (const server of servers) {
+      if (server.creditor !== creditor) server.credit = 0;
+      server.creditor = creditor;
+    }
+    if (known === undefined) beginAt(random(), servers);
+    known = servers;
   }
-}
 
-// --- drawing ---
-
-/** The running sums of servers' weights, kept for as long as the servers are the same: by them a draw
- *  by weight costs O(log n). */
-function summer(): (servers: readonly Candidate[]) => readonly number[] {
-  let sums: readonly number[] = [];
-  let of: readonly Candidate[] | undefined;
-  return (servers) => {
-    if (of === servers) return sums;
-    of = servers;
-    let sum = 0;
-    sums = servers.map(({ weight }) => {
-      sum += weight;
-      return sum;
-    });
-    return sums;
+  return {
+    /** Which part of a connection one unit of weight is due at this pick. */
+    shareOf(servers: readonly Candidate[]): number {
+      if (servers !== known) meet(servers);
+      return share;
+    },
   };
 }
 
-/** A place drawn by weight; `u` is from [0, 1). */
-const drawPlace = (sums: readonly number[], u: number): number =>
-  placeIn(sums, u * at(sums, sums.length - 1));
-
-/** Another place than `place`, by weight. */
-function drawOther(sums: readonly number[], place: number, u: number): number {
-  const before = place === 0 ? 0 : at(sums, place - 1);
-  const weight = at(sums, place) - before;
-  const drawn = u * (at(sums, sums.length - 1) - weight);
-  const other = placeIn(sums, drawn < before ? drawn : drawn + weight);
-  if (other !== place) return other;
-  return place === 0 ? 1 : place - 1; // the sums are rounded
-}
-
-/** The first place whose sum is above `value`, or the last one. */
-function placeIn(sums: readonly number[], value: number): number {
-  let low = 0;
-  let high = sums.length - 1;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (at(sums, middle) > value) high = middle;
-    else low = middle + 1;
+/**
+ * Gives `servers` the credits that they have after some picks, the part `phase` in [0, 1) of a
+ * whole round. How many of these went to whom is told by the largest remainders (Hamilton's
+ * method), which for equal weights, and nearly always for others, is what playing them would give;
+ * but a round of 10,000 servers with large weights is too long to be played.
+ */
+function beginAt(phase: number, servers: readonly Candidate[]): void {
+  const total = totalWeight(servers);
+  const least = servers.reduce((weight, server) => Math.min(weight, server.weight), Infinity);
+  const picks = Math.floor(phase * Math.max(total, total / least));
+  let left = picks;
+  for (const server of servers) {
+    const due = (picks * server.weight) / total;
+    const whole = Math.floor(due + TIE);
+    server.credit = due - whole;
+    left -= whole;
   }
-  return low;
+  const inSteps = (server: Candidate): number => Math.round(server.credit / TIE);
+  const byRemainder = [...servers].sort((a, b) => inSteps(b) - inSteps(a));
+  for (const server of byRemainder.slice(0, left)) server.credit -= 1;
 }
 
-// --- how fast a server answers ---
-
-/** Times in seconds. */
-export class Cost {
-  /** Peak EWMA of its turns (Finagle's), as it was at `shownAt`; 0 without history. */
-  shown = 0;
-  shownAt = 0;
-  /** When it was last picked for its latency; Infinity: never, there is nothing to forget. */
-  pickedAt = Infinity;
-  /** Its next answer replaces what was known. */
-  isOnTrial = false;
-  /** The turns begun since its last answer that still wait, and when the first of them began. */
-  readonly pending = new Map<object, number>();
-  pendingSince = Infinity;
+function totalWeight(servers: readonly Candidate[]): number {
+  let total = 0;
+  for (const server of servers) total += server.weight;
+  return total;
 }
 
-/** A cost that a server has shown falls to 1/e of itself in so many seconds without a new sample. */
-const DECAY = 10;
-/** What a server is taken to need, in seconds, while no server has a history. */
-const DEFAULT_COST = 0.03;
-/** A server that was not picked for so long is tried again, whatever it costs. */
-const FORGOTTEN_AFTER = 25;
-/** So many times its cost does each pending turn make of a server, at most. */
-const DOUBT = 4;
-
-/** Takes in one turn time: a slower one counts at once, a faster one by and by. */
-function observe(cost: Cost, seconds: number, now: number): void {
-  const kept = Math.exp((cost.shownAt - now) / DECAY);
-  const decayed = cost.shown * kept;
-  const mean = seconds > decayed ? seconds : decayed + seconds * (1 - kept);
-  cost.shown = cost.isOnTrial ? seconds : mean;
-  cost.isOnTrial = false;
-  cost.shownAt = now;
-}
+// --- drawing by weight ---
 
 /**
- * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read.
- * A turn that has lasted longer counts as it stands, for its server is slow before its answer proves
- * it; but only while the server has answered nobody since, and each such turn can raise the cost to
- * DOUBT times itself at most: one silent client does not speak for a server.
+ * Draws places in a list by the weights there, in constant time however many there are: a table
+ * says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). It is
+ * made anew when the list is another one.
  */
-export function costOf(cost: Cost, now: number, unknown: number): number {
-  const shown = cost.shown > 0 ? cost.shown * Math.exp((cost.shownAt - now) / DECAY) : unknown;
-  if (cost.pending.size === 0) return shown;
-  const doubt = Math.min(now - cost.pendingSince, shown * DOUBT ** cost.pending.size);
-  return Math.max(shown, doubt);
-}
+function newDraws() {
+  let known: readonly Candidate[] = [];
+  let ends = new Float64Array(0); // the sum of the weights up to and with each
+  let starts = new Uint32Array(0);
+  let total = 0;
+  let partsPerWeight = 0;
 
-/** What to expect of a server without history: the lowest known cost, so that it is tried soon. */
-function lowestCost(servers: readonly Candidate[], now: number): number {
-  let lowest = Infinity;
-  for (const { cost } of servers) {
-    if (cost.shown === 0) continue;
-    lowest = Math.min(lowest, cost.shown * Math.exp((cost.shownAt - now) / DECAY));
+  const endOf = (place: number): number => ends[place] ?? 0;
+
+  function meet(servers: readonly Candidate[]): void {
+    known = servers;
+    ends = new Float64Array(servers.length);
+    starts = new Uint32Array(servers.length);
+    total = 0;
+    for (const [place, server] of servers.entries()) {
+      total += server.weight;
+      ends[place] = total;
+    }
+    partsPerWeight = servers.length / total;
+    let place = 0;
+    for (let part = 0; part < starts.length; part += 1) {
+      while (endOf(place) * partsPerWeight <= part) place += 1;
+      starts[part] = place;
+    }
   }
-  return lowest === Infinity ? DEFAULT_COST : lowest;
-}
 
-/** One connection tries the server, and its outcome decides. */
-function tryAgain<S extends Candidate>(server: S, now: number): S {
-  server.cost.pickedAt = now;
-  server.cost.isOnTrial = true;
-  return server;
-}
+  /** The place whose part of the total `point` lies in. */
+  function placeOf(point: number): number {
+    const last = ends.length - 1;
+    let place = starts[Math.floor(point * partsPerWeight)] ?? last;
+    while (place < last && endOf(place) <= point) place += 1;
+    return place;
+  }
 
-/** A turn of `who` begins. */
-export function asked(cost: Cost, who: object, now: number): void {
-  cost.pending.set(who, now);
-  if (cost.pending.size === 1) cost.pendingSince = now;
-}
-
-/** The server has answered `who` after so many seconds: it is not hung, whoever else waits. */
-export function answered(cost: Cost, seconds: number, now: number): void {
-  observe(cost, seconds, now);
-  if (cost.pending.size > 0) cost.pending.clear();
-}
-
-/** `who` will have no answer. */
-export function forgotten(cost: Cost, who: object): void {
-  cost.pending.delete(who);
-  cost.pendingSince = cost.pending.values().next().value ?? Infinity;
-}
-
-/** A failed connect counts as a slow turn: a fast failure must not look like a fast server. */
-export const failed = observe;
-
-/** Nobody follows its turns any more. */
-export function forgetTurns(cost: Cost): void {
-  cost.pending.clear();
+  return {
+    place(servers: readonly Candidate[], luck: number): number {
+      if (servers !== known) meet(servers);
+      return placeOf(luck * total);
+    },
+    /** One of the others, by weight; to be asked for after `place`, of the same two or more. */
+    otherPlace(place: number, luck: number): number {
+      const begin = place === 0 ? 0 : endOf(place - 1);
+      const weight = endOf(place) - begin;
+      const point = luck * (total - weight);
+      const other = placeOf(point < begin ? point : point + weight);
+      if (other !== place) return other;
+      return place > 0 ? place - 1 : place + 1; // rounded across a border
+    },
+  };
 }
 
 // --- hashing ---
 
+/**
+ * Which of `servers` a client belongs to: weighted rendezvous hashing (Thaler & Ravishankar 1998;
+ * weights: Schindelhauer & Schomaker 2005). Each server scores each client; a server that leaves
+ * takes only its own clients with it. The highest -weight / ln(u) wins, which for equal weights is
+ * the highest u.
+ */
+export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress: string): S {
+  const client = hash(clientAddress);
+  let best = first(servers);
+  let highest = 0;
+  for (const server of servers) {
+    const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
+    if (server.weight === best.weight) {
+      if (u <= highest) continue;
+    } else if (Math.log(u) / server.weight <= Math.log(highest) / best.weight) continue;
+    highest = u;
+    best = server;
+  }
+  return best;
+}
+
 /** FNV-1a, 32 bits. */
-function hashOf(text: string): number {
+export function hash(text: string): number {
   let value = 0x811c9dc5;
   for (let i = 0; i < text.length; i += 1)
     value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
@@ -841,6 +790,170 @@ function mix(value: number): number {
   value = Math.imul(value ^ (value >>> 16), 0x85ebca6b);
   value = Math.imul(value ^ (value >>> 13), 0xc2b2ae35);
   return (value ^ (value >>> 16)) >>> 0;
+}
+
+// --- what least-latency knows of a server ---
+
+/** All times are on one monotonic clock, in seconds. */
+export interface Cost {
+  /** Peak EWMA of its turns, as it was at `shownAt`; 0 without history. */
+  seconds: number;
+  shownAt: number;
+  /**
+   * Turns begun since it last answered somebody, and since when there has been one without a break.
+   */
+  waiting: number;
+  silentSince: number;
+  /** The last pick by least-latency; and since when the answer to a trial is awaited. */
+  pickedAt: number;
+  triedAt: number;
+}
+
+export const newCost = (): Cost => ({
+  seconds: 0,
+  shownAt: 0,
+  waiting: 0,
+  silentSince: -Infinity,
+  pickedAt: -Infinity,
+  triedAt: Infinity,
+});
+
+/**
+ * A cost that a server has shown falls to 1/e of itself in this many seconds without a new sample.
+ */
+const DECAY = 10;
+/** What a server is taken to need, in seconds, while no server has a history. */
+const DEFAULT_COST = 0.03;
+/** A server that was not picked for so long is tried once, whatever its cost, in seconds. */
+const TRY_AGAIN = 20;
+/** So long, at least, a server has answered nobody before somebody is sent to find out. */
+const PATIENCE = 1;
+/** How often a busy balancer looks for such servers, in seconds. */
+const LOOK_EVERY = 0.1;
+/** Silence counts as at most so many times what the server has last shown. */
+const MOST_SILENCE = 8;
+
+/** A client's turn has begun at `now`: not before its bytes went to the server. */
+export function asked(cost: Cost, now: number): void {
+  if (cost.waiting === 0) cost.silentSince = now;
+  cost.waiting += 1;
+}
+
+/** A turn that began at `began` was answered. Whoever waits since before speaks for nobody now. */
+export function answered(cost: Cost, began: number, now: number): void {
+  cost.waiting = 0;
+  show(cost, began, now - began, now);
+}
+
+/** A turn that began at `began` has ended without an answer, by its client or ours. */
+export function forgotten(cost: Cost, began: number): void {
+  const isCounted = cost.waiting > 0 && began >= cost.silentSince;
+  if (isCounted) cost.waiting -= 1;
+}
+
+/** A connect that began at `began` failed: it counts as a turn of `seconds`, a high cost. */
+export function failed(cost: Cost, began: number, seconds: number, now: number): void {
+  show(cost, began, seconds, now);
+}
+
+/**
+ * Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
+ * by. The outcome of a trial replaces what was known before.
+ */
+function show(cost: Cost, began: number, seconds: number, now: number): void {
+  const kept = Math.exp((cost.shownAt - now) / DECAY);
+  const decayed = cost.seconds * kept;
+  const isTrial = began >= cost.triedAt;
+  if (isTrial) cost.triedAt = Infinity;
+  if (isTrial || seconds > decayed) cost.seconds = seconds;
+  else cost.seconds = decayed + seconds * (1 - kept);
+  cost.shownAt = now;
+}
+
+/**
+ * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read;
+ * and silence counts as far as it goes: a server that hangs is slow before its answer proves it.
+ * Only silence towards everybody does, and not without bounds, or one client that asks and never
+ * finishes would speak for the server.
+ */
+export function costOf(cost: Cost, now: number, unknown: number): number {
+  const isKnown = cost.seconds > 0;
+  const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
+  if (cost.waiting === 0) return known;
+  const most = MOST_SILENCE * (isKnown ? cost.seconds : unknown);
+  return Math.max(known, Math.min(now - cost.silentSince, most));
+}
+
+/** Not above `costOf`, and cheaper: exp(-x) >= 1 - x, so that most are out without an exp. */
+const lowestPossible = (cost: Cost, now: number): number =>
+  cost.seconds * (1 - (now - cost.shownAt) / DECAY);
+
+/** What to expect of a server without history: as much as of the best that has one. */
+function lowestKnown(servers: readonly Candidate[], now: number): number {
+  let lowest = Infinity;
+  for (const { cost } of servers) {
+    if (cost.seconds === 0 || lowestPossible(cost, now) >= lowest) continue;
+    lowest = Math.min(lowest, costOf(cost, now, 0));
+  }
+  return lowest === Infinity ? DEFAULT_COST : lowest;
+}
+
+/**
+ * Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
+ * silent for longer than it is known to need. A silence that goes on is tested each time that it
+ * has doubled.
+ */
+function isDue(cost: Cost, now: number): boolean {
+  const left = now - cost.pickedAt; // alone
+  if (left < PATIENCE) return false;
+  if (left >= TRY_AGAIN) return true;
+  const isSilent = cost.waiting > 0 && now - cost.silentSince > Math.max(PATIENCE, cost.seconds);
+  return isSilent && left >= cost.pickedAt - cost.silentSince;
+}
+
+/** The first server that is due, from the place `start` on and round. */
+function findDue<S extends Candidate>(
+  servers: readonly S[],
+  start: number,
+  now: number,
+): S | undefined {
+  for (let i = 0; i < servers.length; i += 1) {
+    const server = turned(servers, start, i);
+    if (isDue(server.cost, now)) return server;
+  }
+  return undefined;
+}
+
+/** The `i`th of `items` when `start` is counted as the first. */
+function turned<T>(items: readonly T[], start: number, i: number): T {
+  const place = start + i;
+  return at(items, place < items.length ? place : place - items.length);
+}
+
+/** Of the lowest cost x (open + 1) per weight; of those alike, the first from `start` on. */
+function cheapest<S extends Candidate>(servers: readonly S[], start: number, now: number): S {
+  let best = first(servers);
+  let lowest = Infinity;
+  let unknown = 0; // looked up only when a server is met that needs it
+  for (let i = 0; i < servers.length; i += 1) {
+    const server = turned(servers, start, i);
+    const { cost } = server;
+    const share = (server.open + 1) / server.weight;
+    if (lowestPossible(cost, now) * share >= lowest) continue;
+    if (cost.seconds === 0 && unknown === 0) unknown = lowestKnown(servers, now);
+    const load = costOf(cost, now, unknown) * share;
+    if (load >= lowest) continue;
+    lowest = load;
+    best = server;
+  }
+  return best;
+}
+
+/** Picks `server` for one connection, whose outcome decides. */
+function tryAgain<S extends Candidate>(server: S, now: number): S {
+  server.cost.pickedAt = now;
+  server.cost.triedAt = now;
+  return server;
 }
 
 // ─── Health ──────────────────────────────────────────────────────────────────
@@ -2533,7 +2646,7 @@ const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 /** How long the kernel has for bytes that it was given before a reset discards them, in seconds; and
  *  how long bytes that it has not taken are waited for. */
 const GRACE = 0.05;
-const PATIENCE = 2;
+const LONGEST_GRACE = 2;
 
 /** Its last bytes are with the kernel and the FIN is on its way: libuv refuses to reset it. */
 const isShuttingDown = (wire: Wire): boolean =>
@@ -2558,7 +2671,7 @@ export class Resets {
   add(wire: Wire): void {
     const now = this.#now();
     wire.pause();
-    this.#waiting.set(wire, { deadline: now + PATIENCE, at: now + GRACE });
+    this.#waiting.set(wire, { deadline: now + LONGEST_GRACE, at: now + GRACE });
     this.#timer ??= setInterval(() => this.#look(this.#now()), (GRACE / 2) * 1000);
   }
 
@@ -2899,27 +3012,13 @@ export class LoadBalancer implements Owner {
   setAlgorithm(name: Algorithm): void {
     if (name !== this.algorithm) this.log.algorithm(this.algorithm, name);
     this.algorithm = name;
-    for (const server of this.servers) forgetTurns(server.cost);
-    if (this.#tracksTurns) this.#gatherTurns();
     this.#renewPicker();
     this.#serve();
   }
 
-  /** Only one algorithm wants to know who waits for an answer; the others need not pay for it. */
-  get #tracksTurns(): boolean {
-    return this.algorithm === "least-latency";
-  }
-
-  #gatherTurns(): void {
-    const asking = [...this.#open].filter(({ askedAt }) => askedAt > 0);
-    asking.sort((a, b) => a.askedAt - b.askedAt);
-    for (const connection of asking) {
-      if (connection.server) asked(connection.server.cost, connection, connection.askedAt);
-    }
-  }
-
   #renewPicker(): void {
-    const pick = algorithms[this.algorithm]({ random: this.#random, now: () => this.now() });
+    const make: (sources: Sources) => Picker = algorithms[this.algorithm];
+    const pick = make({ random: this.#random, now: () => this.now() });
     this.#places.setPicker(pick, STICKY.has(this.algorithm));
   }
 
@@ -3028,8 +3127,9 @@ export class LoadBalancer implements Owner {
     }
     if (error instanceof LateError) return false;
     server.stats.connectErrors += 1;
-    failed(server.cost, this.options.connectTimeout, this.now()); // no fast failure looks fast
     const { dialledAt } = connection;
+    const { connectTimeout } = this.options; // what it costs: no fast failure looks fast
+    failed(server.cost, dialledAt, connectTimeout, this.now());
     this.#health.saw(server, { kind: "dial failed", why: reasonOf(error), dialledAt });
     return false;
   }
@@ -3056,22 +3156,22 @@ export class LoadBalancer implements Owner {
 
   asked(connection: Connection, server: Server): void {
     connection.askedAt = this.now();
-    if (this.#tracksTurns) asked(server.cost, connection, connection.askedAt);
+    asked(server.cost, connection.askedAt);
   }
 
   answered(connection: Connection, server: Server): void {
     const now = this.now();
     const seconds = now - connection.askedAt;
+    answered(server.cost, connection.askedAt, now);
     connection.askedAt = 0;
     server.stats.turnTime = smooth(server.stats.turnTime, seconds);
     count(server.stats.turnTimes, seconds);
     count(this.turnTimes, seconds);
-    answered(server.cost, seconds, now);
   }
 
   unasked(connection: Connection, server: Server): void {
+    forgotten(server.cost, connection.askedAt);
     connection.askedAt = 0;
-    if (this.#tracksTurns) forgotten(server.cost, connection);
   }
 
   soon(connection: Connection): void {
