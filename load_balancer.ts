@@ -3332,6 +3332,8 @@ export class LoadBalancer implements Owner {
       listening: this.#address === undefined ? "" : formatAddress(this.#address),
       draining: this.isDraining,
       uptime: now - this.#startedAt,
+      maxConnections: this.options.maxConnections,
+      serverConnections: this.options.serverConnections,
       accepted: this.#accepted,
       active: this.#open.size - queued,
       queued,
@@ -3610,6 +3612,9 @@ export interface Status {
   readonly listening: string;
   readonly draining: boolean;
   readonly uptime: number;
+  /** The limits, of clients and per server; 0 and null: none. */
+  readonly maxConnections: number;
+  readonly serverConnections: number;
   readonly accepted: number;
   readonly active: number;
   readonly queued: number;
