@@ -464,9 +464,9 @@ ends(
       seed: 1,
     });
     later(async () => {
-    server.cut();
-    await server.close();
-  });
+      server.cut();
+      await server.close();
+    });
     const { balancer, port } = await startBalancer([formatAddress(server.address)], {
       idleTimeout: 0.5,
       check: checkOf("ping"),
