@@ -305,7 +305,7 @@ function swap<T>(items: T[], one: number, other: number): void {
   items[other] = a;
 }
 
-/** The balancer's loop. While it stands still nothing reaches it; then what came in goes first. */
+/** The balancer's loop. While it stands still nothing reaches it. */
 class Loop {
   readonly time: Time;
   #standsUntil = 0;
@@ -328,12 +328,22 @@ class Loop {
     else action();
   }
 
-  /** A timer, which is told whether it comes late; the verdict waits a turn of the loop. */
+  /** A timer, which is told whether it comes late; what came in before it goes first. */
   after(seconds: number, action: (isLate: boolean) => void): () => void {
+    return this.#plan(seconds, action, TURN);
+  }
+
+  /** The timer of a check: late, it tells nothing, and that at once. */
+  judgeAfter(seconds: number, action: (isLate: boolean) => void): () => void {
+    return this.#plan(seconds, action, -TURN);
+  }
+
+  #plan(seconds: number, action: (isLate: boolean) => void, turn: number): () => void {
     const due = this.time.now + seconds;
     let cancel = this.time.at(due, () => {
-      const at = this.#isStanding ? this.#standsUntil + TURN : due;
-      cancel = this.time.at(at, () => action(at - due > STOOD_STILL));
+      const isLate = this.#standsUntil - due > STOOD_STILL;
+      const wake = this.#standsUntil + (isLate ? turn : TURN);
+      cancel = this.time.at(this.#isStanding ? wake : due, () => action(isLate));
     });
     return () => cancel();
   }
@@ -346,9 +356,10 @@ const STOOD_STILL = 0.1;
 
 /**
  * `dead`: nobody listens. `hung`: the process is stopped. `deaf`: it serves whom it has, and accepts
- * nobody. `shut`: it closes whatever it accepts. `wrong`: it answers nonsense.
+ * nobody. `shut`: it closes whatever it accepts. `wrong`: it answers nonsense. `lame`: it
+ * serves its clients, but what checks ask for hangs.
  */
-type Mode = "well" | "dead" | "hung" | "deaf" | "shut" | "wrong";
+type Mode = "well" | "dead" | "hung" | "deaf" | "shut" | "wrong" | "lame";
 
 interface Nature {
   readonly backlog: number;
@@ -427,11 +438,13 @@ class Machine {
 const SYN_AGAIN = [1, 2, 4];
 const TRIP = 0.0005;
 
+type Words = "nothing" | "question" | "check" | "junk";
+
 class Visit {
   readonly machine: Machine;
   readonly #ear: Ear;
   isOver = false;
-  #asked: "nothing" | "question" | "junk" = "nothing";
+  #said: Words = "nothing";
   #isAnswering = false;
   #isIn = false;
 
@@ -463,9 +476,9 @@ class Visit {
     this.machine.time.in(TRIP, news);
   }
 
-  say(what: "question" | "junk"): void {
-    if (this.isOver) return;
-    this.#asked = what;
+  say(words: Words): void {
+    if (this.isOver || words === "nothing") return;
+    this.#said = words;
     this.beServed();
   }
 
@@ -486,8 +499,9 @@ class Visit {
     const { machine } = this;
     const { answerSeconds, closesSilentAfter } = machine.nature;
     if (!machine.served.has(this) || machine.mode === "hung" || this.#isAnswering) return;
-    if (this.#asked === "junk") return this.beClosed();
-    if (this.#asked === "question") {
+    if (this.#said === "junk") return this.beClosed();
+    if (this.#said === "check" && machine.mode === "lame") return;
+    if (this.#said !== "nothing") {
       this.#isAnswering = true;
       machine.time.in(answerSeconds, () => this.#answer());
     } else if (closesSilentAfter < Infinity) {
@@ -499,13 +513,13 @@ class Visit {
     this.#isAnswering = false;
     const { machine } = this;
     if (this.isOver || machine.mode === "hung") return;
-    this.#asked = "nothing";
+    this.#said = "nothing";
     const isRight = machine.mode !== "wrong";
     this.#hear(() => this.#ear.answered(isRight));
   }
 
   #closeIfSilent(): void {
-    if (this.#asked === "nothing" && this.machine.mode !== "hung") this.beClosed();
+    if (this.#said === "nothing" && this.machine.mode !== "hung") this.beClosed();
   }
 }
 
@@ -587,7 +601,7 @@ class Call {
 
   #wait(seconds: number, verdict: CheckResult): void {
     this.#cancelTimer();
-    this.#cancelTimer = this.#loop.after(seconds, (isLate) =>
+    this.#cancelTimer = this.#loop.judgeAfter(seconds, (isLate) =>
       this.#end(isLate ? { kind: "late" } : verdict),
     );
   }
@@ -597,7 +611,7 @@ class Call {
     if (this.#isOver) return;
     if (!asks && hold === 0) return this.#end(PASSED);
     if (!asks) return this.#wait(hold, PASSED);
-    this.#visit.say("question");
+    this.#visit.say("check");
     const left = Math.max(0, this.#deadline - this.#loop.time.now);
     this.#wait(left, { kind: "silent", why: "late", by: "time-out" });
   }
@@ -668,7 +682,7 @@ class Client {
     this.#connectedAt = time.now;
     if (server.health.refused > 0 || !server.health.reached)
       health.saw(server, { kind: "dial accepted", dialledAt: this.#dialledAt });
-    if (says !== "nothing") this.#visit.say(says);
+    this.#visit.say(says);
   }
 
   #answered(): void {
@@ -711,15 +725,22 @@ class World {
   readonly server: Server;
   readonly health: Health;
   readonly changes: Change[] = [];
-  checks = 0;
+  /** When each check began. */
+  readonly begun: number[] = [];
+  /** The most failures in a row that it was ever blamed for. */
+  mostBlame = 0;
+  /** Failed checks of it while it was down. */
+  stillDown = 0;
+  /** The balancer has no descriptor left for a check. */
+  isShort = false;
   readonly #settings: HealthSettings;
   #checksNow = 0;
 
-  constructor(check: Check, nature: Partial<Nature> = {}) {
+  constructor(check: Check, nature: Partial<Nature> = {}, rules: Partial<HealthRules> = {}) {
     const { time, loop } = this;
     const [spec] = parseServers(["127.0.0.1:1"]);
     if (spec === undefined) throw new Error("no server");
-    this.#settings = SETTINGS[check];
+    this.#settings = { ...SETTINGS[check], ...rules };
     this.machine = new Machine(time, { ...ROOMY, ...nature });
     this.agent = new Machine(time, ROOMY);
     this.server = newServer(spec, 0);
@@ -729,20 +750,25 @@ class World {
     };
     this.health = new Health(this.#settings, clock, this.#probe, {
       changed: ({ health }) => this.changes.push({ at: time.now, up: health.up }),
-      stillDown: () => undefined,
+      stillDown: () => {
+        this.stillDown += 1;
+      },
     });
     this.health.watch(this.server, 0);
   }
 
   readonly #probe: Probe = (_, hold, beside, report) => {
     const { asks, elsewhere } = this.#settings;
-    this.checks += 1;
+    this.begun.push(this.time.now);
     this.#checksNow += 1;
     assert.is(this.#checksNow, 1, "two checks of a server at once");
     const done = (result: CheckResult): void => {
+      const { health } = this.server;
       this.#checksNow -= 1;
       report(result);
+      this.mostBlame = Math.max(this.mostBlame, health.refused, health.silent);
     };
+    if (this.isShort) return this.time.in(TRIP, () => done({ kind: "short" }));
     if (elsewhere) return this.#callAgent(hold, beside, done);
     const call = new Call(this.loop, this.machine, { asks, hold }, done);
     return () => call.cancel();
@@ -817,19 +843,13 @@ const TRIALS: readonly Trial[] = [
     name: "when it closes connections that are silent for half a second",
     nature: { closesSilentAfter: 0.5 },
     seconds: 60,
-    happen: (world) => {
-      everyday(world);
-      world.time.every(0.1, () => world.come({ says: "nothing" }));
-    },
+    happen: (world) => world.crowd(600, 60, { says: "nothing" }),
   },
   {
-    name: "when it closes connections that are silent for a moment longer than a check",
+    name: "when it closes silent connections a moment after a check would have gone",
     nature: { closesSilentAfter: 0.25 },
     seconds: 60,
-    happen: (world) => {
-      everyday(world);
-      world.crowd(600, 60, { says: "nothing" });
-    },
+    happen: (world) => world.crowd(600, 60, { says: "nothing" }),
   },
   {
     name: "under a crowd that its kernel cannot take in",
@@ -882,6 +902,23 @@ const TRIALS: readonly Trial[] = [
       world.time.every(1.7, () => world.loop.standStill(1.3));
     },
   },
+  {
+    name: "when the balancer hardly ever moves",
+    nature: { answerSeconds: 0.6 },
+    seconds: 60,
+    happen: (world) => {
+      everyday(world);
+      world.time.every(2.8, () => world.loop.standStill(2.5));
+    },
+  },
+  {
+    name: "when the balancer runs out of descriptors",
+    seconds: 60,
+    happen: (world) => {
+      everyday(world);
+      world.isShort = true;
+    },
+  },
 ];
 
 for (const { name, nature, seconds, happen } of TRIALS)
@@ -898,7 +935,7 @@ well("is not checked with none", () => {
   const world = new World("none");
   world.time.every(1, () => world.crowd(20, 1, { says: "question" }));
   world.time.run(60);
-  assert.is(world.checks, 0);
+  assert.is(world.begun.length, 0);
 });
 
 well("is checked once an interval, however many clients it closes at once", () => {
@@ -906,9 +943,42 @@ well("is checked once an interval, however many clients it closes at once", () =
     const world = new World(check);
     world.crowd(3000, 60, { says: "junk" });
     world.time.run(60);
-    assert.ok(world.checks <= 31, `${world.checks} checks, ${check}`);
+    assert.ok(world.begun.length <= 31, `${world.begun.length} checks, ${check}`);
   }
 });
+
+well("is not blamed once for a line that moves", () => {
+  for (const check of ["ping", "asking"] as const) {
+    const world = new World(check, { slots: 5 });
+    world.time.every(1, () => world.crowd(12, 1, { says: "question", stays: 0.5 }));
+    world.time.run(60);
+    assert.ok(world.server.stats.checkFailures > 5, "the line is never long");
+    assert.is(world.mostBlame, 0, check);
+  }
+});
+
+well("is checked an interval after the last check began, and sooner while one fails", () => {
+  const world = new World("ping", { answerSeconds: 0.6 });
+  world.time.at(3.9, () => world.machine.become("dead"));
+  world.time.at(4.1, () => world.machine.become("well"));
+  world.time.run(9);
+  const soon = 4 + TIMES.interval / TIMES.fall;
+  assert.equal(world.begun.map(round), [0, 2, 4, soon, soon + 2, soon + 4].map(round));
+});
+
+well("is checked once after a dial that failed, with none", () => {
+  const world = new World("none");
+  world.time.at(3, () => world.machine.become("dead"));
+  world.time.at(3.05, () => void world.come({ says: "question" }));
+  world.time.at(3.1, () => world.machine.become("well"));
+  world.time.run(20);
+  assert.equal(world.begun.map(round), [
+    round(3.05 + (2 * TRIP) / 2 + TIMES.interval / TIMES.fall),
+  ]);
+  assert.is(world.server.health.refused, 0);
+});
+
+const round = (seconds: number): number => Math.round(seconds * 100) / 100;
 
 well.run();
 
@@ -918,7 +988,7 @@ const NOTICED = TIMES.fall * TIMES.interval + TIMES.interval;
 const BACK = TIMES.rise * TIMES.interval + TIMES.interval;
 /** A kernel that goes on accepting has first to be full, and its clients must have waited. */
 const FILLED = CONNECT_TIMEOUT + 1;
-const FAULT = { from: 7, to: 30, end: 42 } as const;
+const FAULT = { from: 7, to: 26, end: 36 } as const;
 
 interface Fault {
   readonly mode: Mode;
@@ -932,6 +1002,7 @@ const FAULTS: readonly Fault[] = [
   { mode: "deaf", seen: { tcp: 1, none: FILLED, ping: 0, asking: 0, elsewhere: FILLED } },
   { mode: "shut", seen: { tcp: 0, none: 0, ping: 0, asking: 0 } },
   { mode: "wrong", seen: { ping: 0, asking: 0 } },
+  { mode: "lame", seen: { ping: 0, asking: 0 } },
 ];
 
 /** Where in the interval of its checks the fault begins and ends. */
@@ -1018,6 +1089,56 @@ ill("goes down in time though it goes on serving whom it has accepted", () => {
   }
 });
 
+ill("goes down soon after the first check that fails, when no client comes", () => {
+  const world = new World("tcp");
+  world.time.at(4.1, () => world.machine.become("dead"));
+  world.time.run(20);
+  const [down] = world.changes;
+  assert.ok(down && down.at < 6 + TIMES.interval, `down at ${down?.at}`);
+});
+
+ill("goes down with none after a single client's dial has failed", () => {
+  const world = new World("none");
+  world.time.at(4, () => world.machine.become("dead"));
+  world.time.at(5, () => void world.come({ says: "question" }));
+  world.time.run(20);
+  const [down] = world.changes;
+  assert.ok(down && down.at < 5 + NOTICED, `down at ${down?.at}`);
+});
+
+ill("is not brought up by its agent, which was asked before it fell", () => {
+  const world = new World("elsewhere", {}, { rise: 1 });
+  world.time.every(0.1, () => world.come({ says: "question" }));
+  world.time.at(FAULT.from, () => world.machine.become("dead"));
+  world.time.run(FAULT.to);
+  assert.is(world.changes.length, 1);
+});
+
+ill(
+  "is told of at each check that fails while it is down, not at the one that took it down",
+  () => {
+    const world = new World("tcp");
+    world.time.at(5, () => world.machine.become("dead"));
+    world.time.run(20);
+    const [down] = world.changes;
+    const later = world.begun.filter((at) => down !== undefined && at > down.at);
+    assert.ok(later.length > 3);
+    assert.is(world.stillDown, later.length);
+  },
+);
+
+ill("goes down in time when the balancer has descriptors again", () => {
+  const world = new World("ping");
+  world.isShort = true;
+  world.time.at(9, () => {
+    world.isShort = false;
+    world.machine.become("hung");
+  });
+  world.time.run(30);
+  const [down] = world.changes;
+  assert.ok(down && down.at > 9 && down.at < 9 + NOTICED, `down at ${down?.at}`);
+});
+
 ill("goes down and comes back each time that it is started again", () => {
   for (const check of CHECKS_OF_ALL) {
     const world = new World(check);
@@ -1034,13 +1155,13 @@ ill("goes down and comes back each time that it is started again", () => {
 
 ill("goes down in time though the balancer stands still now and then", () => {
   for (const check of ["tcp", "ping", "asking"] as const) {
-    const world = new World(check);
+    const world = new World(check, { answerSeconds: 0.6 });
     everyday(world);
-    world.time.every(6, () => world.loop.standStill(1));
+    world.time.every(6.1, () => world.loop.standStill(2.5));
     world.time.at(FAULT.from, () => world.machine.become("dead"));
     world.time.at(FAULT.to, () => world.machine.become("well"));
     world.time.run(FAULT.end);
-    assertNoticed(world, FAULT.from, FAULT.to, NOTICED + 2);
+    assertNoticed(world, FAULT.from, FAULT.to, NOTICED + 2.5);
   }
 });
 
