@@ -9,11 +9,11 @@
  *   tsx load_balancer.ts round-robin
  *   tsx load_balancer.ts least-connections --port 8080 --servers 10.0.0.1:80,10.0.0.2:80*2
  *
- * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health and
- * Places decide and touch nothing: read any of them alone. Relay is the life of one connection, from
- * stage to stage. Balancer carries out what those decide, with sockets and timers. Each time-out is
- * a constant at the top of the section that waits, or an option at the end. What it promises about
- * bytes, half-closes, resets, retries and limits is listed in README.md.
+ * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
+ * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
+ * from stage to stage. Balancer carries out what those decide, with sockets and timers. Each
+ * time-out is a constant at the top of the section that waits, or an option at the end. What it
+ * promises about bytes, half-closes, resets, retries and limits is listed in README.md.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
@@ -958,9 +958,10 @@ function tryAgain<S extends Candidate>(server: S, now: number): S {
 
 // ─── Health ──────────────────────────────────────────────────────────────────
 // Is a server up? Two questions, each with its own count of failures in a row: does it accept
-// (`refused`), and does it answer (`silent`)? Only checks bring a server up. Clients may help to take
-// it down, no faster than checks would; what they send, and how they leave, never counts. `learn`
-// decides and is pure; `Health` runs one check of a server at a time, on a clock that is given.
+// (`refused`), and does it answer (`silent`)? Only checks bring a server up. Clients may help to
+// take it down, no faster than checks would; what they send, and how they leave, never counts.
+// `learn` decides and is pure; `Health` runs one check of a server at a time, on a clock that is
+// given.
 
 /** What is known of a server's health. Written by this section alone. */
 export class HealthState {
@@ -981,7 +982,9 @@ export class HealthState {
   clearableSince = Infinity;
   /** The last client's dial that counted as a failure. */
   dialCountedAt = -Infinity;
-  /** Closed a connection at once, or let a client wait for its dial: the next check looks closely. */
+  /**
+   * Closed a connection at once, or let a client wait for its dial: the next check looks closely.
+   */
   suspected = false;
   /** Bytes that it has given, counted by the relay; and how many before its row of failures. */
   received = 0;
@@ -1192,7 +1195,9 @@ interface Watched extends CheckTimes {
   cancelTimer: () => void;
   /** Ends the check that is under way. */
   cancelCheck: (() => void) | undefined;
-  /** Since it began: a connection dialled before it got its first byte; one dialled after it did. */
+  /**
+   * Since it began: a connection dialled before it got its first byte; one dialled after it did.
+   */
   lineMoved: boolean;
   overtaken: boolean;
 }
@@ -1204,7 +1209,9 @@ const HOLD = 0.2;
 export interface HealthSettings extends HealthRules {
   /** The check sends or expects something; a bare connect holds instead, when in doubt. */
   readonly asks: boolean;
-  /** It goes to another port than the server's own, and so cannot tell whether the server accepts. */
+  /**
+   * It goes to another port than the server's own, and so cannot tell whether the server accepts.
+   */
   readonly elsewhere: boolean;
 }
 
@@ -1565,8 +1572,10 @@ class CheckRun {
     this.#report(result);
   }
 
-  /** Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while we
-   *  stood still is read first. */
+  /**
+   * Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while
+   * we stood still is read first.
+   */
   #wait(ms: number, verdict: () => void): void {
     clearTimeout(this.#timer);
     const due = performance.now() + ms;
@@ -1643,7 +1652,9 @@ class CheckRun {
   }
 }
 
-/** OpenSSL's own words out of a message such as `...:SSL routines:func:wrong version number:...`. */
+/**
+ * OpenSSL's own words out of a message such as `...:SSL routines:func:wrong version number:...`.
+ */
 function tlsReasonOf(error: Error): string | undefined {
   const [, reason] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? [];
   return reason === undefined ? undefined : `TLS: ${reason}`;
@@ -1695,11 +1706,15 @@ export class Places<G extends Guest> {
     throw new Error("no algorithm yet");
   };
   #sticky = false;
-  /** For clients that have not failed anywhere; undefined when it must be made anew. Algorithms rely
-   *  on it: the arrays stay the same as long as what they hold, weights included, does. */
+  /**
+   * For clients that have not failed anywhere; undefined when it must be made anew. Algorithms rely
+   * on it: the arrays stay the same as long as what they hold, weights included, does.
+   */
   #usual: Choices | undefined;
-  /** Those that wait, in order. With a sticky algorithm each waits for the server that it belongs to
-   *  and stands in that server's line, too. */
+  /**
+   * Those that wait, in order. With a sticky algorithm each waits for the server that it belongs to
+   * and stands in that server's line, too.
+   */
   readonly #line = new Map<G, Server | undefined>();
   readonly #lines = new Map<Server, Set<G>>();
 
@@ -1725,7 +1740,9 @@ export class Places<G extends Guest> {
     this.refresh();
   }
 
-  /** To be called when a server may take clients now, or may not any more, or weighs something else. */
+  /**
+   * To be called when a server may take clients now, or may not any more, or weighs something else.
+   */
   refresh(): void {
     this.#usual = undefined;
     for (const server of this.#lines.keys()) this.#lines.delete(server);
@@ -1811,7 +1828,9 @@ export class Places<G extends Guest> {
     if (choice !== "none") this.#wait(guest, choice);
   }
 
-  /** A server, which may be full: then `guest` waits for it; `anybody`: it waits for any of several. */
+  /**
+   * A server, which may be full: then `guest` waits for it; `anybody`: it waits for any of several.
+   */
   #choose(guest: G): Server | "anybody" | "none" {
     if (guest.tried.length === 0) {
       this.#usual ??= this.#choicesFor(guest);
@@ -2141,7 +2160,9 @@ export interface RelaySettings {
   readonly hold: number;
 }
 
-/** One direction: bytes so far, whether some moved since the last sweep, and whether it has ended. */
+/**
+ * One direction: bytes so far, whether some moved since the last sweep, and whether it has ended.
+ */
 interface Flow {
   bytes: number;
   moved: boolean;
@@ -2174,7 +2195,9 @@ export class Connection implements Guest {
   ranShort = false;
   readonly up: Flow = newFlow();
   readonly down: Flow = newFlow();
-  /** When things happened; 0 for not yet. A turn begins with `askedAt` and its answer sets it to 0. */
+  /**
+   * When things happened; 0 for not yet. A turn begins with `askedAt` and its answer sets it to 0.
+   */
   dialledAt = 0;
   connectedAt = 0;
   firstByteAt = 0;
@@ -2424,9 +2447,9 @@ export class Connection implements Guest {
   }
 
   /**
-   * The loop's turn ends: what was put off is written, and the ends that have come in are passed on,
-   * each in its own direction. With both there and nothing left to write, one close each does for
-   * two shutdowns.
+   * The loop's turn ends: what was put off is written, and the ends that have come in are passed
+   * on, each in its own direction. With both there and nothing left to write, one close each does
+   * for two shutdowns.
    */
   turnEnds(): void {
     this.#isPutOff = false;
@@ -2521,8 +2544,10 @@ export class Connection implements Guest {
     return isSent && server !== undefined && server.health.provedAt > this.quietSince;
   }
 
-  /** What was received before a reset goes first; a reset discards even what the kernel still holds,
-   *  hence the grace. */
+  /**
+   * What was received before a reset goes first; a reset discards even what the kernel still holds,
+   * hence the grace.
+   */
   #passOnReset(wire: Wire): void {
     const flow = wire === this.client ? this.down : this.up;
     const hasJustMoved = flow.moved || this.owner.now() - this.quietSince < GRACE;
@@ -2629,9 +2654,9 @@ function silence(wire: Wire): void {
 }
 
 /**
- * Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data and
- * a clean end. A write of nothing asks the kernel for the error; on a socket that has been ended,
- * only a later read does.
+ * Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
+ * and a clean end. A write of nothing asks the kernel for the error; on a socket that has been
+ * ended, only a later read does.
  */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
@@ -2643,8 +2668,10 @@ const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 
 // --- resets ---
 
-/** How long the kernel has for bytes that it was given before a reset discards them, in seconds; and
- *  how long bytes that it has not taken are waited for. */
+/**
+ * How long the kernel has for bytes that it was given before a reset discards them, in seconds; and
+ * how long bytes that it has not taken are waited for.
+ */
 const GRACE = 0.05;
 const LONGEST_GRACE = 2;
 
@@ -2696,8 +2723,9 @@ export class Resets {
 // --- buffers ---
 
 /**
- * A read of this many bytes or more is a bulk transfer, and worth a buffer of its own, of that size:
- * larger ones cost less a byte (see the journal on cost), but each reader that has stalled holds one.
+ * A read of this many bytes or more is a bulk transfer, and worth a buffer of its own, of that
+ * size: larger ones cost less a byte (see the journal on cost), but each reader that has stalled
+ * holds one.
  */
 const BULK = 16 * 1024;
 const BULK_BUFFER_SIZE = 128 * 1024;
@@ -2741,9 +2769,9 @@ export class ReadBuffers {
 }
 
 // ─── Balancer ────────────────────────────────────────────────────────────────
-// Accepts clients, gives each a place, dials, keeps the time, and knows when to stop. It carries out
-// what the sections above decide. Everything that changes while it runs is here, in a `Connection`,
-// in `Places` or in a `Server`.
+// Accepts clients, gives each a place, dials, keeps the time, and knows when to stop. It carries
+// out what the sections above decide. Everything that changes while it runs is here, in a
+// `Connection`, in `Places` or in a `Server`.
 
 /** Where the balancer gets its time and its connections from. */
 export interface World {
@@ -2919,7 +2947,9 @@ export class LoadBalancer implements Owner {
     return undefined;
   }
 
-  /** The server that `spec` names: one that was here within the last ten minutes is the same one. */
+  /**
+   * The server that `spec` names: one that was here within the last ten minutes is the same one.
+   */
   #recall(spec: ServerSpec): Server {
     const past = this.#past.get(formatAddress(spec));
     if (past === undefined) return newServer(spec, this.now());
@@ -3319,8 +3349,10 @@ export class LoadBalancer implements Owner {
     return waiting;
   }
 
-  /** Everything that the page and the metrics show. At every moment accepted = active + queued + the
-   *  sum of ended. */
+  /**
+   * Everything that the page and the metrics show. At every moment accepted = active + queued + the
+   * sum of ended.
+   */
   status(): Status {
     const now = this.now();
     const queued = this.#queue.size + this.#patients.waiting.size;
@@ -3426,8 +3458,10 @@ function dialTimedOut(connection: Connection, late: number): void {
 const codeOf = (error: unknown): string =>
   error instanceof Error && "code" in error ? String(error.code) : "";
 
-/** Whether a failed connect is this machine's shortage. Without an address of its own, IPv6 switched
- *  off for example, a machine never reaches a server; one that it has reached is out of ports. */
+/**
+ * Whether a failed connect is this machine's shortage. Without an address of its own, IPv6 switched
+ * off for example, a machine never reaches a server; one that it has reached is out of ports.
+ */
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
 
@@ -3499,7 +3533,9 @@ export class Deadlines<T> {
     return this.#deadlines.delete(item);
   }
 
-  /** A turn of the loop after the timer: what lay in the kernel while we stood still is read first. */
+  /**
+   * A turn of the loop after the timer: what lay in the kernel while we stood still is read first.
+   */
   #wakeIn(ms: number): void {
     this.#timer = setTimeout(() => setImmediate(() => this.#look()), ms).unref();
   }
@@ -3509,7 +3545,8 @@ export class Deadlines<T> {
     for (const [item, deadline] of this.#deadlines) {
       if (deadline > now) break;
       this.#deadlines.delete(item);
-      this.#expire(item, (now - deadline) / 1000); // which may add to us: the next time is set below
+      // which may add to us: the next time is set below
+      this.#expire(item, (now - deadline) / 1000);
     }
     const [next] = this.#deadlines.values();
     this.#timer = undefined;
@@ -3777,7 +3814,9 @@ export class Log {
   }
 }
 
-/** What a program learns of a connection. HAProxy calls the three parts of its time Tw, Tc and Tr. */
+/**
+ * What a program learns of a connection. HAProxy calls the three parts of its time Tw, Tc and Tr.
+ */
 function endFields(connection: Connection, now: number) {
   const { reached, acceptedAt, queuedFor, dialledAt, connectedAt, firstByteAt } = connection;
   return {
@@ -4250,8 +4289,10 @@ export async function startLoadBalancer(
   }
 }
 
-/** How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`,
- *  and says so when that is more. */
+/**
+ * How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`,
+ * and says so when that is more.
+ */
 function allowedConnections(wanted: number, others: number): number {
   const { limit, open } = descriptors();
   const spare = open + 16 + others; // what Node may open, a check of each server, the admin pages
