@@ -742,7 +742,7 @@ class World {
     if (spec === undefined) throw new Error("no server");
     this.#settings = { ...SETTINGS[check], ...rules };
     this.machine = new Machine(time, { ...ROOMY, ...nature });
-    this.agent = new Machine(time, ROOMY);
+    this.agent = new Machine(time, { ...ROOMY, answerSeconds: this.machine.nature.answerSeconds });
     this.server = newServer(spec, 0);
     const clock = {
       now: () => time.now,
@@ -1107,7 +1107,7 @@ ill("goes down with none after a single client's dial has failed", () => {
 });
 
 ill("is not brought up by its agent, which was asked before it fell", () => {
-  const world = new World("elsewhere", {}, { rise: 1 });
+  const world = new World("elsewhere", { answerSeconds: 1.9 }, { rise: 1 });
   world.time.every(0.1, () => world.come({ says: "question" }));
   world.time.at(FAULT.from, () => world.machine.become("dead"));
   world.time.run(FAULT.to);
@@ -1156,7 +1156,6 @@ ill("goes down and comes back each time that it is started again", () => {
 ill("goes down in time though the balancer stands still now and then", () => {
   for (const check of ["tcp", "ping", "asking"] as const) {
     const world = new World(check, { answerSeconds: 0.6 });
-    everyday(world);
     world.time.every(6.1, () => world.loop.standStill(2.5));
     world.time.at(FAULT.from, () => world.machine.become("dead"));
     world.time.at(FAULT.to, () => world.machine.become("well"));
