@@ -642,7 +642,7 @@ function shortFigure(seconds: number): string {
 
 /** Roughly: nobody can know better. */
 export function formatLeft(seconds: number | undefined): string {
-  if (seconds === undefined) return "";
+  if (seconds === undefined || seconds < 0.5) return "";
   if (seconds < 10) return `   about ${Math.max(1, Math.round(seconds))} s left`;
   if (seconds < 90) return `   about ${Math.round(seconds / 5) * 5} s left`;
   return `   about ${Math.round(seconds / 60)} min left`;
@@ -657,6 +657,7 @@ const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
  */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
   const parts = partsOf(place, progress);
+  if (columns === Infinity) parts.bar = ""; // a file of lines has no use for it
   const room = columns - 1;
   let line = joined(parts);
   for (const part of OPTIONAL) {
@@ -1005,6 +1006,7 @@ export class Children {
     );
     const child = this.#adopt(label, process_);
     const address = await firstWords(script, child);
+    await stallOf(child); // that it took its time to start is no standstill
     child.process.stderr?.on("data", (text: string) => process.stderr.write(text));
     child.process.on("exit", (code, signal) => {
       if (child.isEnding || this.#stopping) return;
@@ -1234,12 +1236,8 @@ function scheduleFaults(
 
 /** `path`, or what it links to, even where that does not exist yet. */
 function targetOf(path: string): string {
-  try {
-    return realpathSync(path);
-  } catch {
-    const isLink = lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ?? false;
-    return isLink ? resolve(dirname(path), readlinkSync(path)) : path;
-  }
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink()) return path;
+  return existsSync(path) ? realpathSync(path) : resolve(dirname(path), readlinkSync(path));
 }
 
 /** Written beside it and renamed, so that nobody ever reads half a file. Throws RunError. */
@@ -1660,7 +1658,8 @@ class Session {
         const outcome = await this.#measureEntry(entry, seed, plan);
         if (outcome) begun.set(entry.name, [outcome]);
       }
-      if (this.#interrupted && !this.#isEndless) return;
+      const outcomes = [...begun.values()].flat();
+      if (outcomes.length < inTurn.length || outcomes.some((run) => run.interrupted)) return;
       for (const [name, runs] of begun) whole.set(name, [...(whole.get(name) ?? []), ...runs]);
       begun.clear();
     }
@@ -1699,7 +1698,7 @@ class Session {
     const run = new Run(addresses, visits, { ...plan, numbered: children !== undefined });
     this.#run = run;
     if (this.#interrupted) run.stop();
-    await children?.stalls(); // that they took their time to start is no disturbance
+    await children?.stalls(); // from here on they count
     const cancelFaults = children && started ? scheduleFaults(children, started, plan) : undefined;
     const hide = this.#display.watch(name, run, visits.lastArrival);
     const observed = await run.start().finally(() => {
