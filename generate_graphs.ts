@@ -68,8 +68,8 @@ const DESCENT = 5;
 const AIR = 30;
 /** Plots lie between LEFT and RIGHT; the column beside them holds direct labels. */
 const LEFT = 104;
-const RIGHT = 716;
-const COLUMN = 732;
+const RIGHT = 712;
+const COLUMN = 724;
 /** Room for the labels of the column, without and with a swatch before them. */
 const LABEL = WIDTH - MARGIN - COLUMN;
 const SWATCH = 34;
@@ -358,7 +358,7 @@ const failedOf = ({ planned, all }: Setup): number =>
   planned === undefined ? 0 : planned - all.length;
 
 const isBaseline = ({ name, origin }: Setup): boolean =>
-  (origin?.algorithm ?? (name === KNOWN[0] ? "baseline" : "")) === "baseline";
+  name === KNOWN[0] || origin?.algorithm === "baseline";
 
 // ─── Names ───────────────────────────────────────────────────────────────────
 // A name comes from a file's, which may be anything. Two set-ups never have the same one, however
@@ -427,7 +427,8 @@ export function looksOf(names: readonly string[]): Look[] {
   const own = names.map((name, place) =>
     names.indexOf(name) === place ? LOOKS[KNOWN.indexOf(name)] : undefined,
   );
-  const free = LOOKS.filter((look) => !own.includes(look)).values();
+  const others = [...LOOKS.slice(KNOWN.length), ...LOOKS.slice(0, KNOWN.length)];
+  const free = others.filter((look) => !own.includes(look)).values();
   return own.flatMap((look) => look ?? free.next().value ?? []);
 }
 
@@ -463,9 +464,12 @@ export function percent(share: number, decimals = 1): string {
 
 /** Em, by the first class that a character belongs to. */
 const WIDTHS: readonly { readonly of: RegExp; readonly em: number }[] = [
-  { of: /[ .,:;'|/\\()[\]ijltfIJ-]/, em: 0.4 },
-  { of: /[mMwW@%—…\u0416\u0428\u0429\u042e\u042b\u0436\u0448\u0449\u044e]/, em: 1.1 },
-  { of: /[a-z\d"*?_`$!{}]/, em: 0.64 },
+  { of: /[ .,:;'|/\\ijlIJ]/, em: 0.35 },
+  { of: /[()[\]ftr"!-]/, em: 0.46 },
+  { of: /[cskvxyz?*_`]/, em: 0.6 },
+  { of: /[abdeghnopqu\d${}EFLPSTY]/, em: 0.65 },
+  { of: /[mMwW@%—…ЖШЩЮЫжшщю]/, em: 1.1 },
+  { of: /[A-Z&]/, em: 0.79 },
   { of: /[\u0020-\u007e×÷±°·–]/, em: 0.84 },
   { of: /[\p{M}\p{Cf}]/u, em: 0 },
   { of: /[\u00df-\u0233\u03ac-\u03ce\u0430-\u045f]/u, em: 0.86 },
@@ -499,7 +503,7 @@ export function shorten(text: string, room: number, head = 0.5): string {
 /** Breaks `text` between words into lines of at most `room` units. */
 export function wrap(text: string, room: number): string[] {
   const lines: string[] = [];
-  for (const word of text.split(" ")) {
+  for (const word of text.split(/ (?!%)/)) {
     const longer = `${lines.at(-1) ?? ""} ${word}`;
     if (lines.length > 0 && widthOf(longer) <= room) lines[lines.length - 1] = longer;
     else lines.push(shorten(word, room));
@@ -741,7 +745,8 @@ const isMeasured = (setup: Setup): setup is Measured => setup.origin !== undefin
 function objectionTo(fast: Setup, slow: Setup, name: Namer): string | undefined {
   if (!isMeasured(fast) || !isMeasured(slow)) {
     const unknown = [fast, slow].filter((setup) => !setup.origin).map(name);
-    return `${JOURNAL} does not tell how ${unknown.join(" and ")} was measured`;
+    const were = unknown.length > 1 ? "were" : "was";
+    return `${JOURNAL} does not tell how ${unknown.join(" and ")} ${were} measured`;
   }
   for (const objection of OBJECTIONS) {
     const reason = objection({ fast, slow, name });
@@ -765,9 +770,11 @@ export function ranking(setups: readonly Setup[]): Setup[] {
 const differences = (fast: Setup, slow: Setup): number[] =>
   slow.means.map((value, seed) => value - at(fast.means, seed));
 
-/** As many decimals as give `half`, of an interval's width, two digits, and `low` at least one. */
-function decimalsFor(half: number, low: number): number {
-  let decimals = half > 0 ? Math.max(0, 1 - Math.floor(Math.log10(half))) : 4;
+/** As many decimals as give half of an interval's width two digits, and its lower end at least one. */
+function decimalsFor({ mean: middle, low, high }: Interval): number {
+  const half = (high - low) / 2;
+  const digit = half > NO_SPREAD ? half : Math.abs(middle) / 10;
+  let decimals = digit > NO_SPREAD ? Math.max(0, 1 - Math.floor(Math.log10(digit))) : 4;
   while (decimals < 9 && low > 0 && Number(low.toFixed(decimals)) === 0) decimals += 1;
   return Math.min(9, decimals);
 }
@@ -782,8 +789,9 @@ const howMuch = (share: number): string => percent(share, share < 0.01 ? 1 : 0);
 /** The fastest against the next, over the seeds. */
 function finding(fast: Setup, slow: Setup, name: Namer): string {
   const each = differences(fast, slow);
-  const { mean: later, low, high, spread } = tInterval(each);
-  const decimals = decimalsFor((high - low) / 2, low);
+  const interval = tInterval(each);
+  const { mean: later, low, high, spread } = interval;
+  const decimals = decimalsFor(interval);
   const time = (value: number): string => fixed(value, decimals);
   const pairs = `95 % interval over ${each.length} paired runs`;
   const range = `${time(low)} to ${time(high)} s`;
@@ -848,11 +856,13 @@ const PERCENTILES = [0.5, 0.9, 0.95, 0.99];
 /** How a column's times are written: in milliseconds where all are below 0.1 s. */
 interface Unit {
   readonly name: string;
+  readonly factor: number;
   readonly show: (value: number) => string;
 }
 export function unitOf(longest: number): Unit {
   const factor = longest < 0.1 ? 1000 : 1;
   return {
+    factor,
     name: factor === 1 ? "s" : "ms",
     show: (value) => (Number.isNaN(value) ? "-" : significant(value * factor)),
   };
@@ -893,10 +903,12 @@ function cellsWide(text: string): number {
   return cells;
 }
 
-/** The mean of the first requests, and how far it may be off, over the runs. */
-function meanCell({ first, means }: Setup, { show }: Unit): string {
-  const { low, high } = tInterval(means);
-  return Number.isNaN(low) ? show(mean(first)) : `${show(mean(first))} ± ${show((high - low) / 2)}`;
+/** A mean and how far it may be off, to the same digit. */
+function meanCell(middle: number, { low, high }: Interval, unit: Unit): string {
+  const text = unit.show(middle);
+  const decimals = /\.(\d+)$/.exec(text)?.[1]?.length ?? 0;
+  const half = ((high - low) / 2) * unit.factor;
+  return Number.isNaN(half) ? text : `${text} ± ${half.toFixed(decimals)}`;
 }
 
 function withinCell({ all, planned }: Setup, limit: number): string {
@@ -911,14 +923,20 @@ function columnsOf(setups: readonly Setup[], unit: Unit, limit: number | undefin
   const laterCell = (setup: Setup): string => {
     const interval = later.get(setup);
     if (!interval) return "-";
-    return `${unit.show(interval.mean)} (${unit.show(interval.low)} to ${unit.show(interval.high)})`;
+    const { mean: middle, low, high } = interval;
+    const decimals = Math.max(0, decimalsFor(interval) - Math.log10(unit.factor));
+    const [by, from, to] = [middle, low, high].map((time) => fixed(time * unit.factor, decimals));
+    return `${by} (${from} to ${to})`;
   };
   const columns: (Column | false)[] = [
     { head: `response time (${unit.name})`, cell: ({ title }) => title },
     { head: "runs", cell: ({ origin }) => runsCell(origin) },
     { head: "clients", cell: ({ firsts }) => counted(firsts.length) },
     { head: "answered of planned", cell: answeredCell },
-    { head: "first mean", cell: (setup) => meanCell(setup, unit) },
+    {
+      head: "first mean",
+      cell: ({ first, means }) => meanCell(mean(first), tInterval(means), unit),
+    },
     ...PERCENTILES.map((p) => ({
       head: `p${p * 100}`,
       cell: ({ all }: Setup) => (carries(all.length, p) ? unit.show(quantile(all, p)) : "-"),
@@ -1218,7 +1236,7 @@ const rules = ({ at: scale, ticks: values }: Axis, { top, bottom }: Frame): stri
 const TIME = "Response Time (s)";
 
 /** The labels of an axis, but for those that would reach `limit`, and its name, at the right. */
-function axisLabels(axis: Axis, y: number, name = TIME, limit = COLUMN - 8): string[] {
+function axisLabels(axis: Axis, y: number, name = TIME, limit = 752): string[] {
   const labels = axis.ticks
     .map((value) => ({ x: axis.at(value), label: String(value) }))
     .filter(({ x, label }) => x + widthOf(label) / 2 < limit);
@@ -1528,27 +1546,33 @@ export function loadOf(origin: Origin | undefined): number | undefined {
   return Number.isFinite(share) && share > 0 ? share : undefined;
 }
 
-/** How a set-up's clients came. */
-function offered({ origin }: Setup): string | undefined {
-  const rate = Number(origin?.plan["rate"] ?? NaN);
-  if (!(rate >= 0)) return undefined;
-  if (rate === 0) return "all clients at once";
-  const load = loadOf(origin);
-  const clients = `${counted(rate)} clients a second`;
-  return load === undefined ? clients : `${clients}, ${Math.round(load * 100)} % of capacity`;
+/** How a set-up's clients came; the most common, then who differs. */
+function loadLine(setups: readonly Setup[], name: Namer): string {
+  const rates = mostCommon(setups, rateWords, name);
+  const loads = mostCommon(setups, loadWords, name);
+  return rates && `Offered load: ${rates}${loads && `; ${loads}`}.`;
 }
 
-/** The offered load of most set-ups, then what the others had. */
-function loadLine(setups: readonly Setup[], name: Namer): string {
-  const said = setups.flatMap((setup) => offered(setup) ?? []);
-  const often = (words: string): number => said.filter((other) => other === words).length;
+function rateWords({ origin }: Setup): string {
+  const rate = Number(origin?.plan["rate"] ?? NaN);
+  if (rate === 0) return "all clients at once";
+  return rate > 0 ? `${counted(rate)} clients a second` : "";
+}
+
+function loadWords({ origin }: Setup): string {
+  const load = loadOf(origin);
+  return load === undefined ? "" : `${Math.round(load * 100)} % of capacity`;
+}
+
+/** What is said of most set-ups, then in brackets what is said of others. */
+function mostCommon(setups: readonly Setup[], words: Namer, name: Namer): string {
+  const said = setups.map(words).filter(Boolean);
+  const often = (one: string): number => said.filter((other) => other === one).length;
   const [most] = said.toSorted((a, b) => often(b) - often(a));
   if (most === undefined) return "";
-  const others = setups.flatMap((setup) => {
-    const words = offered(setup);
-    return words === undefined || words === most ? [] : [`${name(setup)}: ${words}`];
-  });
-  return `Offered load: ${[most, ...others].join("; ")}.`;
+  const others = setups.filter((setup) => words(setup) !== "" && words(setup) !== most);
+  const each = others.map((setup) => `${name(setup)} ${words(setup)}`);
+  return each.length > 0 ? `${most} (${each.join(", ")})` : most;
 }
 
 /** Whether the set-ups had the same plan, as far as runs.json tells. */
@@ -1590,12 +1614,12 @@ function header(setups: readonly Setup[], looks: readonly Look[], name: Namer): 
   const load = prose(told.filter(Boolean).join(" "), BELOW_TITLE, MUTED);
   const top = load.svg.length > 0 ? load.bottom + 6 : BELOW_TITLE;
   const names = setups.map(name);
-  const rooms = setups.map((setup) => LEGEND_WIDTH - SWATCH - widthOf(`  ${sizeOf(setup)}  `));
+  const rooms = setups.map((setup) => LEGEND_WIDTH - SWATCH - widthOf(`, ${sizeOf(setup)} `));
   const labels = labelsOf(names, Math.min(...rooms));
   const legend = setups.map((setup, place) => {
     const x = MARGIN + LEGEND_WIDTH * (place % LEGEND_COLUMNS);
     const y = top + CAPITAL + LINE * Math.floor(place / LEGEND_COLUMNS);
-    return entry(x, y, at(looks, place), `${at(labels, place)}  ${sizeOf(setup)}`);
+    return entry(x, y, at(looks, place), `${at(labels, place)}, ${sizeOf(setup)}`);
   });
   const below = top + LINE * Math.ceil(setups.length / LEGEND_COLUMNS);
   const shares = prose(failureLine(setups, name), below, MUTED);
@@ -1808,11 +1832,8 @@ export function curveTable(lines: readonly Line[]): string {
   const points = lines.flatMap(({ points: own, title }) => own.map((point) => ({ title, point })));
   const times = points.flatMap(({ point: { mean: first, p95 } }) => [first.mean, p95.mean]);
   const unit = unitOf(Math.max(...times.filter(Number.isFinite)));
-  const cell = ({ mean: middle, low, high }: Interval): string => {
-    if (middle === Infinity) return "failed";
-    const half = (high - low) / 2;
-    return Number.isNaN(half) ? unit.show(middle) : `${unit.show(middle)} ± ${unit.show(half)}`;
-  };
+  const cell = (interval: Interval): string =>
+    interval.mean === Infinity ? "failed" : meanCell(interval.mean, interval, unit);
   const load = ({ setup }: Point): string => {
     const share = loadOf(setup.origin);
     return share === undefined ? "-" : `${Math.round(share * 100)} %`;
@@ -1877,7 +1898,7 @@ function measurePanel(looks: readonly LineLook[], rates: Axis, measure: Measure,
     ...looks
       .toSorted((a, b) => last(b) - last(a))
       .map(({ look, label }, place) => entry(COLUMN, at(rows, place), look, label)),
-    ...axisLabels(rates, labels, "Clients per second", RIGHT + 8),
+    ...axisLabels(rates, labels, "Clients per second"),
     ...loads,
   ];
   return { svg, bottom: labels + DESCENT + (loads.length > 0 ? LINE : 0) };
