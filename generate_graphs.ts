@@ -1041,7 +1041,8 @@ const rungBelow = (value: number): number =>
  * it is drawn at the left edge.
  */
 export function logRungs(low: number, high: number): number[] {
-  const top = LADDER.findIndex((rung) => rung >= (high || 1));
+  const highest = Math.min(high || 1, MAX_SECONDS);
+  const top = LADDER.findIndex((rung) => rung >= highest);
   const bottom = low > 0 && low <= high ? LADDER.indexOf(rungBelow(low)) : top - 3;
   const alone = bottom >= top ? 1 : 0; // one value, on a rung: leave room on both sides
   return LADDER.slice(Math.max(0, bottom - alone), top + alone + 1);
@@ -1059,8 +1060,12 @@ export function logScale([low, high]: Range, range: Range): Scale {
 }
 
 /** The first of the candidates whose labels do not run into each other, or else the last. */
-function fitting(candidates: readonly (readonly number[])[], scale: Scale): readonly number[] {
-  const half = (tick: number): number => widthOf(`${tick} `) / 2;
+function fitting(
+  candidates: readonly (readonly number[])[],
+  scale: Scale,
+  least = "",
+): readonly number[] {
+  const half = (tick: number): number => Math.max(widthOf(`${tick} `), widthOf(least)) / 2;
   const fits = (list: readonly number[]): boolean =>
     list.every((tick, place) => {
       const before = list[place - 1];
@@ -1872,7 +1877,7 @@ function rateAxis(rates: readonly number[]): Axis {
   if (low === high) return { at: () => (LEFT + RIGHT) / 2, ticks: [low] };
   const scale = (high / low > 20 ? logScale : linearScale)([low, high], inner);
   const sparse = [1, 2, 3, 4, 6, 12].map((n) => rates.filter((_, place) => place % n === 0));
-  return { at: scale, ticks: fitting(sparse, scale) };
+  return { at: scale, ticks: fitting(sparse, scale, "100 % ") };
 }
 
 function measurePanel(looks: readonly LineLook[], rates: Axis, measure: Measure, start: number) {
@@ -1936,7 +1941,9 @@ function lineMarks(
     .map(({ x, mean: value, low, high }) => ({
       x,
       y: value === Infinity ? top : axis.at(value),
-      bar: Number.isNaN(low) ? "" : line([x, axis.at(low)], [x, axis.at(high)], look.line, 1.5),
+      bar: Number.isNaN(low)
+        ? ""
+        : line([x, axis.at(low)], [x, Math.max(top, axis.at(high))], look.line, 1.5),
     }));
   const path = marks.map(({ x, y }, place) => `${place === 0 ? "M" : "L"}${round(x)} ${round(y)}`);
   const dots = marks.map(({ x, y, bar }) => bar + circle(x, y, 3.5, look.line, PAPER));
@@ -2185,12 +2192,15 @@ export function timeSentence(timelines: readonly Timeline[], name: Namer): strin
     );
   }
   const end = endOf(timelines);
-  const each = timelines.map((one) => {
-    const [first, , last] = phasesOf(one, end).map(({ from, to }) =>
-      seconds(firstQuantile(between(one, from, to), 0.5)),
+  const each = timelines.flatMap((one) => {
+    const medians = phasesOf(one, end).map(({ from, to }) =>
+      firstQuantile(between(one, from, to), 0.5),
     );
-    return `from ${first} to ${last} s in ${name(one.setup)}`;
+    const [first = NaN, , last = NaN] = medians;
+    if (!Number.isFinite(first + last)) return [];
+    return [`from ${seconds(first)} to ${seconds(last)} s in ${name(one.setup)}`];
   });
+  if (each.length === 0) return "Too few clients for a median in each third of the time.";
   return `From the first third of the time to the last the median first request went ${each.join(", ")}.`;
 }
 
@@ -2612,7 +2622,8 @@ const sayFor =
   (words) =>
     picture === "-" ? console.error(words) : console.log(words);
 
-async function main(named: string[], values: Arguments): Promise<number> {
+/** Exported for tests, which call it with whole paths. */
+export async function main(named: string[], values: Arguments): Promise<number> {
   checkArguments(named, values);
   const journals = new Journals();
   if (values.curve !== undefined) return showCurve(values.curve, values.out, journals);

@@ -153,6 +153,7 @@ export interface Box {
 function emOf(character: string): number {
   if (/[\p{M}\p{Cf}]/u.test(character)) return 0;
   if (/[ijl' ,.IJ]/.test(character)) return 0.32;
+  if (/[frt()[\]/:;!-]/.test(character)) return 0.42;
   if (/[mMwW@%…—ЖШЩЮЫжшщ]/.test(character)) return 1.09;
   if (/\p{Extended_Pictographic}/u.test(character)) return 1.4;
   if (/[\u2e80-\u{10ffff}]/u.test(character)) return 1;
@@ -167,8 +168,11 @@ export function boxesOf(svg: string): Box[] {
   return [...svg.matchAll(texts)].map(([, x, y, anchor, size = "18", markup = ""]) => {
     const content = markup
       .replace(/<.*?>/g, "")
-      .replace(/&lt;|&gt;|&amp;|&quot;/g, "<")
-      .replace(/&#39;/g, "'");
+      .replace(/&lt;/g, "<")
+      .replace(/&gt;/g, ">")
+      .replace(/&quot;/g, '"')
+      .replace(/&#39;/g, "'")
+      .replace(/&amp;/g, "&");
     const width = [...content].reduce((sum, one) => sum + emOf(one) * Number(size), 0);
     const before = { end: width, middle: width / 2, start: 0 }[anchor ?? "start"] ?? 0;
     const left = Number(x) - before;
