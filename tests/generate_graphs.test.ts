@@ -304,7 +304,7 @@ texts("shortens a name in the middle, within its room", () => {
 
 texts("breaks lines between words, but never before a per cent sign", () => {
   assert.equal(graphs.wrap("one two three", 82), ["one two", "three"]);
-  assert.equal(graphs.wrap("about 95 % of all", 75), ["about", "95 % of", "all"]);
+  assert.equal(graphs.wrap("about 95 % of all", 84), ["about", "95 % of", "all"]);
 });
 
 texts("rounds coordinates to a tenth", () => {
