@@ -102,14 +102,14 @@ curves("has the interval over runs of mean and p95, to the digit of the mean", a
   const lines = stdout.split("\n");
   assert.match(
     lines[0] ?? "",
-    /^first requests \(s\)  clients\/s  of capacity  runs  answered of planned /,
+    /^first requests \(s\)  clients\/s +load  runs  answered of planned /,
   );
   assert.match(
     lines[1] ?? "",
-    /^Round Robin +200 +40 % +2 +240 of 240  0\.0\d+ ± 0\.\d+ +0\.\d+ ± 0\.\d+$/,
+    /^Round Robin +200  40 % of capacity +2 +240 of 240  0\.0\d+ ± 0\.\d+ +0\.\d+ ± 0\.\d+$/,
   );
   assert.is(
-    lines.findIndex((line) => /^Least Connections +400 +80 %/.test(line)),
+    lines.findIndex((line) => /^Least Connections +400  80 %/.test(line)),
     6,
   );
 });
