@@ -322,7 +322,7 @@ export class LineWriter {
  * The `p`-quantile of sorted values by linear interpolation (Hyndman and Fan 1996, type 7); NaN of
  * nothing.
  */
-export function quantile(values: readonly number[], p: number): number {
+export function quantile(values: ArrayLike<number>, p: number): number {
   const place = (values.length - 1) * p;
   const below = values[Math.floor(place)] ?? NaN;
   const above = values[Math.ceil(place)] ?? NaN;
