@@ -128,7 +128,7 @@ const CHECKS: readonly Sight[] = [
   { kind: "silent", why: "", by: "wrong" },
 ];
 
-/** Everything that may be seen next: a client has dialled just now, or before something happened. */
+/** Everything that may be seen next: a client has dialled now, or before something happened. */
 function sightsAt({ state, now }: Place): Sight[] {
   const moments = new Set([now, state.since - 1, Math.min(now, state.clearableSince) - 1]);
   const byClients = [...moments].flatMap((dialledAt): Sight[] => [
@@ -355,8 +355,8 @@ const STOOD_STILL = 0.1;
 // A process behind a kernel: the kernel accepts up to its backlog, whatever the process does.
 
 /**
- * `dead`: nobody listens. `hung`: the process is stopped. `deaf`: it serves whom it has, and accepts
- * nobody. `shut`: it closes whatever it accepts. `wrong`: it answers nonsense. `lame`: it
+ * `dead`: nobody listens. `hung`: the process is stopped. `deaf`: it serves whom it has, and
+ * accepts nobody. `shut`: it closes whatever it accepts. `wrong`: it answers nonsense. `lame`: it
  * serves its clients, but what checks ask for hangs.
  */
 type Mode = "well" | "dead" | "hung" | "deaf" | "shut" | "wrong" | "lame";
@@ -809,7 +809,7 @@ const worstOf = (results: readonly CheckResult[]): CheckResult =>
 const asSilence = (result: CheckResult): CheckResult =>
   result.kind === "refused" ? { kind: "silent", why: result.why, by: "time-out" } : result;
 
-/** The everyday: clients who ask and go, some who say nothing for a while, some who talk nonsense. */
+/** The everyday: clients who ask and go, some who say nothing, some who talk nonsense. */
 function everyday(world: World): void {
   world.time.every(1, () => {
     world.crowd(12, 1, { says: "question" });
