@@ -1089,6 +1089,14 @@ ill("goes down in time though it goes on serving whom it has accepted", () => {
   }
 });
 
+ill("is not taken for one that was reached because its agent was asked", () => {
+  const world = new World("elsewhere");
+  world.machine.become("dead");
+  world.agent.become("dead");
+  world.time.run(3);
+  assert.not(world.server.health.reached);
+});
+
 ill("goes down soon after the first check that fails, when no client comes", () => {
   const world = new World("tcp");
   world.time.at(4.1, () => world.machine.become("dead"));
