@@ -374,11 +374,10 @@ logs("calls clients unanswered whose server ends with their requests", async () 
   const program = await startProgram([server.address]);
   const clients = await Promise.all(Array.from({ length: 5 }, () => dial(program.port)));
   for (const client of clients) client.socket.write("PING!");
-  for (let i = 0; i < 5; i += 1) {
-    const held = await server.next();
-    await until(() => held.size() === 5, "the request");
-    held.socket.end(); // as the kernel does for a process that is killed
-  }
+  const held: Talk[] = [];
+  for (let i = 0; i < 5; i += 1) held.push(await server.next());
+  await until(() => held.every(({ size }) => size() === 5), "five requests");
+  for (const { socket } of held) socket.end(); // as the kernel does for a process that is killed
   assert.equal([...new Set(await Promise.all(clients.map(outcomeOf)))], ["end"]);
   for (const client of clients) client.socket.end();
   await program.printed(/(?:ended after .*: unanswered\n[^]*){5}/);
