@@ -1444,7 +1444,7 @@ function bytesOf(text: string): Buffer | undefined {
 
 function readHttp(text: string): CheckSpec | undefined {
   const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
-  if (match === null) return undefined;
+  if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
   const [, letter, digits, path = "/"] = match;
   const port = digits === undefined ? undefined : Number(digits);
   if (port === 0 || (port ?? 0) > 65535) return undefined;
@@ -2257,13 +2257,17 @@ export class Connection implements Guest {
   /** It has a place at `server`, and `wire` is being connected to it. */
   dial(server: Server, wire: Wire): void {
     const now = this.owner.now();
-    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
-    this.queuedAt = 0;
+    this.#leaveQueue(now);
     this.stage = "dialling";
     this.server = server;
     this.upstream = wire;
     this.dialledAt = now;
     this.connectedAt = 0;
+  }
+
+  #leaveQueue(now: number): void {
+    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
+    this.queuedAt = 0;
   }
 
   /** The server is there: everything that waited for it goes out. */
@@ -2524,6 +2528,7 @@ export class Connection implements Guest {
     const mayFlush = reason === "client_reset" || reason === "idle_timeout";
     if (mayFlush && stage === "relaying" && upstream) this.#flush(upstream);
     if (reason !== "client_reset" || stage !== "dialling") this.#dropKept();
+    this.#leaveQueue(this.owner.now());
     this.stage = "closing";
     this.reason = reason;
     this.owner.rest(this);
@@ -2922,7 +2927,8 @@ export class LoadBalancer implements Owner {
       ...(reusePort ? { reusePort } : {}),
       ...(inherited === undefined ? {} : { fd: inherited }),
     };
-    this.#address = await listen(this.#listener, wanted);
+    const where = inherited === undefined ? formatAddress(wanted) : "the inherited socket";
+    this.#address = await listen(this.#listener, wanted, where);
     return this.#address;
   }
 
@@ -2940,7 +2946,7 @@ export class LoadBalancer implements Owner {
       const server = known.get(formatAddress(spec));
       if (server === undefined) return this.#recall(spec);
       if (server.spec.weight !== spec.weight) isReweighted = true;
-      server.spec = spec;
+      this.#reconfigure(server, spec, by);
       return server;
     });
     this.servers = servers;
@@ -2953,6 +2959,17 @@ export class LoadBalancer implements Owner {
     if (isReweighted) this.#renewPicker();
     this.#serve();
     return undefined;
+  }
+
+  /** Weight 0 drains a server, as the admin interface does. */
+  #reconfigure(server: Server, spec: ServerSpec, by: Editor): void {
+    const wasDrained = server.spec.weight === 0;
+    const isDrained = spec.weight === 0;
+    server.spec = spec;
+    if (isDrained === wasDrained) return;
+    server.switchedAt = this.now();
+    if (wasDrained) server.warmSince = this.now();
+    this.log.server(server, isDrained ? "draining" : "ready", by, `weight ${spec.weight}`);
   }
 
   /**
@@ -3064,7 +3081,9 @@ export class LoadBalancer implements Owner {
     this.#open.add(connection);
     if (this.#open.size > this.options.maxConnections) return connection.close("limit");
     const { acceptProxy } = this.options;
-    if (acceptProxy === undefined || !isWithin(acceptProxy, host)) return this.place(connection);
+    if (acceptProxy === undefined) return this.place(connection);
+    if (client.remoteAddress === undefined) return connection.close("client_reset"); // but whose?
+    if (!isWithin(acceptProxy, host)) return this.place(connection);
     connection.greet();
     this.#greetings.add(connection);
   }
@@ -3301,13 +3320,19 @@ export class LoadBalancer implements Owner {
   async drain(delay: number, seconds: number): Promise<number> {
     this.isDraining = true;
     this.log.drain(this.#open.size);
-    const over = new Promise<void>((resolve) => {
-      this.#endDelay = resolve;
-      if (delay === 0) resolve();
-      else setTimeout(resolve, Math.min(delay * 1000, LONGEST_TIMER));
-    });
-    await over;
+    if (delay > 0) await this.#delay(delay);
     return this.stop(seconds);
+  }
+
+  /** Waits so long, or until `cut` ends it. */
+  #delay(seconds: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, Math.min(seconds * 1000, LONGEST_TIMER));
+      this.#endDelay = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
   }
 
   /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
