@@ -1142,44 +1142,53 @@ function targetOf(path: string): string {
 /** Written beside it and renamed, so that nobody ever reads half a file. Throws RunError. */
 export function writeWhole(file: string, text: string): void {
   const target = targetOf(file);
-  const draft = writeDraft(target, text);
-  try {
+  const draft = `${target}.${process.pid}.tmp`;
+  const failed = (error: unknown, kept: string): never => {
+    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}; what was to be written ${kept}`);
+  };
+  const problem = problemWith(() => writeDraft(draft, text));
+  if (problem) return failed(problem, keepElsewhere(draft, text));
+  const obstacle = problemWith(() => {
     takeAfter(target, draft);
     fs.renameSync(draft, target);
+  });
+  if (obstacle) failed(obstacle, `is in ${draft}`);
+}
+
+/** What `act` throws. */
+function problemWith(act: () => void): unknown {
+  try {
+    act();
+    return undefined;
   } catch (error) {
-    const kept = `what was to be written is in ${draft}`;
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}; ${kept}`);
+    return error;
   }
 }
 
-/** A draft beside `target`, or in the folder for temporary files where there is no room. */
-function writeDraft(target: string, text: string): string {
-  const reasons: unknown[] = [];
-  for (const folder of [dirname(target), tmpdir()]) {
-    const draft = join(folder, `${basename(target)}.${process.pid}.tmp`);
-    try {
-      makeFolder(folder);
-      fs.writeFileSync(draft, text);
-      return draft;
-    } catch (error) {
-      reasons.push(error);
-      fs.rmSync(draft, { force: true });
-    }
+/** Half a draft is none. */
+function writeDraft(draft: string, text: string): void {
+  try {
+    makeFolder(dirname(draft));
+    fs.writeFileSync(draft, text);
+  } catch (error) {
+    fs.rmSync(draft, { force: true });
+    throw error;
   }
-  process.stderr.write(text); // nobody else takes it
-  const why = `${reasonOf(reasons[0])}; what was to be written is above`;
-  throw new RunError(`Cannot write ${target}: ${why}`);
+}
+
+/** Where temporary files are; failing that, in the hands of whoever reads our complaints. */
+function keepElsewhere(draft: string, text: string): string {
+  const other = join(tmpdir(), basename(draft));
+  if (!problemWith(() => writeDraft(other, text))) return `is in ${other}`;
+  process.stderr.write(text);
+  return "is above";
 }
 
 /** Mode and, where that is allowed, owner of the file that `draft` is to replace. */
 function takeAfter(target: string, draft: string): void {
   const before = fs.statSync(target, { throwIfNoEntry: false });
   if (!before?.isFile()) return;
-  try {
-    fs.chownSync(draft, before.uid, before.gid);
-  } catch {
-    // only root may give files away
-  }
+  problemWith(() => fs.chownSync(draft, before.uid, before.gid)); // only root may give files away
   fs.chmodSync(draft, before.mode);
 }
 
@@ -1195,14 +1204,10 @@ function makeFolder(folder: string): void {
 
 /** Makes the folder and proves that `file` can be written. Throws RunError. */
 function checkWritable(file: string): void {
-  try {
-    makeFolder(dirname(file));
-    const probe = `${file}.${process.pid}.tmp`;
-    fs.writeFileSync(probe, "");
-    fs.rmSync(probe);
-  } catch (error) {
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}`);
-  }
+  const probe = `${file}.${process.pid}.tmp`;
+  const problem = problemWith(() => writeDraft(probe, ""));
+  if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
+  fs.rmSync(probe);
   if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
     throw new RunError(`Cannot write ${file}: it is a folder`);
 }
