@@ -316,7 +316,7 @@ const noErrors = (): Record<FailureKind, number> => ({
 const countErrors = (errors: Observed["errors"]): number =>
   failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
 
-const countAnswers = ({ times }: Observed): number =>
+const countAnswers = (times: Observed["times"]): number =>
   times.reduce((sum, { length }) => sum + length, 0);
 
 const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
@@ -393,7 +393,10 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
   const worst = (of: keyof Health): number => Math.max(0, ...runs.map(({ tester }) => tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
-  const [answered, seconds] = [total(countAnswers), total((run) => run.seconds)];
+  const [answered, seconds] = [
+    total(({ times }) => countAnswers(times)),
+    total((run) => run.seconds),
+  ];
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
     name,
@@ -952,18 +955,13 @@ export class Children {
     return child;
   }
 
-  /** The process of `label`, and what it has printed. */
-  get(label: string): Pick<Child, "process" | "output"> | undefined {
-    return this.#find(label);
-  }
-
-  #find(label: string): Child | undefined {
+  find(label: string): Child | undefined {
     return [...this.#running].find((child) => child.label === label);
   }
 
   /** Ends one of them at once, as a crash would. */
   async crash(label: string): Promise<void> {
-    const child = this.#find(label);
+    const child = this.find(label);
     if (!child) return;
     child.isEnding = true;
     send("SIGKILL", child);
@@ -972,7 +970,7 @@ export class Children {
 
   /** Blocks the event loop of one of them. */
   hang(label: string, seconds: number): void {
-    const child = this.#find(label);
+    const child = this.find(label);
     if (!child?.process.connected) return;
     child.hangsUntil = performance.now() + seconds * 1000;
     child.process.send({ hang: seconds }, () => undefined);
@@ -1072,12 +1070,11 @@ const serverArguments = ({ mean, sd, slots, slow }: ServerSetup, seed: number): 
   ...(slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : []),
 ];
 
-/** What was started for an entry: whom to ask, and what is to happen to the last server. */
-type Started = { readonly address: Address; readonly faults: Faults };
-type Faults = {
-  readonly crash: () => Promise<unknown>;
+/** Whom to ask, and how to start the last server again. */
+type Started = {
+  readonly address: Address;
+  readonly last: string;
   readonly restart: () => Promise<unknown>;
-  readonly hang: (seconds: number) => void;
 };
 
 /**
@@ -1099,32 +1096,27 @@ async function startEntry(
   };
   const addresses = await Promise.all(needed.map((_, place) => start(place, 0)));
   const last = needed.length - 1;
-  const faults: Faults = {
-    crash: () => children.crash(serverLabel(last)),
-    restart: () => start(last, addresses[last]!.port),
-    hang: (seconds) => children.hang(serverLabel(last), seconds),
-  };
-  if (algorithm === undefined) return { address: addresses[0]!, faults };
+  const restart = (): Promise<unknown> => start(last, addresses[last]!.port);
+  const fate = { last: serverLabel(last), restart };
+  if (algorithm === undefined) return { address: addresses[0]!, ...fate };
   const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]!.weight}`);
   const usual = ["--port", "0", "--servers", list.join(), "--log", "none"];
   const options = [...usual, "--seed", String(balancerSeed), ...lab.balancerOptions];
   const words = [algorithm, ...options, ...balancerOptions];
-  return { address: await children.start(BALANCER, "load_balancer.ts", words), faults };
+  return { address: await children.start(BALANCER, "load_balancer.ts", words), ...fate };
 }
 
 /** Lets faults happen in the windows of a plan; the returned function gives up what has not yet. */
-function schedule({ crash, restart, hang }: Faults, plan: Workload): () => void {
+function schedule(children: Children, { last, restart }: Started, plan: Workload): () => void {
   const timers: NodeJS.Timeout[] = [];
   const at = (seconds: number, act: () => unknown): void =>
     void timers.push(setTimeout(act, seconds * 1000));
-  const { fail, hang: still } = plan;
+  const { fail, hang } = plan;
   const complain = (error: unknown): void =>
-    console.error(`The last server did not come back: ${reasonOf(error)}`);
-  if (fail) {
-    at(fail.from, crash);
-    at(fail.to, () => restart().catch(complain));
-  }
-  if (still) at(still.from, () => hang(still.to - still.from));
+    console.error(`${last} did not come back: ${reasonOf(error)}`);
+  if (fail) at(fail.from, () => children.crash(last));
+  if (fail) at(fail.to, () => restart().catch(complain));
+  if (hang) at(hang.from, () => children.hang(last, hang.to - hang.from));
   return () => timers.forEach(clearTimeout);
 }
 
@@ -1251,17 +1243,10 @@ const recordOf = ({ runs, ...asked }: Measured, session: string, text: string): 
   plan: asked.plan,
   runsAsked: asked.runsAsked,
   simulated: runs.some(({ simulated }) => simulated),
-  runs: runs.map((run) => ({
-    seed: run.seed,
-    clients: run.times.length,
-    planned: run.planned,
-    answered: countAnswers(run),
-    errors: run.errors,
-    firstFailed: run.firstFailed,
-    seconds: run.seconds,
-    simulated: run.simulated,
-    interrupted: run.interrupted,
-    disturbed: run.disturbed,
+  runs: runs.map(({ times, address, firstFailure, tester, ...run }) => ({
+    ...run,
+    clients: times.length,
+    answered: countAnswers(times),
   })),
 });
 
@@ -1435,7 +1420,7 @@ type Lot = {
   readonly visits: Visits;
   readonly addresses: readonly Address[];
   readonly children?: Children;
-  readonly faults?: Faults;
+  readonly started?: Started;
 };
 
 /** What a folder's runs have come to so far: whole seeds, and those of a seed that is not done. */
@@ -1561,10 +1546,10 @@ class Session {
     const nextSeed = seedsFrom(seed);
     const visits = drawVisits(plan, nextSeed);
     try {
-      const { address, faults } = await startEntry(children, entry, this.#job.lab, nextSeed);
+      const started = await startEntry(children, entry, this.#job.lab, nextSeed);
       if (this.#job.hasPage) this.#sayWhatToTry(children);
-      const asked = { name: entry.name, seed, plan, visits, addresses: [address] };
-      return await this.#measure({ ...asked, children, faults });
+      const asked = { name: entry.name, seed, plan, visits, addresses: [started.address] };
+      return await this.#measure({ ...asked, children, started });
     } catch (error) {
       if (this.#interrupted) return null; // it did not start because we stopped it
       throw error;
@@ -1573,12 +1558,13 @@ class Session {
     }
   }
 
-  async #measure({ name, seed, plan, visits, addresses, children, faults }: Lot): Promise<Outcome> {
+  async #measure({ name, seed, plan, visits, addresses, ...lot }: Lot): Promise<Outcome> {
+    const { children, started } = lot;
     const run = new Run(addresses, visits, { ...plan, numbered: children !== undefined });
     this.#run = run;
     if (this.#interrupted) run.stop();
     await children?.stalls(); // from here on they count
-    const giveUpFaults = faults && schedule(faults, plan);
+    const giveUpFaults = children && started && schedule(children, started, plan);
     const hide = this.#display.watch(name, run, visits.lastArrival);
     const observed = await run.start().finally(() => {
       this.#run = undefined;
@@ -1645,9 +1631,9 @@ class Session {
   }
 
   #sayWhatToTry(children: Children): void {
-    const said = children.get(BALANCER)?.output.stdout ?? "";
+    const said = children.find(BALANCER)?.output.stdout ?? "";
     const [, page = ""] = /^Admin on (\S+)/m.exec(said) ?? [];
-    const { pid } = children.get(serverLabel(this.#job.lab.servers.length - 1))?.process ?? {};
+    const { pid } = children.find(serverLabel(this.#job.lab.servers.length - 1))?.process ?? {};
     console.error(
       `Open ${page} and watch. Switch the algorithm there, and look at p95; drain a server;\n` +
         `stop one: kill -STOP ${pid} (and on again: kill -CONT ${pid}). Ctrl-C ends it all.`,
@@ -1730,81 +1716,43 @@ const adminAddress: Kind<string> = {
   read: (text) => (BALANCER_OPTIONS.admin.kind.read(text) === undefined ? undefined : text),
 };
 
-const seconds = { kind: listOf(amount("seconds"), "server"), value: "SECONDS" } as const;
-const window = { kind: secondsWindow, value: "FROM-TO" } as const;
+const option = <T>(value: string, kind: Kind<T>, help: string) => ({ value, kind, help });
+const eachServer = <T>(kind: Kind<T>): Kind<readonly T[]> => listOf(kind, "server");
+const seconds = eachServer(amount("seconds"));
+const rates = listOf(amount("clients a second"), "folder");
 
 export const OPTIONS = {
-  host: { kind: hostName, value: "HOST", help: "whom to ask (default 127.0.0.1)" },
-  port: { kind: wholeNumber(1, 65535), value: "PORT", help: "and where (default 65432)" },
-  name: { kind: plainName, value: "NAME", help: "write DIR/NAME.json, not response_times.json" },
-  seed: {
-    kind: seedNumber,
-    value: "N",
-    fallback: "1",
-    help: "the plan: each client's number of requests and arrival, the luck of each request",
-  },
-  runs: {
-    kind: wholeNumber(1, 10_000),
-    value: "K",
-    help: "with --compare: K runs of each entry, with the seeds N to N+K-1 (default 1)",
-  },
+  host: option("HOST", hostName, "whom to ask (default 127.0.0.1)"),
+  port: option("PORT", wholeNumber(1, 65535), "and where (default 65432)"),
+  name: option("NAME", plainName, "write DIR/NAME.json, not response_times.json"),
+  seed: { ...option("N", seedNumber, "requests, arrivals and luck of the plan"), fallback: "1" },
+  runs: option("K", wholeNumber(1, 10_000), "--compare: the seeds N to N+K-1 (default 1)"),
   rate: {
-    kind: listOf(amount("clients a second"), "folder"),
-    value: "R",
+    ...option("R", rates, "clients arriving a second, Poisson; 0 = at once; a list: DIR/rate-R/"),
     fallback: "0",
-    help: "clients arriving a second, Poisson; 0 = all at once; a list with --compare: DIR/rate-R/",
   },
   reconnect: { help: "a new connection for every request" },
-  timeout: {
-    kind: someSeconds,
-    value: "SECONDS",
-    fallback: "30",
-    help: "for one answer, connecting included",
-  },
-  compare: {
-    kind: anyText,
-    value: "LIST",
-    help: 'start servers and the balancer afresh for each of: baseline, ALGORITHM, "ALGORITHM --balancer-option ...", all; write DIR/Baseline.json, ...',
-  },
-  servers: {
-    kind: wholeNumber(1, 100),
-    value: "N",
-    help: "how many --compare starts (default 5); the baseline is the first of them alone",
-  },
-  mean: { ...seconds, help: "of their sleeps; one, or a list with one a server (default 0.5)" },
-  sd: { ...seconds, help: "their standard deviation, likewise (default 0.2)" },
-  slots: {
-    kind: listOf(wholeNumber(1), "server"),
-    value: "N",
-    help: "connections that each of them serves at once, likewise (default 10)",
-  },
-  weights: {
-    kind: listOf(wholeNumber(1, 1000), "server"),
-    value: "LIST",
-    help: "their weights, likewise (default 1)",
-  },
-  slow: {
-    kind: listOf(slowOrNot, "server"),
-    value: "FROM-TO:MEAN",
-    help: "another mean from one second to another, of the last server; or a list, - for none",
-  },
-  fail: { ...window, help: "with --compare: the last server is dead in these seconds of each run" },
-  hang: { ...window, help: "with --compare: the last server stands still, likewise" },
-  addresses: {
-    kind: wholeNumber(1, 60_000),
-    value: "N",
-    help: "with --compare: clients come from N loopback addresses in turn (default 1)",
-  },
-  admin: {
-    kind: adminAddress,
-    value: "[HOST:]PORT",
-    help: "with --compare: the admin interface of each balancer in turn",
-  },
-  data: {
-    kind: anyText,
-    value: "DIR",
-    help: "where --name and --compare write (default data; --compare: data/compare)",
-  },
+  timeout: { ...option("SECONDS", someSeconds, "for one answer"), fallback: "30" },
+  compare: option(
+    "LIST",
+    anyText,
+    "start servers and balancer afresh for each of: baseline, all, ALGORITHM with its options",
+  ),
+  servers: option("N", wholeNumber(1, 100), "how many (default 5); baseline: the first alone"),
+  mean: option("SECONDS", seconds, "of their sleeps: one, or a list, one a server (default 0.5)"),
+  sd: option("SECONDS", seconds, "their standard deviation, likewise (default 0.2)"),
+  slots: option("N", eachServer(wholeNumber(1)), "clients served at once, likewise (default 10)"),
+  weights: option("LIST", eachServer(wholeNumber(1, 1000)), "of the servers (default 1)"),
+  slow: option(
+    "FROM-TO:MEAN",
+    eachServer(slowOrNot),
+    "another mean from second to second, of the last server; or a list, - for none",
+  ),
+  fail: option("FROM-TO", secondsWindow, "--compare: the last server is dead in these seconds"),
+  hang: option("FROM-TO", secondsWindow, "--compare: the last server stands still, likewise"),
+  addresses: option("N", wholeNumber(1, 60_000), "--compare: clients come from N addresses"),
+  admin: option("[HOST:]PORT", adminAddress, "--compare: the page of each balancer in turn"),
+  data: option("DIR", anyText, "where files go (default data; --compare: data/compare)"),
   json: { help: "the summary as JSON in place of the table; an array with --compare" },
   quiet: { help: "no live line, no table" },
 } as const;
@@ -1813,41 +1761,39 @@ type Given = Values<typeof OPTIONS>;
 
 const STARTED = ["servers", "mean", "sd", "slots", "weights", "slow", "fail", "hang"] as const;
 
-/** Options that would silently do nothing are refused. */
-function checkTogether(values: Given): void {
-  const refuse = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
-    const name = names.find((name) => values[name] !== undefined);
-    if (name) throw new UsageError(`Bad option "--${name}": expected only ${expected}`);
-  };
-  if (values.compare !== undefined)
-    return refuse(
-      ["host", "port", "name"],
-      "without --compare, which starts and names what it asks",
-    );
-  refuse(STARTED, "with --compare, which starts the servers");
-  refuse(["runs", "addresses", "admin"], "with --compare");
-  if (values.name === undefined) refuse(["data"], "with --name or --compare");
+function refuseIf(isBad: boolean, what: string, expected: string): void {
+  if (isBad) throw new UsageError(`Bad ${what}: expected ${expected}`);
 }
 
-/** A sweep has no rate twice, none that is no rate, and something to sweep. Throws UsageError. */
-function checkRates({ rate, compare }: Given): void {
-  const refuseIf = (isBad: boolean, expected: string): void => {
-    if (isBad) throw new UsageError(`Bad --rate "${rate.join()}": expected ${expected}`);
+/** Options that would silently do nothing are refused. */
+function checkTogether(values: Given): void {
+  const { compare, name } = values;
+  const only = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
+    const given = names.find((key) => values[key] !== undefined);
+    refuseIf(given !== undefined, `option "--${given}"`, `only ${expected}`);
   };
-  refuseIf(rate.length > 1 && compare === undefined, "one rate; several only with --compare");
-  refuseIf(rate.length > 1 && rate.includes(0), "rates above 0 in a list");
-  refuseIf(new Set(rate).size < rate.length, "each rate once");
+  const itself = "without --compare, which starts and names what it asks";
+  if (compare !== undefined) return only(["host", "port", "name"], itself);
+  only(STARTED, "with --compare, which starts the servers");
+  only(["runs", "addresses", "admin"], "with --compare");
+  if (name === undefined) only(["data"], "with --name or --compare");
+}
+
+/** A sweep has no rate twice, none that is no rate, and something to sweep. */
+function checkRates({ rate, compare }: Given): void {
+  const what = `--rate "${rate.join()}"`;
+  refuseIf(rate.length > 1 && compare === undefined, what, "one rate; several only with --compare");
+  refuseIf(rate.length > 1 && rate.includes(0), what, "rates above 0 in a list");
+  refuseIf(new Set(rate).size < rate.length, what, "each rate once");
 }
 
 /** A run without an end is one run of one set-up, whose clients do not all come at once. */
 function checkEndless({ rate, runs }: Given, entries: readonly Entry[]): void {
-  const refuseIf = (isBad: boolean, expected: string): void => {
-    if (isBad) throw new UsageError(`Bad clients "0": expected ${expected}`);
-  };
   const isAtOnce = rate.length > 1 || rate[0] === 0;
-  refuseIf(isAtOnce, "at least 1, or one --rate above 0 for a run without an end");
-  refuseIf(entries.length > 1, "one entry of --compare without an end");
-  refuseIf(runs !== undefined, "no --runs without an end");
+  const what = 'clients "0"';
+  refuseIf(isAtOnce, what, "at least 1, or one --rate above 0 for a run without an end");
+  refuseIf(entries.length > 1, what, "one entry of --compare without an end");
+  refuseIf(runs !== undefined, what, "no --runs without an end");
 }
 
 /** Descriptors that this process may have open; Infinity where the system does not say. */
@@ -1871,17 +1817,15 @@ export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: nu
   if (plan.clients <= most) return;
   const allows = `the limit of ${limit} file descriptors allows ${most} clients at once`;
   const cure = "raise it with ulimit -n";
-  if (plan.rate === 0)
-    throw new UsageError(`Bad clients "${plan.clients}": expected fewer: ${allows}; ${cure}`);
+  refuseIf(plan.rate === 0, `clients "${plan.clients}"`, `fewer: ${allows}; ${cure}`);
   console.error(`Warning: ${allows}, and ${plan.clients} are to come; ${cure}`);
 }
 
 /** The value of each of `servers` servers. Throws UsageError when a list gives more or fewer. */
 function spread<T>(name: string, values: readonly T[], servers: number): T[] {
-  if (values.length !== 1 && values.length !== servers)
-    throw new UsageError(
-      `Bad --${name} "${values.join()}": expected one value, or one for each of ${servers} servers`,
-    );
+  const isBad = values.length !== 1 && values.length !== servers;
+  const expected = `one value, or one for each of ${servers} servers`;
+  refuseIf(isBad, `--${name} "${values.join()}"`, expected);
   return Array.from({ length: servers }, (_, i) => values[i % values.length]!);
 }
 
@@ -1927,8 +1871,8 @@ function readCounts(positionals: readonly string[]): { clients: number; maxReque
   const missing = `Missing max_requests after "${clientsText}": expected ${requestNumber.expected}`;
   if (requestsText === undefined) throw new UsageError(missing);
   const maxRequests = readValue("max_requests", requestNumber, requestsText);
-  const surplus = `Bad argument ${JSON.stringify(extra)}: expected clients and max_requests only`;
-  if (extra !== undefined) throw new UsageError(surplus);
+  const what = `argument ${JSON.stringify(extra)}`;
+  refuseIf(extra !== undefined, what, "clients and max_requests only");
   return { clients, maxRequests };
 }
 
@@ -1938,8 +1882,7 @@ export function readJob(positionals: readonly string[], values: Given): Job {
   checkTogether(values);
   checkRates(values);
   const { seed, runs = 1, compare, name, json, quiet, admin } = values;
-  if (seed + runs > 2 ** 32)
-    throw new UsageError(`Bad --runs "${runs}": expected seeds up to ${2 ** 32 - 1}`);
+  refuseIf(seed + runs > 2 ** 32, `--runs "${runs}"`, `seeds up to ${2 ** 32 - 1}`);
   const entries = compare === undefined ? [] : parseEntries(compare);
   if (clients === 0) checkEndless(values, entries);
   const seeds = Array.from({ length: runs }, (_, i) => seed + i);

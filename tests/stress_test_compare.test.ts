@@ -171,7 +171,7 @@ standing("a child that was stopped for 0.3 s says so; one that was not, does not
     "two servers",
   );
   await children.stalls();
-  const { pid = 0 } = children.get("server 2")?.process ?? {};
+  const { pid = 0 } = children.find("server 2")?.process ?? {};
   process.kill(pid, "SIGSTOP");
   await new Promise((resolve) => setTimeout(resolve, 300));
   process.kill(pid, "SIGCONT");
@@ -186,7 +186,7 @@ standing("a child that is still stopped does not keep a run from its end", async
   const children = new Children();
   later(() => children.kill());
   await within(children.start("server 1", "server.ts", ["127.0.0.1", "0"]), "a server");
-  children.get("server 1")?.process.kill("SIGSTOP");
+  children.find("server 1")?.process.kill("SIGSTOP");
   assert.is((await within(children.stalls(), "the standstills")).get("server 1"), 1);
   await within(children.stop(), "stopping", 8);
 });
