@@ -204,12 +204,12 @@ ends("Ctrl-C keeps whole seeds", async () => {
     "2 1 --mean 0 --timeout 1000 --compare baseline,random --runs 500",
     folder,
   );
-  await until(() => /run 4 of 1000/.test(output.stderr), "two seeds", 60);
+  await until(() => /run 2 of 1000/.test(output.stderr), "a seed", 60);
   child.kill("SIGINT");
   assert.is(await within(exited, "stress_test.ts"), 130);
   const { Baseline, Random } = readJson(join(folder, "data/compare/runs.json"));
   assert.is(Baseline.runs.length, Random.runs.length);
-  assert.ok(Random.runs.length >= 2);
+  assert.ok(Random.runs.length >= 1);
   assert.is(Random.runsAsked, 500);
 });
 
