@@ -107,33 +107,36 @@ function quoted(value: unknown): string {
 }
 
 /** Throws a RunError unless `value` is an array. */
-function arrayOf(value: unknown, place: string, what: string): readonly unknown[] {
-  if (Array.isArray(value)) return value;
+function checkArray(value: unknown, place: string, what: string): asserts value is unknown[] {
+  if (Array.isArray(value)) return;
   throw new RunError(`${place}expected an array of ${what}, not ${quoted(value)}`);
 }
 
 /** Reads a file's text. Throws a RunError that says where it is malformed, counting from 1. */
 export function parseTimes(text: string): Times {
   if (text.trim() === "") throw new RunError("the file is empty: expected an array of clients");
-  const clients = arrayOf(parseJson(text), "", "clients").map((requests, client) =>
-    arrayOf(requests, `client ${client + 1}: `, "times"),
-  );
+  const clients = parseJson(text);
+  checkArray(clients, "", "clients");
   const starts = new Uint32Array(clients.length + 1);
-  for (const [client, { length }] of clients.entries())
-    starts[client + 1] = at(starts, client) + length;
-  const values = new Float64Array(at(starts, clients.length));
-  for (const [client, requests] of clients.entries())
-    values.set(requests.map(timeOf(client)), at(starts, client));
-  return { values, starts };
+  const values = new Float64Array(text.length / 2); // as many as commas and brackets leave room for
+  let end = 0;
+  for (const [client, requests] of clients.entries()) {
+    checkArray(requests, `client ${client + 1}: `, "times");
+    for (const [request, value] of requests.entries()) {
+      if (!isTime(value))
+        throw new RunError(
+          `client ${client + 1}, request ${request + 1}: ${quoted(value)} is not a time in seconds`,
+        );
+      values[end] = value;
+      end += 1;
+    }
+    starts[client + 1] = end;
+  }
+  return { values: values.slice(0, end), starts };
 }
 
-const timeOf =
-  (client: number) =>
-  (value: unknown, request: number): number => {
-    if (typeof value === "number" && value >= 0 && value <= MAX_SECONDS) return value;
-    const place = `client ${client + 1}, request ${request + 1}`;
-    throw new RunError(`${place}: ${quoted(value)} is not a time in seconds`);
-  };
+const isTime = (value: unknown): value is number =>
+  typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
 
 function parseJson(text: string): unknown {
   try {
@@ -267,7 +270,7 @@ export function setupOf(name: string, title: string, times: Times, origin?: Orig
     all: times.values.toSorted(),
     first,
     later: laterOf(times, firsts, first.length),
-    means: byRun(firsts, origin).map((run) => mean(answeredOf(run))),
+    means: byRun(firsts, origin).map(mean),
     planned: origin && total(origin.runs.map(({ planned }) => planned)),
   };
 }
@@ -453,11 +456,17 @@ export function wrap(text: string, room: number): string[] {
 // Pure functions from numbers to numbers. "Sorted" means ascending; times are in seconds, shares
 // between 0 and 1.
 
-/** The arithmetic mean; NaN of nothing. */
+/** The arithmetic mean of the numbers among `values`; NaN of nothing. */
 function mean(values: ArrayLike<number>): number {
   let sum = 0;
-  for (let place = 0; place < values.length; place++) sum += at(values, place);
-  return sum / values.length;
+  let count = 0;
+  for (let place = 0; place < values.length; place++) {
+    const value = at(values, place);
+    if (Number.isNaN(value)) continue;
+    sum += value;
+    count += 1;
+  }
+  return sum / count;
 }
 
 /** The probability that Student's t is within the root of `freedom` times the angle's tangent. */
