@@ -549,6 +549,7 @@ export function histogramTop(values: Float64Array): number {
   const limit = LONG_TAIL * quantile(values, 0.5);
   return niceTop(limit > 0 ? Math.min(max, limit) : max, 10);
 }
+
 // ─── Verdict ─────────────────────────────────────────────────────────────────
 // One run is one observation, for the clients of one queue share their fate. So a verdict compares
 // runs, seed by seed, and is only given where nothing but the set-ups differs. Each reason not to
@@ -599,8 +600,11 @@ function serverDifference(a: Known, b: Known): string | undefined {
     .find((difference) => difference !== undefined);
 }
 
-const failedAmong = (called: string, setup: Setup): string =>
-  `${counted(failedOf(setup))} of ${called}${called.endsWith("s") ? "'" : "'s"} ${counted(setup.planned ?? 0)}`;
+/** "404 of Round Robin's 1,225", of which `called` is the possessor. */
+function failedAmong(called: string, setup: Setup): string {
+  const whose = called.endsWith("s") ? `${called}'` : `${called}'s`;
+  return `${counted(failedOf(setup))} of ${whose} ${counted(setup.planned ?? 0)}`;
+}
 
 const within = (what: string, difference: string | undefined): string | undefined =>
   difference && `the ${what} differ (${difference})`;
@@ -645,9 +649,10 @@ const seedsOf = ({ runs }: Known): string => runs.map(({ seed }) => seed).join()
 
 /** Why the two cannot be compared; undefined when they can. */
 function objectionTo(fast: Setup, slow: Setup, name: Namer): string | undefined {
-  const unknown = [fast, slow].filter(({ origin }) => !origin).map(name);
+  if (!fast.origin && !slow.origin)
+    return `${JOURNAL} does not tell how ${name(fast)} and ${name(slow)} were measured`;
   if (!fast.origin || !slow.origin)
-    return `${JOURNAL} does not tell how ${unknown.join(" and ")} ${unknown.length > 1 ? "were" : "was"} measured`;
+    return `${JOURNAL} does not tell how ${name(fast.origin ? slow : fast)} was measured`;
   const one = { ...fast.origin, setup: fast, called: name(fast) };
   const other = { ...slow.origin, setup: slow, called: name(slow) };
   return OBJECTIONS.map((objection) => objection(one, other)).find(
@@ -685,13 +690,15 @@ function finding(fast: Setup, slow: Setup, name: Namer): string {
   const interval = tInterval(each);
   const time = digitsFor(interval);
   const by = `${time(interval.mean)} s`;
-  const range = `95 % interval over ${each.length} paired runs ${time(interval.low)} to ${time(interval.high)} s`;
+  const span = `${time(interval.low)} to ${time(interval.high)} s`;
+  const range = `95 % interval over ${each.length} paired runs ${span}`;
   if (!(interval.low > 0) || interval.half < SHORTEST)
     return `No clear difference between ${name(fast)} and ${name(slow)}: ${by}, ${range}.`;
   const sooner = each.filter((value) => value > 0).length;
   const share = interval.mean / mean(slow.means);
   const much = percent(share, share < 0.01 ? 1 : 0);
-  return `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}: ${range}, sooner in ${sooner} of ${each.length}.`;
+  const claim = `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}`;
+  return `${claim}: ${range}, sooner in ${sooner} of ${each.length}.`;
 }
 
 const disturbedIn = ({ origin }: Setup): RunRecord[] =>
@@ -702,7 +709,8 @@ function disturbance(setups: readonly Setup[]): string {
   const runs = total(setups.map(({ origin }) => origin?.runs.length ?? 0));
   const disturbed = setups.flatMap(disturbedIn).length;
   if (disturbed === 0) return "";
-  return ` ${disturbed} of ${counted(runs)} run${runs === 1 ? "" : "s"} ${disturbed === 1 ? "was" : "were"} disturbed.`;
+  const all = runs === 1 ? "1 run" : `${counted(runs)} runs`;
+  return ` ${disturbed} of ${all} ${disturbed === 1 ? "was" : "were"} disturbed.`;
 }
 
 /** The comparison in one sentence, and what to know about it. */
@@ -758,7 +766,7 @@ function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[]
 }
 
 const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
 
 /** How many cells of a terminal a text takes. */
 const cellsOf = (text: string): number =>
@@ -842,6 +850,7 @@ function remarks(setups: readonly Setup[], compared: number): string[] {
   ];
   return said.filter((remark) => remark !== false);
 }
+
 // ─── Scales and ticks ────────────────────────────────────────────────────────
 // All arithmetic from seconds and shares to the picture's units happens here: a scale is a
 // function, an axis a scale with the ticks whose labels fit beside each other.
@@ -1046,7 +1055,8 @@ function plotAt(start: number, plot: Plot): Panel {
   const frame = { top: y + 16, bottom: y + 16 + height };
   const first = frame.bottom + gap + CAPITAL;
   const bold = `<tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan>`;
-  const heading = `<text x="${MARGIN}" y="${round(y)}" ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
+  const place = `x="${MARGIN}" y="${round(y)}"`;
+  const heading = `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
   const svg = [heading, aside && text(COLUMN, y, aside, MUTED), ...draw(frame, first)];
   return { svg, bottom: first + LINE * (labels - 1) + DESCENT };
 }
@@ -1088,7 +1098,11 @@ function svgOf({ title, head, panels, conclusion, name, description, looks }: Pa
   const dark = colours.map(
     (one) => `.${id} .f-${one.name}{fill:${one.dark}}.${id} .s-${one.name}{stroke:${one.dark}}`,
   );
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}" style="max-width:100%;height:auto" class="${id}" role="img" aria-labelledby="${id}-title ${id}-desc" font-family="system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif" font-size="${FONT}">
+  const size = `width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"`;
+  const role = `role="img" aria-labelledby="${id}-title ${id}-desc"`;
+  const style = 'style="max-width:100%;height:auto"';
+  const font = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${style} class="${id}" ${role} ${font} font-size="${FONT}">
 <title id="${id}-title">${escape(name)}</title>
 <desc id="${id}-desc">${escape(description)}</desc>
 <style>@media (prefers-color-scheme: dark){${dark.join("")}}</style>
@@ -1232,8 +1246,8 @@ function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
     const free = ends.findIndex((end) => x - end >= 14);
     const row = free < 0 ? ends.length : free;
     ends[row] = x;
-    return (bottom) =>
-      `<path d="M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z" stroke-width="1" ${paint(look.line, PAPER)}/>`;
+    const triangle = (bottom: number) => `M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z`;
+    return (y) => `<path d="${triangle(y)}" stroke-width="1" ${paint(look.line, PAPER)}/>`;
   });
   return { marks, rows: ends.length };
 }
@@ -1303,7 +1317,8 @@ function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }
   const has = (p: number): boolean => carries(values.length, p);
   const x = (p: number): number => scale(quantile(values, p));
   const half = height / 2;
-  const box = `M${round(x(0.25))} ${round(y - half)}H${round(x(0.75))}v${height}H${round(x(0.25))}z`;
+  const [left, right] = [round(x(0.25)), round(x(0.75))];
+  const box = `M${left} ${round(y - half)}H${right}v${height}H${left}z`;
   const dots = [...(has(0.95) ? [] : values)].map((one) => circle(scale(one), y, 2.5, fill, edge));
   return [
     has(0.95) ? line([x(0.05), y], [x(0.95), y], edge, 2) : "",
@@ -1516,7 +1531,9 @@ export function kneeSentence(lines: readonly Line[], name: (line: Line) => strin
     const rate = kneeOf(one);
     return `${name(one)} ${counted(rate)}${rate === highest ? " (the highest tried)" : ""}`;
   });
-  return `Up to so many clients a second the p95 of first requests stays below twice that at ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
+  const claim =
+    "Up to so many clients a second the p95 of first requests stays below twice that at";
+  return `${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
 }
 
 function moreLoad(knees: readonly Line[], name: (line: Line) => string): string {
@@ -1737,7 +1754,7 @@ export function phaseTable(timelines: readonly Timeline[]): string {
 const firstFailures = ({ first, firsts }: Setup): string =>
   `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
 
-/** How long after the window's beginning clients came who failed or waited longer than any before. */
+/** For how long clients came who failed, or waited longer than any before the window. */
 function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   let longest = 0;
   let last = from;
@@ -1754,7 +1771,9 @@ export function timeSentence(timelines: readonly Timeline[], name: Namer): strin
   const { window } = at(timelines, 0);
   if (window) {
     const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${name(one.setup)}`);
-    return `After the last server was ${window.what} at ${seconds(window.from)} s, clients came who failed or waited longer than any before for ${each.join(", ")}.`;
+    const since = `After the last server was ${window.what} at ${seconds(window.from)} s`;
+    const who = "clients came who failed or waited longer than any before";
+    return `${since}, ${who} for ${each.join(", ")}.`;
   }
   const end = endOf(timelines);
   const each = timelines.flatMap((one) => {
@@ -1765,7 +1784,8 @@ export function timeSentence(timelines: readonly Timeline[], name: Namer): strin
     return `from ${seconds(first)} to ${seconds(last)} s in ${name(one.setup)}`;
   });
   if (each.length === 0) return "Too few clients for a median in each third of the time.";
-  return `From the first third of the time to the last the median first request went ${each.join(", ")}.`;
+  const claim = "From the first third of the time to the last the median first request went";
+  return `${claim} ${each.join(", ")}.`;
 }
 
 /** A quantile in a moving window, a thirtieth of the time wide; broken where too few came. */
@@ -1844,7 +1864,9 @@ export function drawOverTime(all: readonly Timeline[]): string {
   const span = spanOf(setups.map(({ first }) => first));
   const { window } = at(timelines, 0);
   const shaded = window && `Shaded: the last server was ${window.what}. `;
-  const about = `Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
+  const about =
+    "Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one " +
+    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
   const title = "First Requests Over Time";
   return svgOf({
     title,
@@ -2028,11 +2050,12 @@ async function show({ words, svg }: Result, picture: string, complaints: readonl
 
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
 
-const OPTIONS = {
+/** Exported for tests, as is main. */
+export const OPTIONS = {
   data: {
     kind: anyText,
     value: "DIR",
-    help: `the folder of ${KNOWN.map((name) => `${name}.json`).join(", ")} and what else its ${JOURNAL} lists (default data)`,
+    help: `the folder of ${KNOWN.join(", ")} and what else its ${JOURNAL} lists (default data)`,
   },
   out: { kind: anyText, value: "FILE", help: "where the picture goes; - is standard output" },
   within: {
@@ -2123,7 +2146,6 @@ async function showCurve(folder: string, picture: string, journals: Journals): P
   return show({ words, svg: () => drawCurve(lines) }, picture, journals.complaints);
 }
 
-/** Exported for tests, which call it with whole paths. */
 export async function main(named: string[], values: Arguments): Promise<number> {
   checkArguments(named, values);
   const { data = "data", curve, overTime } = values;
