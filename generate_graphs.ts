@@ -2057,13 +2057,21 @@ export const OPTIONS = {
     value: "DIR",
     help: `the folder of ${KNOWN.join(", ")} and what else its ${JOURNAL} lists (default data)`,
   },
-  out: { kind: anyText, value: "FILE", help: "where the picture goes; - is standard output" },
+  out: {
+    kind: anyText,
+    value: "FILE",
+    help: "where the picture goes, - for standard output (default beside the first file)",
+  },
   within: {
     kind: someSeconds,
     value: "SECONDS",
-    help: "a column: the share answered in this time",
+    help: "a column: the share answered within that",
   },
-  curve: { kind: anyText, value: "DIR", help: `DIR/rate-R/... into DIR/${CURVE}` },
+  curve: {
+    kind: anyText,
+    value: "DIR",
+    help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}`,
+  },
   overTime: { help: `first requests at their scheduled arrivals, into ${OVER_TIME}` },
 } satisfies Options;
 
