@@ -446,6 +446,28 @@ logs("may have a reader that is stuck without harm", async () => {
   );
 });
 
+logs("lines that a stuck reader costs are counted, and said when it reads again", async () => {
+  const code = `import { LineWriter } from ${JSON.stringify(new URL("../lib.ts", import.meta.url).href)};
+    const writer = new LineWriter();
+    for (let i = 0; i < 30; i += 1) writer.write("x".repeat(100_000));
+    const look = setInterval(() => {
+      if (process.stdout.writableLength < 2_000_000) return;
+      clearInterval(look);
+      for (let i = 0; i < 10; i += 1) writer.write("lost");
+      console.error("full");
+    }, 5);`;
+  const program = startNode(
+    ["--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code],
+    "a writer",
+  );
+  program.child.stdout?.pause();
+  await until(() => program.output.stderr === "full\n", "more than the reader's share");
+  program.child.stdout?.resume();
+  assert.is(await exitOf(program), 0);
+  assert.is(program.output.stderr, "full\n10 log lines were dropped: their reader was too slow\n");
+  assert.is(program.output.stdout.length, 30 * 100_001, "what was taken arrives");
+});
+
 logs.run();
 
 // ─── Signals ─────────────────────────────────────────────────────────────────
