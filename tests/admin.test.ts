@@ -94,6 +94,7 @@ status("gives everything there is to know of the balancer and its servers as JSO
     return "a time";
   });
   assert.equal([code, type], [200, "application/json; charset=utf-8"]);
+  const { maxConnections } = balancer.options;
   assert.equal(known, {
     algorithm: "round-robin",
     algorithms: ALGORITHMS,
@@ -103,6 +104,8 @@ status("gives everything there is to know of the balancer and its servers as JSO
     fileError: null,
     listening: `127.0.0.1:${port}`,
     uptime: "a time",
+    maxConnections,
+    serverConnections: 0,
     accepted: 1,
     active: 0,
     queued: 0,
