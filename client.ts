@@ -25,13 +25,13 @@ import {
 
 const PING = Buffer.from("PING!");
 const PONG = Buffer.from("PONG!");
-const TIMEOUT_SECONDS = 30;
 
 // ─── Failures and names ──────────────────────────────────────────────────────
 
 /**
  * `connect`: no connection; `reset`, `closed`: the other side's, before the answer; `wrong`: other
- * bytes than one `PONG!` a request; `interrupted`: our own `close` before the answer.
+ * bytes than one `PONG!` a request; `shortage`: we have no descriptor or port left to connect from,
+ * which says nothing about the other side; `interrupted`: our own `close` before the answer.
  */
 export const failureKinds = [
   "connect",
@@ -39,9 +39,13 @@ export const failureKinds = [
   "reset",
   "closed",
   "wrong",
+  "shortage",
   "interrupted",
 ] as const;
 export type FailureKind = (typeof failureKinds)[number];
+
+/** What the system says when it is ours that is used up. */
+const SHORTAGES: readonly unknown[] = ["EMFILE", "ENFILE", "EADDRNOTAVAIL", "ENOBUFS"];
 
 /** A request that got no answer. */
 export class RequestError extends RunError {
@@ -53,37 +57,43 @@ export class RequestError extends RunError {
 }
 
 /**
- * The same address with its name looked up, IPv4 first. Connecting to a name costs a look-up and a
- * race between its addresses every time (happy eyeballs); looked up once, it costs neither. Throws
- * RunError.
+ * All addresses of a name, IPv4 first. Connecting to a name costs a look-up and a race between its
+ * addresses every time (happy eyeballs); looked up once, it costs neither. Throws RunError.
  */
-export async function resolveAddress({ host, port }: Address): Promise<Address> {
-  const found = await lookup(host, { verbatim: false }).catch((error: unknown) => {
+export async function resolveAddresses({ host, port }: Address): Promise<Address[]> {
+  const found = await lookup(host, { all: true, verbatim: false }).catch((error: unknown) => {
     throw new RunError(`Cannot resolve ${JSON.stringify(host)}: ${reasonOf(error)}`);
   });
-  return { host: found.address, port };
+  return found.map(({ address }) => ({ host: address, port }));
 }
 
 // ─── Client ──────────────────────────────────────────────────────────────────
 // A client has at most one socket and at most one request. Whatever happens to the two ends in
 // `#succeed` or `#fail`; a socket that was dropped is no longer listened to.
 
-/**
- * Shared by all clients: each looks at its bytes before the next read. More than an answer is
- * wrong, so it can be small.
- */
+/** Shared by all clients: each looks at its bytes before the next read. */
 const readBuffer = Buffer.alloc(64);
 
 type Request = {
+  /** Undefined when no more than a connection was asked for. */
+  readonly ping: Buffer | string | undefined;
   readonly resolve: (seconds: number) => void;
   readonly reject: (error: RequestError) => void;
   readonly since: number;
   readonly deadline: NodeJS.Timeout;
 };
 
+/** `timeout`: seconds, for one request; `localAddress`: one of this machine's, to come from. */
+export type ClientOptions = { readonly timeout?: number; readonly localAddress?: string };
+
 export class Client {
-  readonly #address: Address;
+  readonly #addresses: readonly Address[];
   readonly #timeout: number;
+  readonly #localAddress: string | undefined;
+  /** Which of the addresses is dialled, first the one that accepted last time. */
+  #place = 0;
+  /** Why dials have failed since one succeeded or all did. */
+  #refusals: RequestError[] = [];
   #socket: Socket | undefined;
   #connected = false;
   #request: Request | undefined;
@@ -92,12 +102,11 @@ export class Client {
   /** What broke the connection while nobody asked: the next request fails with it. */
   #broken: RequestError | undefined;
 
-  /**
-   * `address` should hold no name, see `resolveAddress`; `timeout` is in seconds, for one request.
-   */
-  constructor(address: Address, timeout = TIMEOUT_SECONDS) {
-    this.#address = address;
+  /** `addresses` are tried in turn, and should hold no names: see `resolveAddresses`. */
+  constructor(addresses: readonly Address[], { timeout = 30, localAddress }: ClientOptions = {}) {
+    this.#addresses = addresses;
     this.#timeout = timeout;
+    this.#localAddress = localAddress;
   }
 
   /**
@@ -106,23 +115,23 @@ export class Client {
    */
   async connect(): Promise<number> {
     if (this.#socket) return 0;
-    const connected = this.#begin(performance.now());
-    this.#open(false);
+    const connected = this.#begin(performance.now(), undefined);
+    this.#open();
     return connected;
   }
 
   /**
-   * Sends `PING!`, on a new connection if there is none. Fulfilled with the seconds from `since` (a
-   * moment of `performance.now()`) to the last byte of the answer. A failure ends the connection.
-   * Throws RequestError.
+   * Sends `PING!`, or `PING 4711!` when there is a number, on a new connection if there is none.
+   * Fulfilled with the seconds from `since` (a moment of `performance.now()`) to the last byte of
+   * the answer. A failure ends the connection. Throws RequestError.
    */
-  request(since = performance.now()): Promise<number> {
+  request(since = performance.now(), number?: number): Promise<number> {
     const broken = this.#broken;
     this.#broken = undefined;
     if (broken) return Promise.reject(broken);
-    const answer = this.#begin(since);
+    const answer = this.#begin(since, number === undefined ? PING : `PING ${number}!`);
     if (this.#socket) this.#send();
-    else this.#open(true);
+    else this.#open();
     return answer;
   }
 
@@ -141,17 +150,23 @@ export class Client {
     return formatAddress(this.#address);
   }
 
-  #begin(since: number): Promise<number> {
+  get #address(): Address {
+    return this.#addresses[this.#place % this.#addresses.length]!;
+  }
+
+  #begin(since: number, ping: Request["ping"]): Promise<number> {
     if (this.#request) throw new Error("a client makes one request at a time");
     return new Promise((resolve, reject) => {
       const left = Math.max(0, since + this.#timeout * 1000 - performance.now());
-      this.#request = { resolve, reject, since, deadline: setTimeout(this.#onDeadline, left) };
+      const deadline = setTimeout(this.#onDeadline, left);
+      this.#request = { ping, resolve, reject, since, deadline };
     });
   }
 
-  #open(ask: boolean): void {
+  #open(): void {
     const socket = connect({
       ...this.#address,
+      localAddress: this.#localAddress,
       noDelay: true,
       allowHalfOpen: true, // or `#onEnd` could not find out whether it was a reset
       // a read allocates nothing
@@ -167,14 +182,15 @@ export class Client {
       })
       .on("connect", () => {
         this.#connected = true;
-        if (ask) this.#send();
+        this.#refusals = [];
+        if (this.#request?.ping) this.#send();
         else this.#succeed();
       });
   }
 
   #send(): void {
     this.#matched = 0;
-    this.#socket?.write(PING);
+    if (this.#request?.ping) this.#socket?.write(this.#request.ping);
   }
 
   #onRead(length: number): boolean {
@@ -191,8 +207,23 @@ export class Client {
 
   #onError(error: Error): void {
     if (this.#connected)
-      this.#fail("reset", `Lost the connection to ${this.#where}: ${reasonOf(error)}`);
-    else this.#fail("connect", `Cannot connect to ${this.#where}: ${reasonOf(error)}`);
+      return this.#fail("reset", `Lost the connection to ${this.#where}: ${reasonOf(error)}`);
+    const isOurs = "code" in error && SHORTAGES.includes(error.code);
+    const message = `Cannot connect to ${this.#where}: ${reasonOf(error)}`;
+    this.#dialFailed(new RequestError(isOurs ? "shortage" : "connect", message));
+  }
+
+  /**
+   * On to the next address; the request fails when there is none, for what the first one said. A
+   * machine without IPv6 lacks an address of its own for the second: that is no shortage.
+   */
+  #dialFailed(error: RequestError): void {
+    this.#place += 1;
+    this.#refusals.push(error);
+    const { kind, message } = this.#refusals[0] ?? error;
+    if (this.#refusals.length === this.#addresses.length) return this.#fail(kind, message);
+    this.#drop()?.destroy();
+    this.#open();
   }
 
   /**
@@ -220,6 +251,7 @@ export class Client {
 
   #fail(kind: FailureKind, message: string): void {
     const socket = this.#drop();
+    this.#refusals = [];
     // Where somebody still works on the answer, a reset says at once that nobody waits for it.
     if (kind === "timeout" || kind === "wrong" || kind === "interrupted") socket?.resetAndDestroy();
     socket?.destroy();
@@ -254,7 +286,7 @@ const OPTIONS = {
 async function main([extra]: string[], address: Values<typeof OPTIONS>): Promise<number> {
   if (extra !== undefined)
     throw new UsageError(`Bad argument ${JSON.stringify(extra)}: expected --host or --port`);
-  const client = new Client(await resolveAddress(address));
+  const client = new Client(await resolveAddresses(address));
   await client.connect();
   const seconds = await client.request();
   client.close();

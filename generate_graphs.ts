@@ -2,98 +2,71 @@
 /**
  * generate_graphs.ts - draw what the stress tester measured, and say what it proves.
  *
- * Reads up to eight runs, prints a table that compares them and a verdict, and writes one
- * SVG: the histogram, the share answered within t, and first requests against later ones.
- * The same input gives the same bytes: no clock, no chance, no measured text.
+ * Prints a table that compares set-ups and a verdict, and writes one SVG: the histogram, the share
+ * still waiting after t, and first requests against later ones. Two more pictures show a sweep of
+ * rates, and runs from beginning to end. The same input gives the same bytes.
  *
- *   tsx generate_graphs.ts                          the three runs in data/
- *   tsx generate_graphs.ts --data data/demo         the three runs in another folder
+ *   tsx generate_graphs.ts                          the runs in data/
  *   tsx generate_graphs.ts before/RoundRobin.json after/RoundRobin.json --out change.svg
+ *   tsx generate_graphs.ts --curve data/sweep       the runs in data/sweep/rate-150, rate-200, ...
+ *   tsx generate_graphs.ts data/failure --over-time
  *
- * A run is a JSON array with an array for each client, with the seconds each of its requests
- * took; a client without answers is []. Failed requests are not in these files.
+ * A file is a JSON array with an array for each client, with the seconds each of its requests
+ * took. Failed requests are not in it: the runs.json beside it tells how it was made.
  */
-import { readFile, writeFile } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
-import {
-  anyText,
-  carries,
-  isMain,
-  mulberry32,
-  type Options,
-  quantile,
-  reasonOf,
-  RunError,
-  runScript,
-  someSeconds,
-  UsageError,
-  type Values,
-} from "./lib.ts";
+import { createHash, randomUUID } from "node:crypto";
+import type { BigIntStats } from "node:fs";
+import { lstat, open, readdir, readFile, readlink, rename, rm, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve, sep } from "node:path";
+import { anyText, carries, isMain, type Options, quantile, reasonOf, RunError } from "./lib.ts";
+import { runScript, someSeconds, UsageError, type Values } from "./lib.ts";
+import { drawPlan, seedsFrom } from "./stress_test.ts";
 
-/**
- * The runs to read when none are named; the first is one server without a balancer, a reference.
- */
-const RUNS = ["Baseline", "RoundRobin", "LeastConnections"];
+/** The files to read when none are named; the first is one server without a balancer. */
+const KNOWN = ["Baseline", "RoundRobin", "LeastConnections"];
+const JOURNAL = "runs.json";
 const PICTURE = "response_times.svg";
+const CURVE = "load_curve.svg";
+const OVER_TIME = "over_time.svg";
 
-/**
- * The longest time taken for a response time, 12 days; what is longer was not written in seconds.
- */
+/** The longest response time, 12 days; what is longer was not written in seconds. */
 const MAX_SECONDS = 1e6;
+/** A nanosecond: what is closer together has no spread, what is shorter no axis of its own. */
+const SHORTEST = 1e-9;
 const BINS = 20;
-/**
- * The histogram ends here, in medians, when a longer tail would squeeze the rest into a few bins.
- */
+/** The histogram ends here, in medians, when a longer tail would squeeze the rest. */
 const LONG_TAIL = 6;
-const DRAWS = 2000;
-const SEED = 1;
-/** With fewer clients a bootstrap interval is too narrow; with one it has no width at all. */
-const FEWEST_CLIENTS = 20;
+/** With fewer seeds an interval is too wide to be worth a sentence; with more it seldom is. */
+const FEWEST_RUNS = 5;
+const ENOUGH_RUNS = 6;
 
 /** Units of the view box. 18 units stay legible when the picture is shown 480 pixels wide. */
 const WIDTH = 960;
-const HEIGHT = 800;
 const MARGIN = 20;
 const FONT = 18;
 const LINE = 23;
-/**
- * Text cannot be measured here, so each character is given 0.6 em, in whole sentences 0.56: enough
- * for DejaVu Sans, the widest of the usual fonts.
- */
-const CHARACTER = 0.6 * FONT;
-const PROSE = 0.56 * FONT;
-/**
- * Plots lie between LEFT and RIGHT; the column beside them holds direct labels, at most LABEL
- * characters long.
- */
-const LEFT = 76;
-const RIGHT = 716;
-const COLUMN = 730;
-const LABEL = 17;
+/** The height of a capital, and what hangs below the base line. */
+const CAPITAL = 14;
+const DESCENT = 5;
+/** Between what belongs to one panel and the next panel's heading. */
+const AIR = 30;
+/** Plots lie between LEFT and RIGHT; the column beside them holds labels with swatches. */
+const LEFT = 104;
+const RIGHT = 712;
+const COLUMN = 724;
+const SWATCH = 34;
+const PLOT = 184;
+const MOST_DRAWN = 8;
 
-interface Colour {
-  readonly name: string;
-  readonly light: string;
-  readonly dark: string;
-}
+type Colour = Readonly<{ name: string; light: string; dark: string }>;
 const PAPER: Colour = { name: "paper", light: "#ffffff", dark: "#0d1117" };
 const INK: Colour = { name: "ink", light: "#1f2328", dark: "#e6edf3" };
 const MUTED: Colour = { name: "muted", light: "#59636e", dark: "#9198a1" };
 const GRID: Colour = { name: "grid", light: "#d0d7de", dark: "#30363d" };
 
-/**
- * How a run looks: its line, its text (4.5:1 against the paper), and a dash for readers who do not
- * see colours.
- */
-interface Look {
-  readonly line: Colour;
-  readonly text: Colour;
-  readonly dash: string;
-}
-/**
- * The first three belong to RUNS, by name, and are Okabe and Ito's (2008); the others continue
- * them.
- */
+/** A line, its text (4.5:1 against the paper), and a dash for who does not see colours. */
+type Look = Readonly<{ line: Colour; text: Colour; dash: string }>;
+/** The first three belong to KNOWN, and are Okabe and Ito's (2008); the others continue them. */
 const LOOKS: readonly Look[] = [
   ["#0072B2", "#0072B2", "#56B4E9", "none"],
   ["#D55E00", "#B35C00", "#E69F00", "7 3"],
@@ -109,275 +82,773 @@ const LOOKS: readonly Look[] = [
   dash,
 }));
 
-/**
- * The answers of one set-up: seconds by client and request, and the same, sorted, for the
- * statistics.
- */
-export interface Run {
-  /** The file's name without .json. */
-  readonly name: string;
-  /** The name in words. */
-  readonly title: string;
-  /** The title, cut to what the picture has room for. */
-  readonly label: string;
-  readonly look: Look;
-  readonly clients: readonly (readonly number[])[];
-  readonly all: readonly number[];
-  readonly first: readonly number[];
-  readonly later: readonly number[];
+// ─── Times ───────────────────────────────────────────────────────────────────
+// Files are not trusted: whatever is not a time is reported with its place. Times are kept in
+// typed arrays, since a million boxed numbers in a million little arrays cost ten times as much.
+
+/** Times of all clients in turn; client c has those from starts[c] on, and the last starts end. */
+export type Times = Readonly<{ values: Float64Array; starts: Uint32Array }>;
+
+/** The element at `place`, which exists. */
+function at<T>(list: ArrayLike<T>, place: number): T {
+  const element = list[place];
+  if (element === undefined) throw new Error(`Nothing at ${place} of ${list.length}`);
+  return element;
 }
 
-// ─── Reading ─────────────────────────────────────────────────────────────────
-// Files are not trusted: whatever is not a time is reported with its place. One bad file does not
-// keep the others from being drawn, so reading collects complaints and throws nothing.
+const total = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
 
 /** A value of a JSON file, short enough for a complaint. */
 function quoted(value: unknown): string {
   if (Array.isArray(value)) return "an array";
   if (typeof value === "object" && value !== null) return "an object";
-  return typeof value === "string"
-    ? JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value)
-    : String(value);
+  if (typeof value !== "string") return String(value);
+  return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
+}
+
+/** Throws a RunError unless `value` is an array. */
+function checkArray(value: unknown, place: string, what: string): asserts value is unknown[] {
+  if (Array.isArray(value)) return;
+  throw new RunError(`${place}expected an array of ${what}, not ${quoted(value)}`);
+}
+
+/** Reads a file's text. Throws a RunError that says where it is malformed, counting from 1. */
+export function parseTimes(text: string): Times {
+  if (text.trim() === "") throw new RunError("the file is empty: expected an array of clients");
+  const clients = parseJson(text);
+  checkArray(clients, "", "clients");
+  const starts = new Uint32Array(clients.length + 1);
+  const values = new Float64Array(text.length / 2); // as many as commas and brackets leave room for
+  let end = 0;
+  for (const [client, requests] of clients.entries()) {
+    checkArray(requests, `client ${client + 1}: `, "times");
+    for (const [request, value] of requests.entries()) {
+      if (!isTime(value))
+        throw new RunError(
+          `client ${client + 1}, request ${request + 1}: ${quoted(value)} is not a time in seconds`,
+        );
+      values[end] = value;
+      end += 1;
+    }
+    starts[client + 1] = end;
+  }
+  return { values: values.slice(0, end), starts };
 }
 
 const isTime = (value: unknown): value is number =>
   typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
 
-/**
- * Reads a run's text: seconds by client and request. Throws a RunError that says where it is
- * malformed; both count from 1.
- */
-export function parseTimes(text: string): number[][] {
-  if (text.trim() === "") throw new RunError("the file is empty: expected an array of clients");
-  const clients = parseJson(text);
-  if (!Array.isArray(clients))
-    throw new RunError(`expected an array of clients, not ${quoted(clients)}`);
-  return clients.map((requests: unknown, client) => {
-    if (!Array.isArray(requests))
-      throw new RunError(
-        `client ${client + 1}: expected an array of times, not ${quoted(requests)}`,
-      );
-    return requests.map((value: unknown, request) => {
-      if (!isTime(value))
-        throw new RunError(
-          `client ${client + 1}, request ${request + 1}: ${quoted(value)} is not a time in seconds`,
-        );
-      return value;
-    });
-  });
-}
-
 function parseJson(text: string): unknown {
   try {
-    return JSON.parse(text.replace(/^\uFEFF/, ""));
+    return JSON.parse(text);
   } catch (error) {
     throw new RunError(`not JSON: ${reasonOf(error)}`);
   }
 }
 
-/** Control characters have no place in a line of text, nor in XML. */
-const oneLine = (text: string): string => text.replace(/\s+/g, " ").replace(/\p{C}/gu, "\ufffd");
-
-const nameOf = (file: string): string => basename(file, ".json");
-
-/**
- * The name of a run in words, "RoundRobin" as "Round Robin"; with its folder where another file has
- * the same name.
- */
-export function titleOf(file: string, files: readonly string[]): string {
-  const words = (name: string): string =>
-    oneLine(name.replace(/([a-z\d])([A-Z])/g, "$1 $2").replace(/[-_]+/g, " ")).trim() ||
-    oneLine(name);
-  const namesakes = files.filter((other) => nameOf(other) === nameOf(file));
-  return namesakes.length > 1
-    ? `${oneLine(basename(dirname(resolve(file))))}/${words(nameOf(file))}`
-    : words(nameOf(file));
+/** UTF-8, or what a byte order mark says: PowerShell's `>` writes UTF-16. */
+function decode(bytes: Uint8Array): string {
+  if (bytes[0] === 0xff && bytes[1] === 0xfe) return new TextDecoder("utf-16le").decode(bytes);
+  if (bytes[0] === 0xfe && bytes[1] === 0xff) return new TextDecoder("utf-16be").decode(bytes);
+  return new TextDecoder().decode(bytes);
 }
 
-/**
- * Gives each run a look of its own: the three known names keep theirs, the others take what is
- * free, in order.
- */
-export function looksOf(names: readonly string[]): Look[] {
-  const own = names.map((name, place) =>
-    names.indexOf(name) === place ? LOOKS[RUNS.indexOf(name)] : undefined,
-  );
-  const free = LOOKS.filter((look) => !own.includes(look)).values();
-  return own.flatMap((look) => look ?? free.next().value ?? []);
+// ─── Origin ──────────────────────────────────────────────────────────────────
+// What runs.json says of a file, checked field by field: anybody may have edited it. An entry that
+// is not whole, or not about these bytes, says nothing, and the file is one of unknown origin.
+
+type Fields = Readonly<Record<string, unknown>>;
+
+/** One run of a set-up: one seed. */
+type RunRecord = {
+  readonly seed: number;
+  readonly clients: number;
+  readonly planned: number;
+  readonly answered: number;
+  /** Places, within the run, of the clients whose first request failed. */
+  readonly firstFailed: readonly number[];
+  readonly interrupted: boolean;
+  readonly disturbed: readonly string[];
+};
+
+export type Origin = {
+  /** The same for all that one call measured. */
+  readonly session: string;
+  readonly algorithm: unknown;
+  /** None when they were started by hand. */
+  readonly servers: readonly Fields[];
+  readonly plan: Fields;
+  readonly runsAsked: number;
+  readonly simulated: boolean;
+  readonly runs: readonly RunRecord[];
+};
+
+const isFields = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+const isCount = (value: unknown): value is number =>
+  typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
+const isText = (value: unknown): value is string => typeof value === "string";
+
+/** `value` when it is a list of what `is` accepts, and an empty one when there is none. */
+function listOf<T>(value: unknown, is: (item: unknown) => item is T): readonly T[] | undefined {
+  if (value === undefined || value === null) return [];
+  return Array.isArray(value) && value.every(is) ? value : undefined;
 }
 
-const sorted = (values: readonly number[]): number[] => [...values].sort((a, b) => a - b);
-
-/** A run from what was read; `title` and `look` tell it from the others. */
-export function runOf(
-  name: string,
-  title: string,
-  look: Look,
-  clients: readonly (readonly number[])[],
-): Run {
-  const first = clients.flatMap((requests) => requests.slice(0, 1));
-  const later = clients.flatMap((requests) => requests.slice(1));
+/** What an entry of runs.json says of a file with this hash and times, if it may be believed. */
+export function originOf(entry: unknown, sha256: string, times: Times): Origin | undefined {
+  if (!isFields(entry) || entry["sha256"] !== sha256) return undefined;
+  const { session, setup, plan, runsAsked } = entry;
+  const listed = listOf(entry["runs"], isFields) ?? [];
+  const runs = listed.map(recordOf).filter((run) => run !== undefined);
+  if (!isText(session) || !isFields(plan) || runs.length === 0) return undefined;
+  if (runs.length < listed.length || !fits(runs, times)) return undefined;
+  const { algorithm, servers } = isFields(setup) ? setup : {};
   return {
-    name,
-    title,
-    label: shorten(title, LABEL),
-    look,
-    clients,
-    all: sorted(clients.flat()),
-    first: sorted(first),
-    later: sorted(later),
+    session,
+    algorithm,
+    servers: listOf(servers, isFields) ?? [],
+    plan,
+    runsAsked: isCount(runsAsked) ? runsAsked : runs.length,
+    simulated: [entry, ...listed].some(({ simulated }) => simulated === true),
+    runs,
   };
 }
 
-/**
- * Reads `files`, of which there are at most as many as looks. A file that cannot be read becomes a
- * complaint, in one line.
- */
-async function readRuns(files: readonly string[]): Promise<{ runs: Run[]; complaints: string[] }> {
-  const runs: Run[] = [];
-  const complaints: string[] = [];
-  const looks = looksOf(files.map(nameOf));
-  for (const [place, look] of looks.entries()) {
-    const file = files[place] ?? "";
-    try {
-      const text = await readFile(file, "utf8").catch((error: unknown) => {
-        throw new RunError(reasonOf(error));
-      });
-      runs.push(runOf(nameOf(file), titleOf(file, files), look, parseTimes(text)));
-    } catch (error) {
-      if (!(error instanceof RunError)) throw error;
-      complaints.push(oneLine(`Cannot draw ${file}: ${error.message}`));
-    }
+function recordOf(run: Fields): RunRecord | undefined {
+  const { seed, clients, planned, answered } = run;
+  const firstFailed = listOf(run["firstFailed"], isCount);
+  const disturbed = listOf(run["disturbed"], isText);
+  if (!isCount(seed) || !isCount(clients) || !firstFailed || !disturbed) return undefined;
+  if (!isCount(planned) || !isCount(answered) || planned < answered) return undefined;
+  if (firstFailed.some((place) => place >= clients)) return undefined;
+  const interrupted = run["interrupted"] === true;
+  return { seed, clients, planned, answered, firstFailed, interrupted, disturbed };
+}
+
+/** Whether the runs are about as many clients and answers as the file holds. */
+const fits = (runs: readonly RunRecord[], { values, starts }: Times): boolean =>
+  total(runs.map(({ clients }) => clients)) === starts.length - 1 &&
+  total(runs.map(({ answered }) => answered)) === values.length;
+
+// ─── Set-ups ─────────────────────────────────────────────────────────────────
+// A set-up is what one file holds: the clients of all its runs, run after run, and their origin.
+
+export type Setup = {
+  /** The file's name without .json. */
+  readonly name: string;
+  /** The name in words, different from all others. */
+  readonly title: string;
+  readonly origin: Origin | undefined;
+  /** The first request of each client in the file's order; NaN where it was not answered. */
+  readonly firsts: Float64Array;
+  /** Sorted, in seconds, as are `first` and `later`. */
+  readonly all: Float64Array;
+  readonly first: Float64Array;
+  readonly later: Float64Array;
+  /** The mean first request of each run; of all together when the runs are unknown. */
+  readonly means: readonly number[];
+  /** undefined when nothing tells. */
+  readonly planned: number | undefined;
+};
+/** How a set-up is called in a sentence. */
+type Namer = (setup: Setup) => string;
+const byTitle: Namer = ({ title }) => title;
+
+/** The sorted numbers among `values`. */
+const answeredOf = (values: Float64Array): Float64Array =>
+  values.filter((value) => !Number.isNaN(value)).sort();
+
+export function setupOf(name: string, title: string, times: Times, origin?: Origin): Setup {
+  const firsts = firstsOf(times, origin);
+  const first = answeredOf(firsts);
+  return {
+    name,
+    title,
+    origin,
+    firsts,
+    all: times.values.toSorted(),
+    first,
+    later: laterOf(times, firsts, first.length),
+    means: byRun(firsts, origin).map(mean),
+    planned: origin && total(origin.runs.map(({ planned }) => planned)),
+  };
+}
+
+/** A client whose first request failed has none: its later answers never stand in for it. */
+function firstsOf({ values, starts }: Times, origin: Origin | undefined): Float64Array {
+  const firsts = new Float64Array(starts.length - 1);
+  for (let client = 0; client < firsts.length; client++) {
+    const start = at(starts, client);
+    firsts[client] = start < at(starts, client + 1) ? at(values, start) : NaN;
   }
-  return { runs, complaints };
+  for (const [run, own] of byRun(firsts, origin).entries()) {
+    for (const place of origin?.runs[run]?.firstFailed ?? []) own[place] = NaN;
+  }
+  return firsts;
+}
+
+function laterOf({ values, starts }: Times, firsts: Float64Array, answered: number): Float64Array {
+  const later = new Float64Array(values.length - answered);
+  let place = 0;
+  for (let client = 0; client < firsts.length; client++) {
+    const skipped = Number.isNaN(firsts[client]) ? 0 : 1;
+    const own = values.subarray(at(starts, client) + skipped, at(starts, client + 1));
+    later.set(own, place);
+    place += own.length;
+  }
+  return later.sort();
+}
+
+/** Views of the first requests, run by run. */
+function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[] {
+  let end = 0;
+  return (origin?.runs ?? [{ clients: firsts.length }]).map(({ clients }) => {
+    end += clients;
+    return firsts.subarray(end - clients, end);
+  });
+}
+
+const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
+
+const isBaseline = ({ name, origin }: Setup): boolean =>
+  name === KNOWN[0] || origin?.algorithm === "baseline";
+
+// ─── Names and numbers ───────────────────────────────────────────────────────
+// A name comes from a file's, which may be anything. Two set-ups never have the same one, however
+// it is shortened, and no legal character is replaced. Text cannot be measured here, so each
+// character counts as wide as in DejaVu Sans, the widest of the usual fonts.
+
+/** Control characters as escapes, blanks as one: for a line on a terminal, and for XML. */
+export function oneLine(text: string): string {
+  const code = (character: string): string => character.charCodeAt(0).toString(16).padStart(4, "0");
+  return text.replace(/\s+/g, " ").replace(/\p{Cc}/gu, (character) => `\\u${code(character)}`);
+}
+const inQuotes = (text: string): string => `"${oneLine(text)}"`;
+
+const nameOf = (file: string): string => basename(file, ".json");
+
+/** What a file may be called, ever longer: in words, as it is, then with more and more folders. */
+function formsOf(file: string): string[] {
+  const name = oneLine(nameOf(file));
+  const spaced = name.replace(/([a-z\d])([A-Z])/g, "$1 $2").replace(/[-_]+/g, " ");
+  const words = spaced.trim() || name;
+  const folders = dirname(resolve(file)).split(sep).map(oneLine);
+  const longer = folders.map((_, place) => [...folders.slice(-place - 1), words].join("/"));
+  return [words, name, oneLine(basename(file)), ...longer];
+}
+
+/** A name for each file; those that are the same grow until they differ. */
+export function titlesOf(files: readonly string[]): string[] {
+  const forms = files.map(formsOf);
+  const titles = forms.map((list) => at(list, 0));
+  const isTwice = (title: string): boolean => titles.indexOf(title) !== titles.lastIndexOf(title);
+  for (let level = 1; titles.some(isTwice) && forms.some((list) => level < list.length); level++) {
+    const twice = titles.map(isTwice);
+    for (const [place, list] of forms.entries())
+      if (twice[place]) titles[place] = list[Math.min(level, list.length - 1)] ?? "";
+  }
+  return titles.map((title, place) => (isTwice(title) ? `${place + 1}: ${title}` : title));
+}
+
+/** Each title within `room` units; those that differ still do, so the cut moves if it must. */
+export function labelsOf(titles: readonly string[], room: number): string[] {
+  for (const head of [0.5, 0, 1, 0.25, 0.75]) {
+    const labels = titles.map((title) => shorten(title, room, head));
+    if (new Set(labels).size === labels.length) return labels;
+  }
+  return titles.map((title, place) => shorten(`${place + 1}: ${title}`, room, 1));
+}
+
+/** The three known set-ups keep their looks, the others take what is free, in order. */
+export function looksOf(names: readonly string[]): Look[] {
+  const own = names.map((name, place) =>
+    names.indexOf(name) === place ? LOOKS[KNOWN.indexOf(name)] : undefined,
+  );
+  const others = [...LOOKS.slice(KNOWN.length), ...LOOKS.slice(0, KNOWN.length)];
+  const free = others.filter((look) => !own.includes(look)).values();
+  return own.flatMap((look) => look ?? free.next().value ?? []);
+}
+
+/** How one of at most eight things looks, and its title cut to the column and to a third. */
+type Dress = Readonly<{ look: Look; label: string; long: string }>;
+
+function dress(things: readonly { readonly name: string; readonly title: string }[]): Dress[] {
+  const titles = things.map(({ title }) => title);
+  const labels = labelsOf(titles, WIDTH - MARGIN - COLUMN - SWATCH);
+  const longs = labelsOf(titles, WIDTH / 3);
+  const looks = looksOf(things.map(({ name }) => name));
+  return looks.map((look, place) => ({ look, label: at(labels, place), long: at(longs, place) }));
+}
+
+/** Three significant digits, or whole numbers. */
+const significant = (value: number): string =>
+  value === 0 || Math.abs(value) >= 99.95 ? String(Math.round(value)) : value.toPrecision(3);
+
+/** The same without trailing zeros, for sentences: 1.5 and not 1.50. */
+export function seconds(value: number): string {
+  const short = Number(significant(value));
+  return short !== 0 && Math.abs(short) < 1e-4 ? short.toExponential() : String(short);
+}
+
+/** 1,225 */
+const counted = (n: number): string => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+
+/** A share to so many decimals of a per cent; neither all nor none unless it is. */
+export function percent(share: number, decimals = 1): string {
+  const value = Number((share * 100).toFixed(decimals));
+  const step = 10 ** -decimals;
+  if (share > 0 && value === 0) return `< ${step} %`;
+  if (share < 1 && value === 100) return `> ${(100 - step).toFixed(decimals)} %`;
+  return `${value} %`;
+}
+
+/** Em, by the first class that a character belongs to. */
+const WIDTHS: readonly { readonly of: RegExp; readonly em: number }[] = [
+  { of: /[ .,:;'|/\\ijlIJ]/, em: 0.35 },
+  { of: /[()[\]ftr"!-]/, em: 0.46 },
+  { of: /[cskvxyz?*_`]/, em: 0.6 },
+  { of: /[abdeghnopqu\d${}EFLPSTY]/, em: 0.65 },
+  { of: /[mMwW@%—…ЖШЩЮЫжшщю]/, em: 1.1 },
+  { of: /[A-Z&]/, em: 0.79 },
+  { of: /[\u0020-\u007e×÷±°·–]/, em: 0.84 },
+  { of: /[\p{M}\p{Cf}]/u, em: 0 },
+  { of: /[\u00df-\u0233\u03ac-\u03ce\u0430-\u045f]/u, em: 0.86 },
+  { of: /[\u00a0-\u058f]/u, em: 1.1 },
+  { of: /\p{Extended_Pictographic}/u, em: 1.5 },
+  { of: /[\u2e80-\u{3ffff}]/u, em: 1.05 },
+];
+const UNKNOWN_EM = 1.45;
+
+/** How wide a text is, at the most, in units. */
+export function widthOf(text: string): number {
+  const em = (character: string): number =>
+    WIDTHS.find(({ of }) => of.test(character))?.em ?? UNKNOWN_EM;
+  return FONT * total([...text].map(em));
+}
+
+/** `text` within `room` units; what is too much goes after the share `head` of what is kept. */
+export function shorten(text: string, room: number, head = 0.5): string {
+  let width = widthOf(text);
+  if (width <= room) return text;
+  const characters = [...text];
+  width += widthOf("…");
+  while (characters.length > 0 && width > room) {
+    const middle = Math.min(characters.length - 1, Math.ceil(characters.length * head));
+    width -= widthOf(characters.splice(middle, 1).join(""));
+  }
+  characters.splice(Math.ceil(characters.length * head), 0, "…");
+  return characters.join("");
+}
+
+/** Breaks `text` between words, but before no per cent sign, into lines of `room` units. */
+export function wrap(text: string, room: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(/ (?!%)/)) {
+    const longer = `${lines.at(-1) ?? ""} ${word}`;
+    if (lines.length > 0 && widthOf(longer) <= room) lines[lines.length - 1] = longer;
+    else lines.push(shorten(word, room));
+  }
+  return lines;
 }
 
 // ─── Statistics ──────────────────────────────────────────────────────────────
 // Pure functions from numbers to numbers. "Sorted" means ascending; times are in seconds, shares
 // between 0 and 1.
 
-/** The arithmetic mean; NaN of nothing. */
-export const mean = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;
-
-/**
- * The steps of the empirical distribution: each distinct value of sorted `values`, with the share
- * of values up to it.
- */
-export function ecdf(values: readonly number[]): { value: number; share: number }[] {
-  return values.flatMap((value, place) =>
-    value === values[place + 1] ? [] : [{ value, share: (place + 1) / values.length }],
-  );
+/** The arithmetic mean of the numbers among `values`; NaN of nothing. */
+function mean(values: ArrayLike<number>): number {
+  let sum = 0;
+  let count = 0;
+  for (let place = 0; place < values.length; place++) {
+    const value = at(values, place);
+    if (Number.isNaN(value)) continue;
+    sum += value;
+    count += 1;
+  }
+  return sum / count;
 }
 
+/** The probability that Student's t is within the root of `freedom` times the angle's tangent. */
+function withinT(angle: number, freedom: number): number {
+  const odd = freedom % 2;
+  const cosine = Math.cos(angle);
+  let term = odd ? cosine : 1;
+  let sum = 0;
+  for (let place = 1; place <= (freedom - odd) / 2; place++) {
+    sum += term;
+    term *= (cosine ** 2 * (2 * place - 1 + odd)) / (2 * place + odd);
+  }
+  return odd ? (2 / Math.PI) * (angle + Math.sin(angle) * sum) : Math.sin(angle) * sum;
+}
+
+/** How far t strays with probability `level`, either way: Abramowitz and Stegun 26.7.3, halved. */
+export function tQuantile(level: number, freedom: number): number {
+  let low = 0;
+  let high = Math.PI / 2;
+  for (let halving = 0; halving < 60; halving++) {
+    const middle = (low + high) / 2;
+    if (withinT(middle, freedom) < level) low = middle;
+    else high = middle;
+  }
+  return Math.sqrt(freedom) * Math.tan(low);
+}
+
+/** A mean of values, its interval, and half of that. */
+export type Interval = Readonly<Record<"mean" | "low" | "high" | "half", number>>;
+
+/** The t-interval of the mean of at least two independent values; NaN limits of fewer. */
+export function tInterval(values: readonly number[], level = 0.95): Interval {
+  const middle = mean(values);
+  const freedom = values.length - 1;
+  const variance = total(values.map((value) => (value - middle) ** 2)) / freedom;
+  const half = tQuantile(level, freedom) * Math.sqrt(variance / values.length);
+  return { mean: middle, low: middle - half, high: middle + half, half };
+}
+
+/** A quantile of sorted `values` and of `failed` more, which lasted for ever. */
+export function quantileWith(values: Float64Array, failed: number, p: number): number {
+  if (failed === 0) return quantile(values, p);
+  const place = (values.length + failed - 1) * p;
+  const above = values[Math.ceil(place)] ?? Infinity;
+  if (above === Infinity) return values[place] ?? Infinity;
+  const below = at(values, Math.floor(place));
+  return below + (above - below) * (place - Math.floor(place));
+}
+
+/** A quantile of the first requests of clients; NaN where there are too few of them. */
+function firstQuantile(firsts: Float64Array, p: number): number {
+  if (!carries(firsts.length, p)) return NaN;
+  const answered = answeredOf(firsts);
+  return quantileWith(answered, firsts.length - answered.length, p);
+}
+
+/** What a histogram shows: the share in each bin, and the share beyond them. */
+type Shares = Readonly<{ shares: readonly number[]; beyond: number }>;
+
 /**
- * The share of `values` in each of `bins` equal bins from 0 to `top`, which itself belongs to the
- * last bin, and the share beyond `top`.
+ * `values` in equal bins from 0 to `top`. A value on an edge belongs to the bin above, `top` itself
+ * to the last; what is within a billionth of an edge is on it, since 0.3 / 0.1 is not 3.
  */
-export function histogram(
-  values: readonly number[],
-  top: number,
-  bins: number,
-): { shares: number[]; beyond: number } {
+export function histogram(values: Float64Array, top: number, bins: number): Shares {
   const counts = new Array<number>(bins + 1).fill(0);
   for (const value of values) {
-    const bin = value > top ? bins : Math.min(bins - 1, Math.floor((value * bins) / top));
-    counts[bin] = (counts[bin] ?? 0) + 1;
+    const exact = (value / top) * bins;
+    const edge = Math.round(exact);
+    const place = Math.abs(exact - edge) < SHORTEST * bins ? edge : exact;
+    const bin = place > bins ? bins : Math.min(bins - 1, Math.floor(place));
+    counts[bin] = at(counts, bin) + 1;
   }
   const shares = counts.map((count) => count / Math.max(1, values.length));
-  return { shares: shares.slice(0, bins), beyond: shares[bins] ?? 0 };
+  return { shares: shares.slice(0, bins), beyond: at(shares, bins) };
 }
 
-/**
- * Where the histogram of sorted `values` ends: at a round number above them all, or when the tail
- * is long at one above most.
- */
-export function histogramTop(values: readonly number[]): number {
+/** Where the histogram of sorted values ends: above them all, or with a long tail above most. */
+export function histogramTop(values: Float64Array): number {
   const max = values.at(-1) ?? 0;
   const limit = LONG_TAIL * quantile(values, 0.5);
   return niceTop(limit > 0 ? Math.min(max, limit) : max, 10);
 }
 
-/** The mean of as many values as there are, drawn from them with replacement. */
-export function resampledMean(values: readonly number[], random: () => number): number {
-  let sum = 0;
-  for (let drawn = 0; drawn < values.length; drawn++)
-    sum += values[Math.floor(random() * values.length)] ?? 0;
-  return sum / values.length;
+// ─── Verdict ─────────────────────────────────────────────────────────────────
+// One run is one observation, for the clients of one queue share their fate. So a verdict compares
+// runs, seed by seed, and is only given where nothing but the set-ups differs. Each reason not to
+// give it is one small function; the first that objects is told.
+
+/** A set-up whose origin is known, and how it is called. */
+type Known = Origin & { readonly setup: Setup; readonly called: string };
+type Objection = (fast: Known, slow: Known) => string | undefined;
+
+/** Fields of runs.json that must be the same; a server's weight need not, it is the balancer's. */
+const PLAN = [
+  "rate",
+  "clients",
+  "maxRequests",
+  "reconnect",
+  "timeout",
+  "addresses",
+  "fail",
+  "hang",
+];
+const KIND = ["mean", "sd", "slots", "slow"];
+const UNITS: Fields = { rate: " a second", timeout: " s", mean: " s", sd: " s" };
+
+/** A field of runs.json in words. */
+function shown(value: unknown): string {
+  if (typeof value === "number") return counted(value);
+  if (isFields(value)) return Object.values(value).map(shown).join("-");
+  return value === null || value === undefined ? "none" : oneLine(String(value));
 }
 
-/**
- * The 95 % bootstrap interval (Efron 1979, percentiles) of what `resample` computes from one
- * resampling.
- */
-export function bootstrapInterval(
-  resample: (random: () => number) => number,
-  seed = SEED,
-  draws = DRAWS,
-): { low: number; high: number } {
-  const random = mulberry32(seed);
-  const results = sorted(Array.from({ length: draws }, () => resample(random)));
-  return { low: quantile(results, 0.025), high: quantile(results, 0.975) };
+/** "rate 310 and 150 a second": the first of `keys` in which two records differ. */
+function differenceIn(keys: readonly string[], a: Fields, b: Fields): string | undefined {
+  const key = keys.find((one) => shown(a[one]) !== shown(b[one]));
+  return key && `${key} ${shown(a[key])} and ${shown(b[key])}${UNITS[key] ?? ""}`;
 }
 
-/**
- * Whether two runs had the same plan: equal numbers of answers, client by client. A failed request
- * breaks it, and should.
- */
-export const samePlan = (a: Run, b: Run): boolean =>
-  a.clients.length === b.clients.length &&
-  a.clients.every((requests, client) => requests.length === b.clients[client]?.length);
-
-export interface Comparison {
-  readonly fast: Run;
-  readonly slow: Run;
-  /** How many runs the two were chosen from. */
-  readonly among: number;
-  readonly paired: boolean;
-  /** Of the mean first request, slow minus fast, in seconds; undefined with too few clients. */
-  readonly interval: { readonly low: number; readonly high: number } | undefined;
+/** The Baseline has one server, which is one of the others' kinds. */
+function serverDifference(a: Known, b: Known): string | undefined {
+  const baseline = eitherOf(a, b, ({ setup }) => isBaseline(setup));
+  const others = baseline === a ? b : a;
+  const [alone] = baseline?.servers ?? [];
+  const isAlike = (server: Fields): boolean => !differenceIn(KIND, alone ?? {}, server);
+  if (alone && others.servers.some(isAlike)) return undefined;
+  const [one, other] = [a.servers.length, b.servers.length];
+  if (!alone && one !== other) return `${one} and ${other} servers`;
+  return a.servers
+    .map((server, place) => differenceIn(KIND, server, b.servers[place] ?? {}))
+    .find((difference) => difference !== undefined);
 }
 
-/**
- * Compares the runs by the mean time of their clients' first requests: the fastest with the next,
- * for "the fastest" is a claim against the runner-up. Choosing them afterwards does not make false
- * claims likelier: among equals, the gap between the first two is smaller than between any two.
- * Baseline is another kind of set-up and takes part only as one of two. Undefined with fewer than
- * two runs.
- */
-export function compare(runs: readonly Run[]): Comparison | undefined {
-  const answered = runs.filter((run) => run.first.length > 0);
-  const balanced = answered.filter((run) => run.name !== RUNS[0]);
-  const candidates = (balanced.length < 2 ? answered : balanced).sort(
-    (a, b) => mean(a.first) - mean(b.first),
+/** "404 of Round Robin's 1,225", of which `called` is the possessor. */
+function failedAmong(called: string, setup: Setup): string {
+  const whose = called.endsWith("s") ? `${called}'` : `${called}'s`;
+  return `${counted(failedOf(setup))} of ${whose} ${counted(setup.planned ?? 0)}`;
+}
+
+const within = (what: string, difference: string | undefined): string | undefined =>
+  difference && `the ${what} differ (${difference})`;
+
+/** The first of the two to which something applies. */
+const eitherOf = (a: Known, b: Known, applies: (one: Known) => boolean): Known | undefined =>
+  [a, b].find(applies);
+
+/** What is told first would still stand in the way if all that follows were mended. */
+const OBJECTIONS: readonly Objection[] = [
+  (a, b) => {
+    const simulated = eitherOf(a, b, (one) => one.simulated);
+    const real = eitherOf(a, b, (one) => !one.simulated);
+    return simulated && real && `${simulated.called} is simulated, ${real.called} is not`;
+  },
+  (a, b) => within("plans", differenceIn(PLAN, a.plan, b.plan)),
+  (a, b) => within("servers", serverDifference(a, b)),
+  (a, b) => {
+    const broken = eitherOf(a, b, ({ runs }) => runs.some((run) => run.interrupted));
+    return broken && `a run of ${broken.called} was interrupted`;
+  },
+  (a, b) => {
+    const failing = [a, b].filter(({ setup }) => failedOf(setup) > 0);
+    const each = failing.map(({ called, setup }) => failedAmong(called, setup));
+    return each.length > 0 ? `${each.join(" and ")} requests failed` : undefined;
+  },
+  (a, b) => {
+    const short = eitherOf(a, b, ({ runs, runsAsked }) => runs.length < runsAsked);
+    const { runs, runsAsked, called } = short ?? a;
+    return short && `only ${runs.length} of the ${runsAsked} runs asked for of ${called} are there`;
+  },
+  (a, b) => {
+    const runs = Math.min(a.runs.length, b.runs.length);
+    const few = runs === 1 ? "one run is one observation" : `${runs} runs are too few`;
+    return runs < FEWEST_RUNS ? `${few}; --runs ${ENOUGH_RUNS} gives one` : undefined;
+  },
+  (a, b) => (a.session === b.session ? undefined : "they were measured at different times"),
+  (a, b) => (seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ"),
+];
+
+const seedsOf = ({ runs }: Known): string => runs.map(({ seed }) => seed).join();
+
+/** Why the two cannot be compared; undefined when they can. */
+function objectionTo(fast: Setup, slow: Setup, name: Namer): string | undefined {
+  if (!fast.origin && !slow.origin)
+    return `${JOURNAL} does not tell how ${name(fast)} and ${name(slow)} were measured`;
+  if (!fast.origin || !slow.origin)
+    return `${JOURNAL} does not tell how ${name(fast.origin ? slow : fast)} was measured`;
+  const one = { ...fast.origin, setup: fast, called: name(fast) };
+  const other = { ...slow.origin, setup: slow, called: name(slow) };
+  return OBJECTIONS.map((objection) => objection(one, other)).find(
+    (reason) => reason !== undefined,
   );
-  const [fast, slow] = candidates;
-  if (!fast || !slow) return undefined;
-  const paired = samePlan(fast, slow);
-  const enough = Math.min(fast.first.length, slow.first.length) >= FEWEST_CLIENTS;
-  return {
-    fast,
-    slow,
-    among: candidates.length,
-    paired,
-    interval: enough ? differenceInterval(fast, slow, paired) : undefined,
+}
+
+/**
+ * The set-ups that take part, by the mean of their first requests, the fastest first. Baseline is
+ * another kind of set-up, and takes part only as one of two.
+ */
+function ranking(setups: readonly Setup[]): Setup[] {
+  const answered = setups.filter(({ first }) => first.length > 0);
+  const balanced = answered.filter((setup) => !isBaseline(setup));
+  const candidates = balanced.length < 2 ? answered : balanced;
+  return candidates.toSorted((a, b) => mean(a.first) - mean(b.first));
+}
+
+/** How much later `slow` answers, seed by seed. */
+const differences = (fast: Setup, slow: Setup): number[] =>
+  slow.means.map((value, seed) => value - at(fast.means, seed));
+
+/** Numbers to as many decimals as give `half` two digits, and `low` at least one. */
+function digitsFor({ mean: middle, low, half }: Interval): (value: number) => string {
+  const digit = half > SHORTEST ? half : Math.abs(middle) / 10;
+  let decimals = digit > SHORTEST ? Math.max(0, 1 - Math.floor(Math.log10(digit))) : 4;
+  while (decimals < 9 && low > 0 && Number(low.toFixed(decimals)) === 0) decimals += 1;
+  // without the sign of a zero
+  return (value) => value.toFixed(Math.min(9, decimals)).replace(/^-(?=[0.]+$)/, "");
+}
+
+/** The fastest against the next, over the seeds. */
+function finding(fast: Setup, slow: Setup, name: Namer): string {
+  const each = differences(fast, slow);
+  const interval = tInterval(each);
+  const time = digitsFor(interval);
+  const by = `${time(interval.mean)} s`;
+  const span = `${time(interval.low)} to ${time(interval.high)} s`;
+  const range = `95 % interval over ${each.length} paired runs ${span}`;
+  if (!(interval.low > 0) || interval.half < SHORTEST)
+    return `No clear difference between ${name(fast)} and ${name(slow)}: ${by}, ${range}.`;
+  const sooner = each.filter((value) => value > 0).length;
+  const share = interval.mean / mean(slow.means);
+  const much = percent(share, share < 0.01 ? 1 : 0);
+  const claim = `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}`;
+  return `${claim}: ${range}, sooner in ${sooner} of ${each.length}.`;
+}
+
+const disturbedIn = ({ origin }: Setup): RunRecord[] =>
+  (origin?.runs ?? []).filter(({ disturbed }) => disturbed.length > 0);
+
+/** How many of the runs were disturbed, to follow a sentence; empty when none was. */
+function disturbance(setups: readonly Setup[]): string {
+  const runs = total(setups.map(({ origin }) => origin?.runs.length ?? 0));
+  const disturbed = setups.flatMap(disturbedIn).length;
+  if (disturbed === 0) return "";
+  const all = runs === 1 ? "1 run" : `${counted(runs)} runs`;
+  return ` ${disturbed} of ${all} ${disturbed === 1 ? "was" : "were"} disturbed.`;
+}
+
+/** The comparison in one sentence, and what to know about it. */
+export function verdict(setups: readonly Setup[], name: Namer): string {
+  const [fast, slow] = ranking(setups);
+  if (!fast) return "No verdict: there are no first requests to compare.";
+  const pair = slow ? [fast, slow] : [fast];
+  const reason = slow
+    ? objectionTo(fast, slow, name)
+    : `there is nothing to compare ${name(fast)} with`;
+  const sentence =
+    slow && reason === undefined ? finding(fast, slow, name) : `No verdict: ${reason}.`;
+  const simulated = slow && pair.every(({ origin }) => origin?.simulated);
+  return `${sentence}${simulated ? " Both are simulated." : ""}${disturbance(pair)}`;
+}
+
+/** What disturbed which run, a line each. */
+export const disturbances = (setups: readonly Setup[]): string[] =>
+  setups.flatMap((setup) =>
+    disturbedIn(setup).map(({ seed, disturbed }) =>
+      oneLine(`Disturbed: ${setup.title}, seed ${seed}: ${disturbed.join("; ")}`),
+    ),
+  );
+
+/** How much later than the fastest each other is that may be compared with it: all hold at once. */
+export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval> {
+  const [fastest, ...others] = setups.length > 2 ? ranking(setups) : [];
+  if (!fastest) return new Map();
+  const fair = others.filter((other) => objectionTo(fastest, other, byTitle) === undefined);
+  const level = 1 - 0.05 / fair.length; // Bonferroni
+  return new Map(fair.map((other) => [other, tInterval(differences(fastest, other), level)]));
+}
+
+// ─── Tables ──────────────────────────────────────────────────────────────────
+// The same figures for the terminal. A number that the sample does not carry is not printed.
+
+const PERCENTILES = [0.5, 0.9, 0.95, 0.99];
+
+type Column<T> = Readonly<{ head: string; cell: (row: T) => string }>;
+
+/** Rows under heads, the first column to the left, the others to the right. */
+function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[] {
+  const lines = [columns.map(({ head }) => head)];
+  for (const row of rows) lines.push(columns.map(({ cell }) => cell(row)));
+  const widths = columns.map((_, place) =>
+    Math.max(...lines.map((line) => cellsOf(at(line, place)))),
+  );
+  const padded = (cell: string, place: number): string => {
+    const blanks = " ".repeat(at(widths, place) - cellsOf(cell));
+    return place === 0 ? cell + blanks : blanks + cell;
   };
+  return lines.map((line) => line.map(padded).join("  ").trimEnd());
 }
 
-/**
- * Resamples clients, not requests: the requests of one client depend on each other. Paired, the
- * plan's own noise cancels out. Clients of one queue depend on each other too, which no resampling
- * within a run can undo: this says what was, not what another seed would show.
- */
-function differenceInterval(fast: Run, slow: Run, paired: boolean): { low: number; high: number } {
-  if (!paired)
-    return bootstrapInterval(
-      (random) => resampledMean(slow.first, random) - resampledMean(fast.first, random),
-    );
-  const differences = slow.clients.flatMap(([first], client) =>
-    first === undefined ? [] : [first - (fast.clients[client]?.[0] ?? 0)],
+const WIDE =
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
+
+/** How many cells of a terminal a text takes. */
+const cellsOf = (text: string): number =>
+  [...text.replace(/[\p{M}\p{Cf}]/gu, "").replace(WIDE, "ww")].length;
+
+/** How a table's times are written: in milliseconds where all are below 0.1 s. */
+type Unit = Readonly<{ name: string; factor: number }>;
+const unitOf = (longest: number): Unit =>
+  longest < 0.1 ? { name: "ms", factor: 1000 } : { name: "s", factor: 1 };
+
+/** A time, or what says that there is none. */
+function timeCell(value: number, { factor }: Unit): string {
+  if (value === Infinity) return "failed";
+  return Number.isNaN(value) ? "-" : significant(value * factor);
+}
+
+/** A mean and how far it may be off, to the same digit. */
+function meanCell({ mean: middle, half }: Interval, unit: Unit): string {
+  const cell = timeCell(middle, unit);
+  const decimals = /\.(\d+)$/.exec(cell)?.[1]?.length ?? 0;
+  return Number.isFinite(half) ? `${cell} ± ${(half * unit.factor).toFixed(decimals)}` : cell;
+}
+
+function withinCell({ all, planned }: Setup, limit: number): string {
+  const share = all.filter((value) => value <= limit).length / (planned ?? all.length);
+  if (Number.isNaN(share)) return "-";
+  return `${percent(share, 2)}${planned === undefined ? " of answered" : ""}`;
+}
+
+/** An interval in the table's unit. */
+function laterCell(interval: Interval | undefined, { factor }: Unit): string {
+  if (!interval) return "-";
+  const [middle, low, high] = [interval.mean, interval.low, interval.high].map((s) => s * factor);
+  const by = { mean: middle ?? 0, low: low ?? 0, high: high ?? 0, half: interval.half * factor };
+  const time = digitsFor(by);
+  return `${time(by.mean)} (${time(by.low)} to ${time(by.high)})`;
+}
+
+const runsCell = ({ origin }: Setup): string =>
+  origin ? `${origin.runs.length}${origin.simulated ? " simulated" : ""}` : "?";
+const answeredCell = ({ all, planned }: Setup): string =>
+  `${counted(all.length)} of ${planned === undefined ? "?" : counted(planned)}`;
+
+/** A row a set-up, and below them what the signs mean. */
+export function table(setups: readonly Setup[], limit?: number): string {
+  const unit = unitOf(Math.max(...setups.map(({ all }) => all.at(-1) ?? 0)));
+  const later = laterThanFastest(setups);
+  const columns: (Column<Setup> | false)[] = [
+    { head: `response time (${unit.name})`, cell: byTitle },
+    { head: "runs", cell: runsCell },
+    { head: "clients", cell: ({ firsts }) => counted(firsts.length) },
+    { head: "answered of planned", cell: answeredCell },
+    { head: "first mean", cell: (setup) => meanCell(meanOf(setup), unit) },
+    ...PERCENTILES.map((p) => ({
+      head: `p${p * 100}`,
+      cell: ({ all }: Setup) => timeCell(carries(all.length, p) ? quantile(all, p) : NaN, unit),
+    })),
+    { head: "max", cell: ({ all }) => timeCell(all.at(-1) ?? NaN, unit) },
+    later.size > 0 && { head: LATER, cell: (setup) => laterCell(later.get(setup), unit) },
+    limit !== undefined && { head: `within ${limit} s`, cell: (one) => withinCell(one, limit) },
+  ];
+  const rows = aligned(
+    setups,
+    columns.filter((column) => column !== false),
   );
-  return bootstrapInterval((random) => resampledMean(differences, random));
+  return [...rows, ...remarks(setups, later.size)].join("\n");
+}
+
+const LATER = "later than the fastest";
+
+/** The mean of the first requests, with its interval over the runs. */
+const meanOf = ({ first, means }: Setup): Interval => ({ ...tInterval(means), mean: mean(first) });
+
+function remarks(setups: readonly Setup[], compared: number): string[] {
+  const said = [
+    setups.some(({ all }) => !carries(all.length, 0.99)) &&
+      "-: too few answers (p90 needs 29, p95 59, p99 299)",
+    setups.some(({ origin }) => !origin) && `?: ${JOURNAL} does not tell; failures unknown`,
+    setups.some(({ means }) => means.length > 1) && "±: 95 % interval over the runs",
+    compared > 0 && `${LATER}: intervals that hold together with 95 % (Bonferroni)`,
+  ];
+  return said.filter((remark) => remark !== false);
 }
 
 // ─── Scales and ticks ────────────────────────────────────────────────────────
@@ -385,20 +856,23 @@ function differenceInterval(fast: Run, slow: Run, paired: boolean): { low: numbe
 // function, an axis a scale with the ticks whose labels fit beside each other.
 
 export type Scale = (value: number) => number;
-interface Axis {
-  readonly at: Scale;
-  readonly ticks: readonly number[];
+type Range = readonly [low: number, high: number];
+type Axis = Readonly<{ at: Scale; ticks: readonly number[] }>;
+
+/** 1, 2, 5 or 10, by d3's rule: what is nearest to `error` on a logarithmic scale. */
+function roundFactor(error: number): number {
+  if (error >= Math.sqrt(50)) return 10;
+  if (error >= Math.sqrt(10)) return 5;
+  return error >= Math.sqrt(2) ? 2 : 1;
 }
 
 /**
- * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten, by d3's rule; as
- * a fraction, since 3 / 10 is exact and 3 * 0.1 is not.
+ * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten; as a fraction,
+ * since 3 / 10 is exact and 3 * 0.1 is not.
  */
 function tickStep(span: number, count: number): { times: number; over: number } {
   const power = Math.floor(Math.log10(span / count));
-  const error = span / count / 10 ** power;
-  const factor =
-    error >= Math.sqrt(50) ? 10 : error >= Math.sqrt(10) ? 5 : error >= Math.sqrt(2) ? 2 : 1;
+  const factor = roundFactor(span / count / 10 ** power);
   return power < 0
     ? { times: 1, over: Number(`1e${-power}`) / factor }
     : { times: factor * Number(`1e${power}`), over: 1 };
@@ -413,88 +887,87 @@ export function ticks(low: number, high: number, count: number): number[] {
   return Array.from({ length: to - from + 1 }, (_, place) => ((from + place) * times) / over);
 }
 
-/**
- * A round number not below `max`, an end for an axis that begins at 0: it is one of about `count`
- * ticks.
- */
+/** A round number not below `max`: an end for an axis from 0, with about `count` ticks. */
 export function niceTop(max: number, count: number): number {
   if (!(max > 0)) return 1;
+  if (max < SHORTEST) return SHORTEST;
   const { times, over } = tickStep(max, count);
   return (Math.ceil((max * over) / times - 1e-9) * times) / over;
 }
 
-/** 1, 2 and 5 times each power of ten, from a microsecond to MAX_SECONDS. */
-const LADDER = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6].flatMap((power) =>
-  [1, 2, 5].map((factor) => Number(`${factor}e${power}`)),
-);
+/** 1, 2 and 5 times each power of ten, from SHORTEST to MAX_SECONDS. */
+const LADDER = Array.from({ length: 16 }, (_, place) => place - 9)
+  .flatMap((power) => [1, 2, 5].map((factor) => Number(`${factor}e${power}`)))
+  .filter((rung) => rung <= MAX_SECONDS);
+
+/** The place of the highest rung that is not above `value`, or of the lowest of all. */
+const rungBelow = (value: number): number =>
+  Math.max(
+    0,
+    LADDER.findLastIndex((rung) => rung <= value),
+  );
 
 /**
- * The rungs of LADDER that enclose `low` and `high`. A logarithm has no place for 0: what has no
- * rung below it is drawn at the left edge.
+ * The rungs that enclose `low` and `high`. A logarithm has no place for 0: what has no rung below
+ * it is drawn at the edge.
  */
 export function logRungs(low: number, high: number): number[] {
-  const to = LADDER.findIndex((rung) => rung >= (high || 1));
-  const from = low > 0 && low <= high ? LADDER.findLastIndex((rung) => rung <= low) : to - 3;
-  const alone = from === to ? 1 : 0; // one value, on a rung: leave room on both sides
-  return LADDER.slice(Math.max(0, from - alone), to + alone + 1);
+  const highest = Math.min(high || 1, MAX_SECONDS);
+  const top = LADDER.findIndex((rung) => rung >= highest);
+  const bottom = low > 0 && low <= high ? rungBelow(low) : top - 3;
+  const alone = bottom >= top ? 1 : 0; // one value, on a rung: leave room on both sides
+  return LADDER.slice(Math.max(0, bottom - alone), top + alone + 1);
 }
 
 export const linearScale =
-  ([low, high]: readonly [number, number], [from, to]: readonly [number, number]): Scale =>
+  ([low, high]: Range, [from, to]: Range): Scale =>
   (value) =>
     from + ((value - low) / (high - low)) * (to - from);
 
-/** Logarithmic; what lies below the domain goes to its edge. */
-export function logScale(
-  [low, high]: readonly [number, number],
-  range: readonly [number, number],
-): Scale {
+/** Logarithmic; what lies beyond the domain goes to its edge. */
+export function logScale([low, high]: Range, range: Range): Scale {
   const scale = linearScale([Math.log(low), Math.log(high)], range);
-  return (value) => scale(Math.log(Math.max(low, value)));
+  return (value) => scale(Math.log(Math.min(high, Math.max(low, value))));
 }
 
+/** Half of what a tick's label takes of an axis: across by its width, upright by a line. */
+type Room = (tick: number) => number;
+const across: Room = (tick) => widthOf(`${tick} `) / 2;
+const upright: Room = () => LINE / 2;
+
 /** The first of the candidates whose labels do not run into each other, or else the last. */
-function fitting(candidates: readonly (readonly number[])[], at: Scale): readonly number[] {
-  const room = (tick: number): number => (String(tick).length / 2 + 0.5) * CHARACTER;
+function fitting(candidates: readonly (readonly number[])[], scale: Scale, room: Room) {
   const fits = (list: readonly number[]): boolean =>
-    list.every(
-      (tick, place) =>
-        place === 0 ||
-        at(tick) - room(tick) >= at(list[place - 1] ?? 0) + room(list[place - 1] ?? 0),
-    );
+    list.every((tick, place) => {
+      const before = list[place - 1] ?? NaN;
+      return !(Math.abs(scale(tick) - scale(before)) < room(tick) + room(before));
+    });
   return candidates.find(fits) ?? candidates.at(-1) ?? [];
 }
 
-function linearAxis(top: number, range: readonly [number, number]): Axis {
-  const at = linearScale([0, top], range);
-  return {
-    at,
-    ticks: fitting(
-      [8, 5, 4, 3, 2, 1].map((count) => ticks(0, top, count)),
-      at,
-    ),
-  };
+/** All of `values`, or each second, third, ... of them. */
+const thinned = (values: readonly number[]): number[][] =>
+  [1, 2, 3, 4, 6, 12].map((n) => values.filter((_, place) => place % n === 0));
+
+function linearAxis([low, high]: Range, range: Range): Axis {
+  const scale = linearScale([low, high], range);
+  const lists = [8, 5, 4, 3, 2, 1].map((count) => ticks(low, high, count));
+  return { at: scale, ticks: fitting(lists, scale, across) };
 }
 
-/**
- * From the fastest of the runs without its fastest hundredth, for a few tiny values would take half
- * of a logarithmic axis, to the maximum of all.
- */
-function logAxis(runs: readonly Run[], range: readonly [number, number]): Axis {
-  const lows = runs.map(
-    ({ all }) => all.find((value) => value > 0 && value >= quantile(all, 0.01)) ?? Infinity,
-  );
-  const rungs = logRungs(Math.min(...lows), Math.max(...runs.map(({ all }) => all.at(-1) ?? 0)));
-  const at = logScale([rungs[0] ?? 1, rungs.at(-1) ?? 10], range);
+/** A logarithmic axis that holds `low` to `high`, with a tick at each power of ten at least. */
+function logAxis(low: number, high: number, range: Range, room = across): Axis {
+  const rungs = logRungs(low, high);
+  const scale = logScale([at(rungs, 0), at(rungs, rungs.length - 1)], range);
   const powers = rungs.filter((rung) => Number.isInteger(Math.log10(rung)));
-  return {
-    at,
-    ticks: fitting(
-      [rungs, powers, ...[2, 3, 4].map((n) => powers.filter((_, place) => place % n === 0))],
-      at,
-    ),
-  };
+  return { at: scale, ticks: fitting([rungs, ...thinned(powers)], scale, room) };
 }
+
+/** The shortest of sorted times that is above 0, and the longest, of several lists. */
+const spanOf = (lists: readonly Float64Array[]): Range => [
+  Math.min(...lists.map((values) => values.find((value) => value > 0) ?? Infinity)),
+  Math.max(...lists.map((values) => values.at(-1) ?? 0)),
+];
 
 // ─── Markup ──────────────────────────────────────────────────────────────────
 // The one place that knows SVG's syntax. Colours are literal attributes, for the light theme and
@@ -505,588 +978,1195 @@ function logAxis(runs: readonly Run[], range: readonly [number, number]): Axis {
 export const round = (value: number): string => String(Math.round(value * 10) / 10);
 
 /** Text made safe for XML, which knows no way at all to write most control characters. */
-export function escape(text: string): string {
-  const entities: Record<string, string> = {
-    "&": "&amp;",
-    "<": "&lt;",
-    ">": "&gt;",
-    '"': "&quot;",
-    "'": "&#39;",
-  };
-  return text
+export const escape = (text: string): string =>
+  text
     .replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd")
-    .replace(/[&<>"']/g, (character) => entities[character] ?? "");
-}
-
-/**
- * How many characters wide a text is: those of wide scripts, and the widest letters, count twice.
- */
-const widthOf = (characters: Iterable<string>): number =>
-  [...characters].reduce(
-    (sum, character) => sum + (character > "\u2e7f" || "MW@".includes(character) ? 2 : 1),
-    0,
-  );
-
-/**
- * `text` within `room` characters; what is too much goes from the middle, since names differ at
- * their ends.
- */
-export function shorten(text: string, room: number): string {
-  const characters = [...text];
-  if (widthOf(characters) <= room) return text;
-  while (widthOf(characters) > room - 1) characters.splice(characters.length >> 1, 1);
-  characters.splice((characters.length + 1) >> 1, 0, "…");
-  return characters.join("");
-}
-
-/** Breaks `text` between words into lines of at most `room` characters. */
-export function wrap(text: string, room: number): string[] {
-  const lines: string[] = [];
-  for (const word of text.split(" ")) {
-    const line = `${lines.at(-1) ?? ""} ${word}`;
-    if (lines.length > 0 && widthOf(line) <= room) lines[lines.length - 1] = line;
-    else lines.push(word);
-  }
-  return lines;
-}
+    .replace(/&/g, "&amp;")
+    .replace(/</g, "&lt;")
+    .replace(/>/g, "&gt;")
+    .replace(/"/g, "&quot;")
+    .replace(/'/g, "&#39;");
 
 function paint(fill: Colour | undefined, stroke?: Colour): string {
-  const classes = [fill && `f-${fill.name}`, stroke && `s-${stroke.name}`]
-    .filter(Boolean)
-    .join(" ");
-  return `class="${classes}" fill="${fill?.light ?? "none"}"${stroke ? ` stroke="${stroke.light}"` : ""}`;
+  const classes = [fill && `f-${fill.name}`, stroke && `s-${stroke.name}`];
+  const outline = stroke ? ` stroke="${stroke.light}"` : "";
+  return `class="${classes.filter(Boolean).join(" ")}" fill="${fill?.light ?? "none"}"${outline}`;
 }
 
-const darkRule = ({ name, dark }: Colour): string =>
-  `.response-times .f-${name}{fill:${dark}}.response-times .s-${name}{stroke:${dark}}`;
-
-type Anchor = "start" | "middle" | "end";
-const text = (
-  x: number,
-  y: number,
-  content: string,
-  colour: Colour = INK,
-  anchor: Anchor = "start",
-): string =>
-  `<text x="${round(x)}" y="${round(y)}" text-anchor="${anchor}" ${paint(colour)}>${escape(content)}</text>`;
-
-const line = (
-  x1: number,
-  y1: number,
-  x2: number,
-  y2: number,
-  colour: Colour,
-  width = 1,
-  dash = "none",
-): string =>
-  `<path d="M${round(x1)} ${round(y1)}L${round(x2)} ${round(y2)}" stroke-width="${width}" stroke-dasharray="${dash}" ${paint(undefined, colour)}/>`;
-
-const heading = (y: number, title: string, note: string): string =>
-  `<text x="${MARGIN}" y="${round(y)}" ${paint(MUTED)}><tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan> ${escape(note)}</text>`;
-
-/**
- * A short piece of a run's line, for legends; `y` is the base line of the text it stands before.
- */
-const swatch = (x: number, y: number, { line: colour, dash }: Look): string =>
-  line(x, y - FONT / 3, x + 26, y - FONT / 3, colour, 3, dash);
-
-// ─── Panels ──────────────────────────────────────────────────────────────────
-// Functions from runs and a frame to a string. The frame is the plot itself; headings stand above
-// it, ticks below it and direct labels in the column to its right.
-
-interface Frame {
-  readonly top: number;
-  readonly bottom: number;
+function text(x: number, y: number, content: string, colour = INK, anchor = "start"): string {
+  const place = `x="${round(x)}" y="${round(y)}" text-anchor="${anchor}"`;
+  return `<text ${place} ${paint(colour)}>${escape(content)}</text>`;
 }
 
-/** Text for a number of seconds, to three digits; at most eight characters, and a sign. */
-export function seconds(value: number): string {
-  const size = Math.abs(value);
-  const short = size >= 100 ? Math.round(value) : Number(value.toPrecision(3));
-  return size > 0 && size < 1e-4 ? short.toExponential() : String(short);
+/** A path without a fill; nothing when there is no path. */
+function stroke(path: string, colour: Colour, width = 1, dash = "none"): string {
+  const pen = `stroke-width="${width}" stroke-dasharray="${dash}"`;
+  return path && `<path d="${path}" ${pen} ${paint(undefined, colour)}/>`;
 }
 
-/** Text for a share, to 0.1 %; what is there is never 0 %. */
-export function percent(share: number): string {
-  const value = Math.round(share * 1000) / 10;
-  return `${share > 0 && value === 0 ? "< 0.1" : value} %`;
+/** A straight line. */
+const line = ([x1, y1]: Range, [x2, y2]: Range, colour: Colour, width = 1, dash = "none"): string =>
+  stroke(`M${round(x1)} ${round(y1)}L${round(x2)} ${round(y2)}`, colour, width, dash);
+
+function circle(x: number, y: number, radius: number, fill: Colour, edge: Colour): string {
+  const place = `cx="${round(x)}" cy="${round(y)}" r="${radius}"`;
+  return `<circle ${place} stroke-width="1.5" ${paint(fill, edge)}/>`;
 }
 
-/**
- * The base lines of `count` labels beside a plot, evenly spaced about `middle` but never beyond the
- * frame.
- */
-function column({ top, bottom }: Frame, count: number, middle: number): number[] {
-  const step = Math.min(LINE, (bottom - top) / count);
-  const from = Math.max(top, Math.min(bottom - step * count, middle - (step * count) / 2));
-  return Array.from({ length: count }, (_, place) => from + step * (place + 0.5) + FONT / 3);
+/** A short piece of a set-up's line, and a text beside it; `y` is the base line. */
+const entry = (x: number, y: number, { line: colour, dash, text: ink }: Look, content: string) =>
+  line([x, y - FONT / 3], [x + SWATCH - 8, y - FONT / 3], colour, 3, dash) +
+  text(x + SWATCH, y, content, ink);
+
+// ─── Pages ───────────────────────────────────────────────────────────────────
+// What all pictures share: a title, prose, panels below each other with air between them, and a
+// conclusion. A panel is a function from where it begins to its markup and where it ends.
+
+type Panel = Readonly<{ svg: readonly string[]; bottom: number }>;
+type PanelAt = (top: number) => Panel;
+/** The plot itself. */
+type Frame = Readonly<{ top: number; bottom: number }>;
+
+/** Lines of prose over the whole width. */
+function prose(content: string, top: number, colour = INK): Panel {
+  const lines = content === "" ? [] : wrap(content, WIDTH - 2 * MARGIN);
+  return {
+    svg: lines.map((words, place) => text(MARGIN, top + CAPITAL + LINE * place, words, colour)),
+    bottom: lines.length === 0 ? top : top + LINE * (lines.length - 1) + CAPITAL + DESCENT,
+  };
 }
 
-/** Vertical rules at the ticks of an axis. */
-const rules = ({ at, ticks: values }: Axis, { top, bottom }: Frame): string[] =>
-  values.map((value) => line(at(value), top, at(value), bottom, GRID));
+/** `aside` stands at the right of the heading; `labels` lines come `gap` below the plot. */
+type Plot = {
+  readonly title: string;
+  readonly note: string;
+  readonly aside?: string;
+  readonly height: number;
+  readonly labels?: number;
+  readonly gap?: number;
+  /** What is in the frame, and the labels, whose first base line is given. */
+  readonly draw: (frame: Frame, labels: number) => readonly string[];
+};
 
-const TIME = "Response Time (s)";
+/** A heading, a plot below it, and labels below that. */
+function plotAt(start: number, plot: Plot): Panel {
+  const { title, note, aside = "", height, labels = 1, gap = 8, draw } = plot;
+  const y = start + CAPITAL;
+  const frame = { top: y + 16, bottom: y + 16 + height };
+  const first = frame.bottom + gap + CAPITAL;
+  const bold = `<tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan>`;
+  const place = `x="${MARGIN}" y="${round(y)}"`;
+  const heading = `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
+  const svg = [heading, aside && text(COLUMN, y, aside, MUTED), ...draw(frame, first)];
+  return { svg, bottom: first + LINE * (labels - 1) + DESCENT };
+}
 
-/**
- * The labels of an axis of times, but for those that would reach `limit`, and its name, at the
- * right.
- */
-function timeLabels(
-  { at, ticks: values }: Axis,
-  y: number,
-  limit = WIDTH - MARGIN - TIME.length * CHARACTER,
-): string[] {
-  const labels = values
-    .map((value) => ({ x: at(value), label: String(value) }))
-    .filter(({ x, label }) => x + (label.length / 2) * CHARACTER < limit);
+/** Panels below each other, with air between them. */
+function stacked(panels: readonly PanelAt[], top: number): Panel {
+  const svg: string[] = [];
+  let bottom = top - AIR;
+  for (const panel of panels) {
+    const drawn = panel(bottom + AIR);
+    svg.push("<g>", ...drawn.svg, "</g>");
+    bottom = drawn.bottom;
+  }
+  return { svg, bottom };
+}
+
+type Page = {
+  readonly title: string;
+  /** Below the title. */
+  readonly head: PanelAt;
+  readonly panels: readonly PanelAt[];
+  readonly conclusion: string;
+  /** The picture for those who do not see it. */
+  readonly name: string;
+  readonly description: string;
+  readonly looks: readonly Look[];
+};
+
+/** The whole file. Its ids derive from its content, so two of them can stand in one page. */
+function svgOf({ title, head, panels, conclusion, name, description, looks }: Page): string {
+  const above = head(54);
+  const body = stacked(panels, above.bottom + AIR);
+  const footer = prose(conclusion, body.bottom + AIR);
+  const height = Math.ceil(footer.bottom) + MARGIN;
+  const content = [...above.svg, ...body.svg, ...footer.svg].filter(Boolean).join("\n");
+  const hash = createHash("sha256").update(name + description + content);
+  const id = `g${hash.digest("hex").slice(0, 8)}`;
+  const colours = [PAPER, INK, MUTED, GRID, ...looks.flatMap(({ line, text }) => [line, text])];
+  const dark = colours.map(
+    (one) => `.${id} .f-${one.name}{fill:${one.dark}}.${id} .s-${one.name}{stroke:${one.dark}}`,
+  );
+  const size = `width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"`;
+  const role = `role="img" aria-labelledby="${id}-title ${id}-desc"`;
+  const style = 'style="max-width:100%;height:auto"';
+  const font = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${style} class="${id}" ${role} ${font} font-size="${FONT}">
+<title id="${id}-title">${escape(name)}</title>
+<desc id="${id}-desc">${escape(description)}</desc>
+<style>@media (prefers-color-scheme: dark){${dark.join("")}}</style>
+<rect width="${WIDTH}" height="${height}" ${paint(PAPER)}/>
+<text x="${MARGIN}" y="38" font-size="28" font-weight="600" ${paint(INK)}>${escape(title)}</text>
+${content}
+</svg>
+`;
+}
+
+/** The base line of a label beside a plot. */
+const rowOf = ({ top }: Frame, place: number): number => top + LINE * place + CAPITAL;
+/** Enough for the plot, and for the labels beside it. */
+const heightFor = (labels: number): number => Math.max(PLOT, LINE * labels);
+
+/** Rules at the ticks of a horizontal axis. */
+const uprights = ({ at: scale, ticks: values }: Axis, { top, bottom }: Frame): string[] =>
+  values.map((value) => line([scale(value), top], [scale(value), bottom], GRID));
+
+/** The labels of a horizontal axis up to `limit`, and its name at the right. */
+function labelled(axis: Axis, y: number, name: string, limit = 752): string[] {
+  const shown = axis.ticks.filter((value) => axis.at(value) + across(value) < limit);
   return [
-    ...labels.map(({ x, label }) => text(x, y, label, MUTED, "middle")),
-    text(WIDTH - MARGIN, y, TIME, MUTED, "end"),
+    ...shown.map((value) => text(axis.at(value), y, String(value), MUTED, "middle")),
+    text(WIDTH - MARGIN, y, name, MUTED, "end"),
   ];
 }
 
-/** Rules and labels at some shares. */
-const shareRules = (at: Scale, shares: readonly number[]): string[] =>
-  shares.flatMap((share) => [
-    line(LEFT, at(share), RIGHT, at(share), GRID),
-    text(LEFT - 8, at(share) + FONT / 3, `${Math.round(share * 100)} %`, MUTED, "end"),
-  ]);
+/** Rules at ticks of a vertical axis, the most important first, and labels that have room. */
+function levels({ at: scale, ticks: values }: Axis, label: (value: number) => string): string[] {
+  const known: number[] = [];
+  return values.flatMap((value) => {
+    const y = scale(value);
+    const rule = line([LEFT, y], [RIGHT, y], GRID);
+    if (known.some((other) => Math.abs(other - y) < FONT)) return [rule];
+    known.push(y);
+    return [rule, text(LEFT - 8, y + FONT / 3, label(value), MUTED, "end")];
+  });
+}
 
-/**
- * The outline of a histogram: steps over the bins that hold something, down to the axis where one
- * holds nothing.
- */
+const shareLabel = (share: number): string => `${Number((share * 100).toPrecision(3))} %`;
+
+// ─── Response times ──────────────────────────────────────────────────────────
+// The three panels of the main picture, its header, and its conclusion, the verdict.
+
+const TIME = "Response Time (s)";
+
+/** A set-up as the picture shows it: it has answers. */
+type Drawn = Dress & { readonly setup: Setup };
+type Bars = Drawn & Shares;
+
+/** The steps of a histogram over the bins that hold something, down to the axis at the others. */
 export function outline(shares: readonly number[], x: Scale, y: Scale): string {
   const filled = (bin: number): boolean => (shares[bin] ?? 0) > 0;
   const steps = shares.map((share, bin) => {
     if (!filled(bin)) return "";
     const up = filled(bin - 1) ? "" : `M${round(x(bin))} ${round(y(0))}`;
-    return `${up}V${round(y(share))}H${round(x(bin + 1))}${filled(bin + 1) ? "" : `V${round(y(0))}`}`;
+    const down = filled(bin + 1) ? "" : `V${round(y(0))}`;
+    return `${up}V${round(y(share))}H${round(x(bin + 1))}${down}`;
   });
   return steps.join("");
 }
 
-interface Bars {
-  readonly run: Run;
-  readonly shares: readonly number[];
-  /** The share beyond the axis. */
-  readonly beyond: number;
+/** The axes of panel A: the bins, then a gap and a last bin for what lies beyond them, if any. */
+type Bins = Readonly<{ top: number; axis: Axis; bin: Scale; tail: string }>;
+
+function binsOf(lists: readonly Float64Array[]): Bins {
+  const pooled = new Float64Array(total(lists.map(({ length }) => length)));
+  let end = 0;
+  for (const values of lists) {
+    pooled.set(values, end);
+    end += values.length;
+  }
+  const top = histogramTop(pooled.sort());
+  const tail = (pooled.at(-1) ?? 0) > top * (1 + SHORTEST) ? `> ${seconds(top)} s` : "";
+  const bin = linearScale([0, tail ? BINS + 3 : BINS], [LEFT, RIGHT]);
+  return { top, axis: linearAxis([0, top], [LEFT, bin(BINS)]), bin, tail };
 }
 
-/**
- * Panel A: the histogram. Each run's shares are of all its own requests; a last bin holds what lies
- * beyond the axis, so nothing is dropped.
- */
-function histogramPanel(runs: readonly Run[], pooled: readonly number[], frame: Frame): string {
-  const top = histogramTop(pooled);
-  // the last bin, if there is one
-  const tail = (pooled.at(-1) ?? 0) > top ? `> ${seconds(top)} s` : "";
-  const axis = linearAxis(top, [LEFT, tail ? RIGHT - 90 : RIGHT]);
-  const bin = linearScale([0, BINS], [axis.at(0), axis.at(top)]);
-  const tailBin = linearScale([0, 1], [RIGHT - 74, RIGHT - 40]);
-  const bars: Bars[] = runs.map((run) => ({ run, ...histogram(run.all, top, BINS) }));
-  const highest = niceTop(
-    Math.max(...bars.flatMap(({ shares, beyond }) => [...shares, beyond])),
-    4,
-  );
-  const y = linearScale([0, highest], [frame.bottom, frame.top]);
-  const slowestFirst = bars.toSorted((a, b) => mean(b.run.all) - mean(a.run.all));
-  const opacity = runs.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
-  const medianX = (median: number): number => (median > top ? tailBin(0.5) : axis.at(median));
-  return [
-    heading(
-      frame.top - 15,
-      "Relative Frequency",
-      `in ${BINS} equal bins; triangles mark the medians`,
-    ),
-    ...shareRules(y, ticks(0, highest, 4)),
-    ...slowestFirst.map(({ run, shares, beyond }) =>
-      shape(outline(shares, bin, y) + outline([beyond], tailBin, y), run.look, opacity),
-    ),
-    line(axis.at(0), frame.bottom, axis.at(top), frame.bottom, MUTED, 1.5),
-    tail &&
-      line(tailBin(0), frame.bottom, tailBin(1), frame.bottom, MUTED, 1.5) +
-        text(tailBin(0.5), frame.bottom + 28, tail, MUTED, "middle"),
-    ...timeLabels(
-      axis,
-      frame.bottom + 28,
-      tail ? tailBin(0.5) - (tail.length / 2 + 1) * CHARACTER : undefined,
-    ),
-    ...slowestFirst.map(({ run }) =>
-      medianMark(medianX(quantile(run.all, 0.5)), frame.bottom, run.look),
-    ),
-    ...maxima(bars, tail, frame),
-  ].join("\n");
-}
-
-const shape = (path: string, { line: colour, dash }: Look, opacity: number): string =>
-  `<path d="${path}" fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${dash}" ${paint(colour, colour)}/>`;
-
-/** Beside the histogram: each run's maximum, and its share of the `tail` where there is one. */
-function maxima(bars: readonly Bars[], tail: string, frame: Frame): string[] {
-  const rows = column(frame, bars.length, frame.top);
-  const entries = bars.flatMap(({ run, beyond }, place) => {
-    const [row, maximum] = [rows[place] ?? 0, `${seconds(run.all.at(-1) ?? 0)} s`];
-    return [
-      swatch(COLUMN, row, run.look),
-      text(COLUMN + 34, row, tail ? `${percent(beyond)}, ${maximum}` : maximum, run.look.text),
-    ];
+/** Panel A: the histogram. Shares are of all of a set-up's answers, so nothing is dropped. */
+function histogramPanel(drawn: readonly Drawn[], start: number): Panel {
+  const bins = binsOf(drawn.map(({ setup }) => setup.all));
+  const bars = drawn.map((one) => {
+    const { shares, beyond } = histogram(one.setup.all, bins.top, BINS);
+    return { ...one, shares: [...shares, 0, beyond], beyond };
   });
-  return [text(COLUMN, frame.top - 15, tail ? `${tail}, max` : "Maximum", MUTED), ...entries];
-}
-
-/** A triangle below the axis, outlined so that neighbours stay apart. */
-const medianMark = (x: number, y: number, { line: colour }: Look): string =>
-  `<path d="M${round(x)} ${round(y + 1)}l6 10h-12z" stroke-width="1" ${paint(colour, PAPER)}/>`;
-
-/**
- * The steps of a distribution as a path. Steps closer than one unit are drawn as one, so that the
- * file stays small.
- */
-export function ecdfPath(values: readonly number[], x: Scale, y: Scale): string {
-  const steps = ecdf(values).map(({ value, share }) => ({ x: x(value), y: y(share) }));
-  const seen = steps.filter(
-    (step, place) => Math.floor(step.x) !== Math.floor(steps[place + 1]?.x ?? NaN),
-  );
-  return `M${round(steps[0]?.x ?? 0)} ${round(y(0))}${seen.map((step) => `H${round(step.x)}V${round(step.y)}`).join("")}`;
-}
-
-/**
- * Panel B: the share answered within t. No bins, the whole tail; a curve ends at its maximum. A
- * label's leader begins on its curve, and with many labels fans out from its upper half: further
- * down all curves are one.
- */
-function ecdfPanel(runs: readonly Run[], time: Axis, frame: Frame): string {
-  const y = linearScale([0, 1], [frame.bottom, frame.top]);
-  const share = linearScale([frame.bottom, frame.top], [0, 1]);
-  // where curves that differ in the tail lie apart
-  const rows = column(frame, runs.length, y(0.72));
-  const fastestFirst = runs.toSorted((a, b) => quantile(a.all, 0.72) - quantile(b.all, 0.72));
-  const middles = rows.map((row) => row - FONT / 3);
-  const many = share(middles.at(-1) ?? 0) < 0.5;
-  const direct = fastestFirst.flatMap(({ all, label, look }, place) => {
-    const [row = 0, middle = 0] = [rows[place], middles[place]];
-    const level = many ? y(0.95 - (0.4 * place) / (runs.length - 1)) : middle;
-    const x = time.at(all[Math.ceil(share(level) * all.length) - 1] ?? 0);
-    const dot = `<circle cx="${round(x)}" cy="${round(level)}" r="4" stroke-width="1.5" ${paint(look.line, PAPER)}/>`;
-    return [
-      line(x, level, COLUMN - 5, middle, look.line, 1),
-      dot,
-      text(COLUMN, row, label, look.text),
-    ];
+  const highest = niceTop(Math.max(...bars.flatMap(({ shares }) => shares)), 4);
+  const { marks, rows } = medianMarks(drawn, bins);
+  return plotAt(start, {
+    title: "Relative Frequency",
+    note: `in ${BINS} equal bins; triangles mark the medians`,
+    aside: bins.tail ? `${bins.tail}, max` : "Maximum",
+    height: heightFor(drawn.length),
+    gap: 8 + 11 * rows,
+    draw: (frame, labels) => {
+      const y = linearScale([0, highest], [frame.bottom, frame.top]);
+      return [
+        ...levels({ at: y, ticks: ticks(0, highest, 4) }, shareLabel),
+        ...shapes(bars, bins.bin, y),
+        ...marks.map((mark) => mark(frame.bottom)),
+        ...binLabels(bins, frame.bottom, labels),
+        ...bars.map((bar, row) =>
+          entry(COLUMN, rowOf(frame, row), bar.look, maximum(bar, bins.tail)),
+        ),
+      ];
+    },
   });
-  return [
-    heading(
-      frame.top - 15,
-      "Share answered within t",
-      "logarithmic, the whole tail; a curve ends at its maximum",
-    ),
-    ...rules(time, frame),
-    ...shareRules(y, [0, 0.5, 0.95]),
-    ...runs.map(
-      ({ all, look }) =>
-        `<path d="${ecdfPath(all, time.at, y)}" stroke-width="2" stroke-dasharray="${look.dash}" ${paint(undefined, look.line)}/>`,
-    ),
-    ...direct,
-  ].join("\n");
 }
 
-/**
- * p5 to p95 as a line, the quartiles as a box, the median across it. Nothing when there are no
- * values.
- */
-function rangeMark(
-  values: readonly number[],
-  at: Scale,
-  y: number,
-  height: number,
-  colour: Colour,
-  fill: Colour,
-): string {
-  if (values.length === 0) return "";
-  const [p5 = 0, p25 = 0, p50 = 0, p75 = 0, p95 = 0] = [0.05, 0.25, 0.5, 0.75, 0.95].map((p) =>
-    at(quantile(values, p)),
-  );
-  const box = `<path d="M${round(p25)} ${round(y - height / 2)}H${round(p75)}v${round(height)}H${round(p25)}z" stroke-width="1.5" ${paint(fill, colour)}/>`;
-  return (
-    line(p5, y, p95, y, colour, 2) +
-    box +
-    line(p50, y - height / 2 - 2, p50, y + height / 2 + 2, INK, 2.5)
-  );
-}
-
-/**
- * Panel C: first requests against later ones. It shows why runs differ: a wait for a free slot
- * falls on the first request only.
- */
-function firstPanel(runs: readonly Run[], time: Axis, frame: Frame): string {
-  const row = linearScale([0, runs.length], [frame.top, frame.bottom]);
-  const height = (row(1) - row(0)) * 0.32;
-  return [
-    heading(
-      frame.top - 15,
-      "First requests",
-      "(filled) and later ones (hollow): p5 to p95, quartiles, median",
-    ),
-    ...rules(time, frame),
-    ...runs.flatMap(({ first, later, label, look }, place) => [
-      rangeMark(first, time.at, row(place + 0.27), height, look.line, look.line),
-      rangeMark(later, time.at, row(place + 0.73), height, look.line, PAPER),
-      text(COLUMN, row(place + 0.5) + FONT / 3, label, look.text),
-    ]),
-    ...timeLabels(time, frame.bottom + 24),
-  ].join("\n");
-}
-
-// ─── Picture ─────────────────────────────────────────────────────────────────
-// One outer template: header, three panels, footer. The panels share what the header and the footer
-// leave; B and C stand above each other on one axis of time.
-
-const LEGEND_COLUMNS = 3;
-
-/** The title, whether the plans match, n by run, and what the shares are shares of. */
-function header(runs: readonly Run[], drawn: readonly Run[]): string[] {
-  const same = drawn.every((run) => samePlan(run, drawn[0] ?? run));
-  const width = (WIDTH - 2 * MARGIN) / LEGEND_COLUMNS;
-  const legend = runs.flatMap(({ title, all, look }, place) => {
-    const x = MARGIN + width * (place % LEGEND_COLUMNS);
-    const y = 66 + LINE * Math.floor(place / LEGEND_COLUMNS);
-    const n = all.length > 0 ? `n = ${all.length}` : "no answers";
-    return [
-      swatch(x, y, look),
-      text(
-        x + 34,
-        y,
-        `${shorten(title, Math.floor((width - 34) / PROSE) - n.length - 2)} ${n}`,
-        look.text,
-      ),
-    ];
+/** The slowest first, so that the others are drawn over it. */
+function shapes(bars: readonly Bars[], bin: Scale, y: Scale): string[] {
+  const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
+  const slowestFirst = bars.toSorted((a, b) => mean(b.setup.all) - mean(a.setup.all));
+  return slowestFirst.map(({ look, shares }) => {
+    const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
+    return `<path d="${outline(shares, bin, y)}" ${pen} ${paint(look.line, look.line)}/>`;
   });
+}
+
+/** The base lines of the bins, and what stands below them. */
+function binLabels({ axis, tail, bin }: Bins, bottom: number, y: number): string[] {
+  const base = (from: number, to: number): string =>
+    line([bin(from), bottom], [bin(to), bottom], MUTED, 1.5);
+  if (!tail) return [base(0, BINS), ...labelled(axis, y, TIME)];
+  const middle = bin(BINS + 1.5);
+  const limit = middle - widthOf(`${tail} `) / 2;
+  const label = text(middle, y, tail, MUTED, "middle");
+  return [base(0, BINS), base(BINS + 1, BINS + 2), ...labelled(axis, y, TIME, limit), label];
+}
+
+type Mark = (bottom: number) => string;
+
+/** Triangles below the axis; those that would lie on each other go into rows. */
+function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
+  const ends: number[] = [];
+  const placed = drawn
+    .map(({ setup, look }) => ({ median: quantile(setup.all, 0.5), look }))
+    .toSorted((a, b) => a.median - b.median);
+  const marks = placed.map(({ median, look }): Mark => {
+    const x = median > top ? bin(BINS + 1.5) : axis.at(median);
+    const free = ends.findIndex((end) => x - end >= 14);
+    const row = free < 0 ? ends.length : free;
+    ends[row] = x;
+    const triangle = (bottom: number) => `M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z`;
+    return (y) => `<path d="${triangle(y)}" stroke-width="1" ${paint(look.line, PAPER)}/>`;
+  });
+  return { marks, rows: ends.length };
+}
+
+/** A set-up's maximum, and its share of the tail where there is one. */
+function maximum({ setup, beyond }: Bars, tail: string): string {
+  const longest = `${seconds(setup.all.at(-1) ?? 0)} s`;
+  return tail ? `${percent(beyond)}, ${longest}` : longest;
+}
+
+/**
+ * The share of `count` requests that still wait after t, of which sorted `values` are the answered
+ * ones: the rest waits for ever. Steps closer than a unit are drawn as one, to keep the file small.
+ */
+export function waitingPath(values: Float64Array, count: number, x: Scale, y: Scale): string {
+  const steps = [`M${LEFT} ${round(y(1))}`];
+  for (let place = 0; place < values.length; place++) {
+    const here = x(at(values, place));
+    const next = values[place + 1];
+    if (next !== undefined && Math.floor(x(next)) === Math.floor(here)) continue;
+    steps.push(`H${round(here)}V${round(y((count - place - 1) / count))}`);
+  }
+  return steps.join("") + (count > values.length ? `H${RIGHT}` : "");
+}
+
+/** When 95 % of the requests were answered: what orders the labels of panel B. */
+const tailOf = ({ setup }: Drawn): number =>
+  Math.min(MAX_SECONDS, quantileWith(setup.all, failedOf(setup), 0.95));
+
+/** Panel B: no bins, the whole tail; one late client in 12,000 is as clear as the median. */
+function waitingPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
+  const countOf = ({ planned, all }: Setup): number => planned ?? all.length;
+  const most = Math.max(...drawn.map(({ setup }) => countOf(setup)));
+  const floor = at(LADDER, rungBelow(Math.min(0.005, 0.5 / most)));
+  const shares = [0.5, 0.05, 0.01, 1, 1e-3, 1e-4, 1e-5, 1e-6].filter((share) => share >= floor);
+  const slowestFirst = drawn.toSorted((a, b) => tailOf(b) - tailOf(a));
+  return plotAt(start, {
+    title: "Share still waiting after t",
+    note: "both axes logarithmic",
+    aside: "Slowest first",
+    height: heightFor(drawn.length),
+    draw: (frame, labels) => {
+      const y = logScale([floor, 1], [frame.bottom, frame.top]);
+      return [
+        ...uprights(time, frame),
+        ...levels({ at: y, ticks: shares }, shareLabel),
+        ...drawn.map(({ setup, look }) =>
+          stroke(waitingPath(setup.all, countOf(setup), time.at, y), look.line, 2, look.dash),
+        ),
+        ...slowestFirst.map(({ look, label }, row) =>
+          entry(COLUMN, rowOf(frame, row), look, label),
+        ),
+        ...labelled(time, labels, TIME),
+      ];
+    },
+  });
+}
+
+/** A lane of panel C. */
+type Lane = Readonly<Record<"y" | "height", number>> & Readonly<Record<"edge" | "fill", Colour>>;
+
+/**
+ * What the sample carries: the quartiles as a box, p5 to p95 as a line, the median across. Fewer
+ * values are drawn one by one.
+ */
+function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }: Lane): string {
+  const has = (p: number): boolean => carries(values.length, p);
+  const x = (p: number): number => scale(quantile(values, p));
+  const half = height / 2;
+  const [left, right] = [round(x(0.25)), round(x(0.75))];
+  const box = `M${left} ${round(y - half)}H${right}v${height}H${left}z`;
+  const dots = [...(has(0.95) ? [] : values)].map((one) => circle(scale(one), y, 2.5, fill, edge));
   return [
-    `<text x="${MARGIN}" y="36" font-size="28" font-weight="600" ${paint(INK)}>Response Time Histograms</text>`,
-    drawn.length > 1
-      ? text(
-          WIDTH - MARGIN,
-          36,
-          same ? "same plan in every run" : "plans or failures differ",
-          MUTED,
-          "end",
-        )
-      : "",
-    ...legend,
-    text(
-      MARGIN,
-      66 + LINE * legendLines(runs),
-      "Shares are of answered requests (n): failures are not in the files.",
-      MUTED,
-    ),
+    has(0.95) ? line([x(0.05), y], [x(0.95), y], edge, 2) : "",
+    has(0.75) ? `<path d="${box}" stroke-width="1.5" ${paint(fill, edge)}/>` : "",
+    ...dots,
+    has(0.5) ? line([x(0.5), y - half - 2], [x(0.5), y + half + 2], INK, 2.5) : "",
+  ].join("");
+}
+
+/** A set-up's row of panel C: the mean of each run, first requests, later ones. */
+function firstRow({ setup, look, label }: Drawn, time: Axis, bottom: number): string[] {
+  const edge = look.line;
+  const means = setup.means.length < 2 ? [] : setup.means.filter((value) => !Number.isNaN(value));
+  return [
+    ...means.map((value) => circle(time.at(value), bottom - 41, 3, PAPER, INK)),
+    rangeMark(setup.first, time.at, { y: bottom - 26, height: 12, edge, fill: edge }),
+    rangeMark(setup.later, time.at, { y: bottom - 9, height: 10, edge, fill: PAPER }),
+    entry(COLUMN, bottom - 14, look, label),
   ];
 }
 
-const legendLines = (runs: readonly Run[]): number => Math.ceil(runs.length / LEGEND_COLUMNS);
-
 /**
- * The frames of the three panels between `top` and `bottom`, for `count` runs: C takes what its
- * rows need, A and B share the rest.
+ * Panel C: first requests against later ones. It shows why set-ups differ, since a wait for a free
+ * slot falls on the first request only, and how much runs do.
  */
-function frames(top: number, bottom: number, count: number): { a: Frame; b: Frame; c: Frame } {
-  const [title, labels, gap] = [32, 30, 6];
-  const rows = count * Math.max(18, 34 - 2 * count);
-  const plots = bottom - top - 3 * title - 2 * labels - 2 * gap - rows;
-  const from = (start: number, height: number): Frame => ({
-    top: start + title,
-    bottom: start + title + height,
+function firstPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
+  const several = drawn.some(({ setup }) => setup.means.length > 1);
+  const height = several ? 48 : 38;
+  return plotAt(start, {
+    title: "First requests",
+    note: "(filled) and later ones: p5 to p95, quartiles, median",
+    aside: several ? "○ mean of each run" : "",
+    height: height * drawn.length,
+    draw: (frame, labels) => [
+      ...uprights(time, frame),
+      ...drawn.flatMap((one, row) => firstRow(one, time, frame.top + height * (row + 1))),
+      ...labelled(time, labels, TIME),
+    ],
   });
-  const a = from(top, plots * (count > 4 ? 0.5 : 0.55));
-  const b = from(a.bottom + labels + gap, plots - (a.bottom - a.top));
-  return { a, b, c: from(b.bottom + gap, rows) };
+}
+
+/** n of a set-up: runs and clients. */
+function sizeOf({ origin, firsts, all }: Setup): string {
+  if (all.length === 0) return "no answers";
+  const runs = origin?.runs ?? [];
+  const each = new Set(runs.map(({ clients }) => clients));
+  if (runs.length < 2) return `n = ${counted(firsts.length)}`;
+  if (each.size > 1) return `n = ${counted(firsts.length)} in ${runs.length} runs`;
+  return `n = ${runs.length} × ${counted(firsts.length / runs.length)}`;
+}
+
+/** The offered load as a share of capacity: slots over the mean time of a client. */
+function loadOf(origin: Origin | undefined): number | undefined {
+  if (!origin) return undefined;
+  const requests = (1 + Number(origin.plan["maxRequests"])) / 2;
+  const capacity = total(
+    origin.servers.map(({ slots, mean: each }) => Number(slots) / (Number(each) * requests)),
+  );
+  const share = Number(origin.plan["rate"]) / capacity;
+  return Number.isFinite(share) && share > 0 ? share : undefined;
+}
+
+const loadWords = ({ origin }: Setup): string => {
+  const load = loadOf(origin);
+  return load === undefined ? "" : `${Math.round(load * 100)} % of capacity`;
+};
+
+function rateWords({ origin }: Setup): string {
+  const rate = Number(origin?.plan["rate"] ?? NaN);
+  if (rate === 0) return "all clients at once";
+  return rate > 0 ? `${counted(rate)} clients a second` : "";
+}
+
+/** What is said of most set-ups, then in brackets what is said of others. */
+function mostly(setups: readonly Setup[], words: Namer, name: Namer): string {
+  const said = setups.map(words).filter(Boolean);
+  const often = (one: string): number => said.filter((other) => other === one).length;
+  const [most = ""] = said.toSorted((a, b) => often(b) - often(a));
+  const others = setups.filter((setup) => words(setup) !== "" && words(setup) !== most);
+  const each = others.map((setup) => `${name(setup)} ${words(setup)}`).join(", ");
+  return each ? `${most} (${each})` : most;
+}
+
+/** How the clients came, and whether to all set-ups alike, as far as runs.json tells. */
+function planLine(setups: readonly Setup[], name: Namer): string {
+  const origins = setups.flatMap(({ origin }) => origin ?? []);
+  const [first] = origins;
+  const all = origins.length === setups.length && setups.length > 1;
+  const differs = origins.some(({ plan }) => differenceIn(PLAN, plan, first?.plan ?? {}));
+  const said = [mostly(setups, rateWords, name), mostly(setups, loadWords, name)].filter(Boolean);
+  const same = differs ? "The plans differ." : "Same plan for all.";
+  const load = said.length > 0 ? `Offered load: ${said.join("; ")}.` : "";
+  return [load, all ? same : "", simulatedLine(setups, name)].filter(Boolean).join(" ");
+}
+
+/** Which of the set-ups are simulated. */
+function simulatedLine(setups: readonly Setup[], name: Namer): string {
+  const simulated = setups.filter(({ origin }) => origin?.simulated);
+  if (simulated.length === 0) return "";
+  if (simulated.length === setups.length) return "Simulated.";
+  return `Simulated: ${simulated.map(name).join(", ")}.`;
+}
+
+/** What the shares are shares of. */
+function failureLine(setups: readonly Setup[], name: Namer): string {
+  const failing = setups.filter((setup) => failedOf(setup) > 0);
+  const failed = failing.map((setup) => `${failedAmong(name(setup), setup)} requests`).join(", ");
+  const isUnknown = setups.some(({ planned }) => planned === undefined);
+  const said = failed ? `; failed: ${failed}` : "";
+  if (isUnknown) return `n: clients. Shares are of answered requests${said}; failures unknown.`;
+  return `n: runs × clients. Shares are of answered requests${said || "; none failed"}.`;
+}
+
+/** The load, n by set-up, and what the shares are shares of. */
+function header(setups: readonly Setup[], dresses: readonly Dress[], name: Namer, start: number) {
+  const load = prose(planLine(setups, name), start, MUTED);
+  const top = load.svg.length > 0 ? load.bottom + 6 : start;
+  const width = (WIDTH - 2 * MARGIN) / 2;
+  const room = width - SWATCH - Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
+  const labels = labelsOf(setups.map(name), room);
+  const legend = setups.map((setup, place) => {
+    const [x, y] = [MARGIN + width * (place % 2), top + CAPITAL + LINE * (place >> 1)];
+    return entry(x, y, at(dresses, place).look, `${at(labels, place)}, ${sizeOf(setup)}`);
+  });
+  const below = top + LINE * Math.ceil(setups.length / 2);
+  const shares = prose(failureLine(setups, name), below, MUTED);
+  return { svg: [...load.svg, ...legend, ...shares.svg], bottom: shares.bottom };
+}
+
+/** Calls set-ups by titles that never fill more than a third of a line. */
+function namerOf(setups: readonly Setup[]): Namer {
+  const labels = labelsOf(setups.map(byTitle), WIDTH / 3);
+  return (setup) => labels[setups.indexOf(setup)] ?? setup.title;
 }
 
 /** The picture in words, for those who do not see it. */
-function description(drawn: readonly Run[], conclusion: string): string {
-  const runs = drawn.map(
-    ({ title, all }) =>
-      `${title}: ${all.length} answers, median ${seconds(quantile(all, 0.5))} s, maximum ${seconds(all.at(-1) ?? 0)} s.`,
-  );
-  return [
-    "Response times of answered requests: histogram, cumulative distribution, and first requests against later ones.",
-    ...runs,
-    conclusion,
-  ].join(" ");
+function described({ setup: { title, all } }: Drawn): string {
+  const [median, longest] = [seconds(quantile(all, 0.5)), seconds(all.at(-1) ?? 0)];
+  return `${title}: ${counted(all.length)} answers, median ${median} s, maximum ${longest} s.`;
 }
 
-/** The whole SVG. At least one of `runs` has answers; those without are listed and not drawn. */
-export function drawPicture(runs: readonly Run[]): string {
-  const drawn = runs.filter(({ all }) => all.length > 0);
-  const pooled = sorted(drawn.flatMap(({ all }) => all));
-  const time = logAxis(drawn, [LEFT, RIGHT]);
-  const footer = wrap(
-    verdict(runs, (run) => run.label),
-    Math.floor((WIDTH - 2 * MARGIN) / PROSE),
-  );
-  const bottom = HEIGHT - 12 - LINE * (footer.length - 1);
-  const { a, b, c } = frames(78 + LINE * legendLines(runs), bottom - LINE, drawn.length);
-  const colours = [PAPER, INK, MUTED, GRID, ...runs.flatMap(({ look }) => [look.line, look.text])];
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" class="response-times" role="img" aria-labelledby="response-times-title response-times-desc" font-family="system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif" font-size="${FONT}">
-<title id="response-times-title">Response Time Histograms: ${escape(runs.map(({ title }) => title).join(", "))}</title>
-<desc id="response-times-desc">${escape(
-    description(
-      drawn,
-      verdict(runs, (run) => run.title),
-    ),
-  )}</desc>
-<style>@media (prefers-color-scheme: dark){${colours.map(darkRule).join("")}}</style>
-<rect width="${WIDTH}" height="${HEIGHT}" ${paint(PAPER)}/>
-${header(runs, drawn).join("\n")}
-<g>
-${histogramPanel(drawn, pooled, a)}
-</g>
-<g>
-${ecdfPanel(drawn, time, b)}
-</g>
-<g>
-${firstPanel(drawn, time, c)}
-</g>
-${footer.map((words, place) => text(MARGIN, bottom + LINE * place, words)).join("\n")}
-</svg>
-`;
+/** The whole SVG of the first eight; the verdict is about all. One of these has answers. */
+export function drawPicture(all: readonly Setup[]): string {
+  const setups = all.slice(0, MOST_DRAWN);
+  const dresses = dress(setups);
+  const drawn = setups
+    .map((setup, place) => ({ ...at(dresses, place), setup }))
+    .filter(({ setup }) => setup.all.length > 0);
+  const time = logAxis(...spanOf(drawn.map(({ setup }) => setup.all)), [LEFT, RIGHT]);
+  const title = "Response Time Histograms";
+  return svgOf({
+    title,
+    head: (top) => header(setups, dresses, namerOf(setups), top),
+    panels: [
+      (top) => histogramPanel(drawn, top),
+      (top) => waitingPanel(drawn, time, top),
+      (top) => firstPanel(drawn, time, top),
+    ],
+    conclusion: verdict(all, namerOf(all)),
+    name: `${title}: ${setups.map(byTitle).join(", ")}`,
+    description: `${drawn.map(described).join(" ")} ${verdict(all, byTitle)}`,
+    looks: dresses.map(({ look }) => look),
+  });
 }
 
-// ─── Table and verdict ───────────────────────────────────────────────────────
-// The same figures for the terminal. A number the sample does not carry is not printed, and a
-// difference that chance explains is not called one.
+// ─── The load curve ──────────────────────────────────────────────────────────
+// Folders of one rate each: what the first requests of each set-up take as the load grows.
 
-const PERCENTILES = [0.5, 0.9, 0.95, 0.99];
+/** A set-up at one rate; its p95 is Infinity where too many failed, NaN where too few came. */
+export type Point = Readonly<{ rate: number; setup: Setup; mean: Interval; p95: Interval }>;
+/** A set-up at all rates, by rate. */
+type Line = Readonly<{ name: string; title: string; points: readonly Point[] }>;
 
-/** The comparison in one sentence; `name` says how to call a run. */
-export function verdict(runs: readonly Run[], name: (run: Run) => string): string {
-  const result = compare(runs);
-  const only = runs.find(({ first }) => first.length > 0);
-  if (!result)
-    return only
-      ? `First requests took ${seconds(mean(only.first))} s on average in ${name(only)}; there is no other run to compare.`
-      : "There are no answers to compare.";
-  const { fast, slow, among, paired, interval } = result;
-  const [a, b] = [mean(fast.first), mean(slow.first)];
-  const means = `${seconds(a)} against ${seconds(b)} s`;
-  const chosen = among > 2 ? `; the fastest two of ${among}` : "";
-  if (!interval)
-    return `${name(fast)} against ${name(slow)}: ${means} for first requests on average; no verdict with fewer than ${FEWEST_CLIENTS} clients each${chosen}.`;
-  const range = `${seconds(interval.low)} to ${seconds(interval.high)} s, ${paired ? "paired" : "unpaired"}${chosen}`;
-  return interval.low > 0
-    ? `${name(fast)} answers first requests ${seconds(b - a)} s sooner than ${name(slow)} on average (${means}; 95 % interval over clients ${range}).`
-    : `No clear difference between ${name(fast)} and ${name(slow)} in mean first-request time (${means}; 95 % interval of the difference over clients ${range}).`;
+export function pointOf(rate: number, setup: Setup): Point {
+  const each = byRun(setup.firsts, setup.origin).map((run) => firstQuantile(run, 0.95));
+  const whole = { ...tInterval([]), mean: firstQuantile(setup.firsts, 0.95) };
+  const p95 = each.length > 1 && each.every(Number.isFinite) ? tInterval(each) : whole;
+  return { rate, setup, mean: meanOf(setup), p95 };
 }
 
-/**
- * A row a run, aligned; as many decimals as give the smallest median three digits, within reason.
- * With `within`, also the share answered in that time.
- */
-export function table(runs: readonly Run[], within?: number): string {
-  const medians = runs.map(({ all }) => quantile(all, 0.5)).filter((value) => value > 0);
-  const decimals = Math.max(3, Math.min(6, 2 - Math.floor(Math.log10(Math.min(...medians)))));
-  const time = (value: number): string => (Number.isNaN(value) ? "-" : value.toFixed(decimals));
-  const inTime = ({ all }: Run, limit: number): string =>
-    all.length > 0
-      ? `${((100 * all.filter((value) => value <= limit).length) / all.length).toFixed(2)} %`
-      : "-";
-  const head = [
-    "response time (s)",
-    "clients",
-    "answers",
-    "first mean",
-    ...PERCENTILES.map((p) => `p${p * 100}`),
-    "max",
-    ...(within === undefined ? [] : [`within ${within} s`]),
+/** Points by set-up, in the order in which set-ups are first met. */
+export function linesOf(points: readonly Point[]): Line[] {
+  const names = [...new Set(points.map(({ setup }) => setup.name))];
+  const titles = titlesOf(names);
+  return names.map((name, place) => ({
+    name,
+    title: at(titles, place),
+    points: points.filter(({ setup }) => setup.name === name).sort((a, b) => a.rate - b.rate),
+  }));
+}
+
+/** The highest rate up to which a line's p95 stays below twice its first; NaN when unknown. */
+function kneeOf({ points }: Line): number {
+  const limit = 2 * (points[0]?.p95.mean ?? NaN);
+  const past = points.findIndex(({ p95 }) => !(p95.mean < limit));
+  const last = points[past < 0 ? points.length - 1 : past - 1];
+  return Number.isFinite(limit) && last ? last.rate : NaN;
+}
+
+/** Which set-up carries how much, and how much more than the next. */
+export function kneeSentence(lines: readonly Line[], name: (line: Line) => string): string {
+  const rates = lines.flatMap(({ points }) => points.map(({ rate }) => rate));
+  const known = lines.filter((line) => !Number.isNaN(kneeOf(line)));
+  const knees = known.toSorted((a, b) => kneeOf(b) - kneeOf(a));
+  const lowest = counted(Math.min(...rates));
+  if (knees.length === 0)
+    return `No knee: the p95 at ${lowest} a second is not known (it needs 59 first requests).`;
+  const highest = Math.max(...rates);
+  const each = knees.map((one) => {
+    const rate = kneeOf(one);
+    return `${name(one)} ${counted(rate)}${rate === highest ? " (the highest tried)" : ""}`;
+  });
+  const claim =
+    "Up to so many clients a second the p95 of first requests stays below twice that at";
+  return `${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
+}
+
+function moreLoad(knees: readonly Line[], name: (line: Line) => string): string {
+  const balanced = knees.filter(({ points }) => !points.every(({ setup }) => isBaseline(setup)));
+  const [best, next] = balanced.length < 2 ? knees : balanced;
+  if (!best || !next) return "";
+  const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
+  if (share > 0) return ` ${name(best)} carries ${share} % more load than ${name(next)}.`;
+  return ` ${name(best)} and ${name(next)} carry the same load, as far as was tried.`;
+}
+
+/** A row a set-up and rate. */
+export function curveTable(lines: readonly Line[]): string {
+  const rows = lines.flatMap(({ points, title }) => points.map((point) => ({ ...point, title })));
+  const times = rows.flatMap(({ mean: first, p95 }) => [first.mean, p95.mean]);
+  const unit = unitOf(Math.max(...times.filter(Number.isFinite)));
+  const columns: Column<Point & { readonly title: string }>[] = [
+    { head: `first requests (${unit.name})`, cell: ({ title }) => title },
+    { head: "clients/s", cell: ({ rate }) => String(rate) },
+    { head: "load", cell: ({ setup }) => loadWords(setup) || "-" },
+    { head: "runs", cell: ({ setup }) => runsCell(setup) },
+    { head: "answered of planned", cell: ({ setup }) => answeredCell(setup) },
+    { head: "mean", cell: ({ mean: first }) => meanCell(first, unit) },
+    { head: "p95", cell: ({ p95 }) => meanCell(p95, unit) },
   ];
-  const rows = runs.map((run) => [
-    run.title,
-    String(run.clients.length),
-    String(run.all.length),
-    time(mean(run.first)),
-    ...PERCENTILES.map((p) => (carries(run.all.length, p) ? time(quantile(run.all, p)) : "-")),
-    time(run.all.at(-1) ?? NaN),
-    ...(within === undefined ? [] : [inTime(run, within)]),
-  ]);
-  const widths = head.map((_, place) =>
-    Math.max(...[head, ...rows].map((cells) => cells[place]?.length ?? 0)),
+  return aligned(rows, columns).join("\n");
+}
+
+/** One measure of all lines over the rates. */
+type Measure = Readonly<{ title: string; note: string; of: (point: Point) => Interval }>;
+const MEASURES: readonly Measure[] = [
+  {
+    title: "Mean of the first requests",
+    note: "(s), with its interval over the runs",
+    of: (point) => point.mean,
+  },
+  { title: "95th percentile", note: "(s), at the top where more failed", of: (point) => point.p95 },
+];
+
+type Curve = Dress & { readonly line: Line };
+
+/** The rates that were tried are the ticks; over more than a decade or so, logarithmic. */
+function rateAxis(rates: readonly number[]): Axis {
+  const [low, high] = [Math.min(...rates), Math.max(...rates)];
+  const scale = high > 20 * low ? logScale : linearScale;
+  const middle = () => (LEFT + RIGHT) / 2;
+  const axis = low === high ? middle : scale([low, high], [LEFT + 30, RIGHT - 30]);
+  const room: Room = (tick) => Math.max(across(tick), widthOf("100 % ") / 2);
+  return { at: axis, ticks: fitting(thinned(rates), axis, room) };
+}
+
+function measurePanel(curves: readonly Curve[], rates: Axis, measure: Measure, start: number) {
+  const all = curves.flatMap(({ line: { points } }) => points.map(measure.of));
+  const finite = (values: readonly number[]): number[] => values.filter(Number.isFinite);
+  const means = finite(all.map(({ mean: middle }) => middle));
+  const highest = Math.max(...means, ...finite(all.map(({ high }) => high)));
+  const last = ({ line: { points } }: Curve): number =>
+    Math.min(MAX_SECONDS, measure.of(at(points, points.length - 1)).mean || 0);
+  return plotAt(start, {
+    ...measure,
+    height: heightFor(curves.length),
+    labels: 2,
+    draw: (frame, labels) => {
+      const y = logAxis(Math.min(...means), highest, [frame.bottom, frame.top], upright);
+      return [
+        ...uprights(rates, frame),
+        ...levels(y, String),
+        ...curves.map((one, place) => lineMarks(one, place, rates.at, y.at, measure)),
+        ...curves
+          .toSorted((a, b) => last(b) - last(a))
+          .map(({ look, label }, row) => entry(COLUMN, rowOf(frame, row), look, label)),
+        ...labelled(rates, labels, "Clients per second"),
+        ...loadLabels(curves, rates, labels + LINE),
+      ];
+    },
+  });
+}
+
+/** Below the rates, what they are of the capacity of the first set-up with a balancer. */
+function loadLabels(curves: readonly Curve[], rates: Axis, y: number): string[] {
+  const setups = curves.flatMap(({ line: { points } }) => points);
+  const own = setups.filter(({ setup }) => !isBaseline(setup) || curves.length === 1);
+  const loads = rates.ticks.flatMap((rate) => {
+    const load = own.map((one) => (one.rate === rate ? loadOf(one.setup.origin) : 0)).find(Boolean);
+    return load ? text(rates.at(rate), y, `${Math.round(load * 100)} %`, MUTED, "middle") : [];
+  });
+  return loads.length > 0 ? [...loads, text(WIDTH - MARGIN, y, "of capacity", MUTED, "end")] : [];
+}
+
+/** A line through its points, each with its interval, a little aside of its neighbours'. */
+function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, measure: Measure): string {
+  const { line: own, look } = curve;
+  const marks = own.points
+    .map((point) => ({ ...measure.of(point), x: x(point.rate) + 4 * place }))
+    .filter((mark) => !Number.isNaN(mark.mean))
+    .map(({ mean: middle, low, high, half, x: across }) => {
+      const bar = Number.isFinite(half) ? line([across, y(low)], [across, y(high)], look.line) : "";
+      const dot = bar + circle(across, y(middle), 3.5, look.line, PAPER);
+      return { step: `L${round(across)} ${round(y(middle))}`, dot };
+    });
+  const path = marks.map(({ step }) => step).join("");
+  const joined = marks.length > 1 ? stroke(path.replace("L", "M"), look.line, 2, look.dash) : "";
+  return joined + marks.map(({ dot }) => dot).join("");
+}
+
+/** The whole SVG of at most eight lines. At least one point has answers. */
+export function drawCurve(all: readonly Line[]): string {
+  const lines = all.slice(0, MOST_DRAWN);
+  const dresses = dress(lines);
+  const curves = lines.map((own, place) => ({ ...at(dresses, place), line: own }));
+  const setups = lines.flatMap(({ points }) => points.map(({ setup }) => setup));
+  const points = lines.flatMap((own) => own.points);
+  const rates = rateAxis([...new Set(points.map(({ rate }) => rate))].sort((a, b) => a - b));
+  const about = `First requests as the offered load grows. ${simulatedLine(setups, byTitle)}`;
+  const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(of(one).mean)));
+  const title = "Load Curve";
+  return svgOf({
+    title,
+    head: (top) => prose(about.trim(), top, MUTED),
+    panels: drawn.map((measure) => (top) => measurePanel(curves, rates, measure, top)),
+    conclusion:
+      kneeSentence(lines, (one) => at(dresses, lines.indexOf(one)).long) + disturbance(setups),
+    name: `${title}: ${lines.map((one) => one.title).join(", ")}`,
+    description: kneeSentence(lines, (one) => one.title),
+    looks: dresses.map(({ look }) => look),
+  });
+}
+
+// ─── Over time ───────────────────────────────────────────────────────────────
+// First requests where the plan had them arrive: the arrivals are drawn again from seed and rate,
+// and all runs of a set-up lie on each other.
+
+/** The first requests of a set-up by arrival: when, and how long; NaN where it failed. */
+export type Timeline = {
+  readonly setup: Setup;
+  readonly arrivals: Float64Array;
+  readonly times: Float64Array;
+  readonly window: Window | undefined;
+};
+/** The last server was away for so long. */
+type Window = Readonly<{ what: string; from: number; to: number }>;
+
+/** Throws a RunError when nothing tells when the clients arrived. */
+export function timelineOf(setup: Setup): Timeline {
+  const { origin, firsts } = setup;
+  if (!origin) throw new RunError(`${JOURNAL} does not tell when its clients arrived`);
+  const rate = Number(origin.plan["rate"]);
+  const most = Number(origin.plan["maxRequests"]);
+  if (!(rate > 0)) throw new RunError("its clients came all at once");
+  if (!(most >= 1) || origin.runs.some(({ clients }) => clients !== origin.plan["clients"]))
+    throw new RunError("its runs are not as long as their plan, so the arrivals are not known");
+  const planned = origin.runs.flatMap(
+    ({ clients, seed }) => drawPlan(clients, most, rate, seedsFrom(seed)).arrivals,
   );
-  const aligned = [head, ...rows].map(([title = "", ...cells]) =>
-    [
-      title.padEnd(widths[0] ?? 0),
-      ...cells.map((cell, place) => cell.padStart(widths[place + 1] ?? 0)),
-    ].join("  "),
+  const order = Uint32Array.from(planned, (_, place) => place);
+  order.sort((a, b) => at(planned, a) - at(planned, b));
+  return {
+    setup,
+    arrivals: Float64Array.from(order, (place) => at(planned, place)),
+    times: Float64Array.from(order, (place) => at(firsts, place)),
+    window: windowOf(origin.plan),
+  };
+}
+
+function windowOf({ fail, hang }: Fields): Window | undefined {
+  const span = isFields(fail) ? fail : hang;
+  if (!isFields(span)) return undefined;
+  const [from, to] = [Number(span["from"]), Number(span["to"])];
+  return from < to ? { what: span === fail ? "killed" : "blocked", from, to } : undefined;
+}
+
+/** First requests of clients that came from `from` on and before `to`. */
+function between({ arrivals, times }: Timeline, from: number, to: number): Float64Array {
+  const before = (limit: number): number => {
+    let [low, high] = [0, arrivals.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (at(arrivals, middle) < limit) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  return times.subarray(before(from), before(to));
+}
+
+/** Before, while and after the window; without one, thirds of the time. */
+function phasesOf({ window }: Timeline, end: number) {
+  const cuts = window ? [window.from, window.to] : [end / 3, (2 * end) / 3];
+  const names = window
+    ? ["before", `while ${window.what}`, "after"]
+    : ["first third", "second third", "last third"];
+  return names.map((name, place) => ({
+    name,
+    from: cuts[place - 1] ?? 0,
+    to: cuts[place] ?? Infinity,
+  }));
+}
+
+const endOf = (timelines: readonly Timeline[]): number =>
+  Math.max(...timelines.map(({ arrivals }) => arrivals.at(-1) ?? 0));
+
+/** A row a set-up: failures, and median and p95 of the first requests by phase. */
+export function phaseTable(timelines: readonly Timeline[]): string {
+  const unit = unitOf(Math.max(...timelines.map(({ setup }) => setup.first.at(-1) ?? 0)));
+  const columns: Column<Timeline>[] = [
+    { head: `first requests (${unit.name})`, cell: ({ setup }) => setup.title },
+    { head: "runs", cell: ({ setup }) => runsCell(setup) },
+    { head: "failed", cell: ({ setup }) => firstFailures(setup) },
+  ];
+  for (const { name, from, to } of phasesOf(at(timelines, 0), endOf(timelines))) {
+    const cell = (p: number) => (one: Timeline) =>
+      timeCell(firstQuantile(between(one, from, to), p), unit);
+    columns.push({ head: `${name}: p50`, cell: cell(0.5) }, { head: "p95", cell: cell(0.95) });
+  }
+  return aligned(timelines, columns).join("\n");
+}
+
+const firstFailures = ({ first, firsts }: Setup): string =>
+  `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
+
+/** For how long clients came who failed, or waited longer than any before the window. */
+function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
+  let longest = 0;
+  let last = from;
+  for (const [place, arrival] of arrivals.entries()) {
+    const time = at(times, place);
+    if (arrival + time < from) longest = Math.max(longest, time);
+    if (arrival >= from && arrival < to && !(time <= longest)) last = arrival;
+  }
+  return last - from;
+}
+
+/** What the picture shows, in one sentence. */
+export function timeSentence(timelines: readonly Timeline[], name: Namer): string {
+  const { window } = at(timelines, 0);
+  if (window) {
+    const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${name(one.setup)}`);
+    const since = `After the last server was ${window.what} at ${seconds(window.from)} s`;
+    const who = "clients came who failed or waited longer than any before";
+    return `${since}, ${who} for ${each.join(", ")}.`;
+  }
+  const end = endOf(timelines);
+  const each = timelines.flatMap((one) => {
+    const [first = NaN, , last = NaN] = phasesOf(one, end).map(({ from, to }) =>
+      firstQuantile(between(one, from, to), 0.5),
+    );
+    if (!Number.isFinite(first + last)) return [];
+    return `from ${seconds(first)} to ${seconds(last)} s in ${name(one.setup)}`;
+  });
+  if (each.length === 0) return "Too few clients for a median in each third of the time.";
+  const claim = "From the first third of the time to the last the median first request went";
+  return `${claim} ${each.join(", ")}.`;
+}
+
+/** A quantile in a moving window, a thirtieth of the time wide; broken where too few came. */
+function movingPath(timeline: Timeline, p: number, x: Scale, y: Scale): string {
+  const end = endOf([timeline]);
+  let pen = "M";
+  const steps = Array.from({ length: 121 }, (_, step) => {
+    const middle = (end * step) / 120;
+    const value = firstQuantile(between(timeline, middle - end / 60, middle + end / 60), p);
+    const point = Number.isNaN(value) ? "" : `${pen}${round(x(middle))} ${round(y(value))}`;
+    pen = point ? "L" : "M";
+    return point;
+  });
+  return steps.join("");
+}
+
+/** Clients as dots, each place of the picture at most once; failed ones as marks at the top. */
+function clientDots(
+  { arrivals, times }: Timeline,
+  x: Scale,
+  y: Scale,
+  { top }: Frame,
+  colour: Colour,
+) {
+  const dots = new Set<string>();
+  const marks = new Set<string>();
+  for (const [place, arrival] of arrivals.entries()) {
+    const time = at(times, place);
+    if (Number.isNaN(time)) marks.add(`M${Math.round(x(arrival))} ${round(top - 8)}v8`);
+    else dots.add(`M${Math.round(x(arrival))} ${Math.round(y(time))}h0`);
+  }
+  const round2 = `<g stroke-linecap="round" stroke-opacity="0.45">`;
+  return [
+    `${round2}${stroke([...dots].join(""), colour, 2.4)}</g>`,
+    stroke([...marks].join(""), colour, 1.5),
+  ];
+}
+
+/** The time in which the last server was away. */
+function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
+  const [left, right] = [Math.min(RIGHT, x(from)), Math.min(RIGHT, x(to))];
+  const size = `width="${round(right - left)}" height="${round(bottom - top)}"`;
+  return `<rect x="${round(left)}" y="${round(top)}" ${size} fill-opacity="0.45" ${paint(GRID)}/>`;
+}
+
+function timePanel(timeline: Timeline, { look, long }: Dress, x: Axis, span: Range, start: number) {
+  const { setup, window } = timeline;
+  const failed = setup.first.length < setup.firsts.length;
+  return plotAt(start, {
+    title: long,
+    note: `${sizeOf(setup)}${failed ? `, ${firstFailures(setup)} failed` : ""}`,
+    height: 138,
+    draw: (whole, labels) => {
+      const frame = { ...whole, top: whole.top + 6 }; // for the marks
+      const y = logAxis(...span, [frame.bottom, frame.top], upright);
+      return [
+        window ? shade(window, x.at, frame) : "",
+        ...uprights(x, frame),
+        ...levels(y, String),
+        ...clientDots(timeline, x.at, y.at, frame, look.line),
+        stroke(movingPath(timeline, 0.5, x.at, y.at), INK, 2),
+        stroke(movingPath(timeline, 0.95, x.at, y.at), INK, 2, "5 3"),
+        ...labelled(x, labels, "Arrival (s)"),
+      ];
+    },
+  });
+}
+
+/** The whole SVG of at most eight. At least one has answers. */
+export function drawOverTime(all: readonly Timeline[]): string {
+  const timelines = all.slice(0, MOST_DRAWN);
+  const setups = timelines.map(({ setup }) => setup);
+  const dresses = dress(setups);
+  const name = namerOf(setups);
+  const x = linearAxis([0, endOf(timelines) || 1], [LEFT, RIGHT]);
+  const span = spanOf(setups.map(({ first }) => first));
+  const { window } = at(timelines, 0);
+  const shaded = window && `Shaded: the last server was ${window.what}. `;
+  const about =
+    "Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one " +
+    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
+  const title = "First Requests Over Time";
+  return svgOf({
+    title,
+    head: (top) => prose((about + planLine(setups, name)).trim(), top, MUTED),
+    panels: timelines.map(
+      (one, place) => (top) => timePanel(one, at(dresses, place), x, span, top),
+    ),
+    conclusion: timeSentence(timelines, name) + disturbance(setups),
+    name: `${title}: ${setups.map(byTitle).join(", ")}`,
+    description: timeSentence(timelines, byTitle),
+    looks: dresses.map(({ look }) => look),
+  });
+}
+
+// ─── Files ───────────────────────────────────────────────────────────────────
+// What to read, what it is called, and how a picture is written: whole or not at all, and never
+// over a measurement. Files are told apart by what they are, not by how they are called.
+
+/** Reads each runs.json once, and complains of it once. */
+class Journals {
+  readonly complaints: string[] = [];
+  readonly #known = new Map<string, Fields | undefined>();
+
+  /** What the folder's runs.json says, by name; undefined where there is none to believe. */
+  async of(folder: string): Promise<Fields | undefined> {
+    const file = join(folder, JOURNAL);
+    if (!this.#known.has(file)) this.#known.set(file, await this.#read(file));
+    return this.#known.get(file);
+  }
+
+  async #read(file: string): Promise<Fields | undefined> {
+    if (!(await statOf(file))) return undefined;
+    try {
+      const content = parseJson(decode(await readBytes(file)));
+      if (isFields(content)) return content;
+      throw new RunError("expected an object of set-ups by name");
+    } catch (error) {
+      this.complaints.push(complaint(`Cannot read ${file}`, error));
+      return undefined;
+    }
+  }
+}
+
+/** One line of a RunError; what is another error is a bug. */
+function complaint(what: string, error: unknown): string {
+  if (!(error instanceof RunError)) throw error;
+  return oneLine(`${what}: ${error.message}`);
+}
+
+const readBytes = (file: string): Promise<Buffer> => readFile(file).catch(refused);
+
+/** Rethrows what the system said. */
+function refused(error: unknown): never {
+  throw new RunError(reasonOf(error));
+}
+
+/** By following symbolic links; undefined when there is nothing. */
+const statOf = (file: string): Promise<BigIntStats | undefined> =>
+  stat(file, { bigint: true }).catch(() => undefined);
+
+/** The runs of a folder: the three known ones, and what else runs.json lists. */
+async function filesIn(folder: string, journals: Journals): Promise<string[]> {
+  const listed = await journals.of(folder);
+  const path = (name: string): string => join(folder, `${name}.json`);
+  if (!listed) return KNOWN.map(path);
+  const known: string[] = [];
+  for (const name of KNOWN) {
+    if (Object.hasOwn(listed, name) || (await statOf(path(name)))) known.push(name);
+  }
+  const isOther = (name: string): boolean => !KNOWN.includes(name) && /^[^/\\\0]+$/.test(name);
+  return [...known, ...Object.keys(listed).filter(isOther)].map(path);
+}
+
+/** A folder that is named means its runs; one without a runs.json, all that is there. */
+async function filesOf(named: string, journals: Journals): Promise<string[]> {
+  if (!(await statOf(named))?.isDirectory()) return [named];
+  if (await journals.of(named)) return filesIn(named, journals);
+  const found = (await readdir(named)).filter(
+    (name) => /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL,
   );
-  const small = runs.some(({ all }) => !carries(all.length, 0.99));
-  return [...aligned, small ? "-: too few answers (p90 needs 29, p95 59, p99 299)" : ""]
-    .filter(Boolean)
-    .join("\n");
+  const rank = (name: string): number => (KNOWN.indexOf(nameOf(name)) + 9) % 9;
+  found.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
+  if (found.length === 0)
+    journals.complaints.push(oneLine(`Cannot draw ${named}: there are no runs in it`));
+  return found.map((name) => join(named, name));
+}
+
+/** The same text for the same file, whatever it is called and wherever links lead. */
+async function identityOf(file: string): Promise<string> {
+  const found = await statOf(file);
+  return found && found.ino !== 0n ? `${found.dev}:${found.ino}` : resolve(file);
+}
+
+/** Throws a UsageError when a file is there twice, or would be overwritten by the picture. */
+async function checkIdentities(files: readonly string[], picture: string): Promise<void> {
+  const known = new Set<string>();
+  for (const file of files) {
+    const identity = await identityOf(file);
+    if (known.has(identity)) throw bad("file", file, "each file once");
+    known.add(identity);
+  }
+  for (const file of files) known.add(await identityOf(join(dirname(file), JOURNAL)));
+  if (picture !== "-" && known.has(await identityOf(picture)))
+    throw bad("--out", picture, "another file than those to read");
+}
+
+/** Reads `files` one after the other. One that cannot be read becomes a complaint. */
+async function readSetups(files: readonly string[], journals: Journals): Promise<Setup[]> {
+  const setups: Setup[] = [];
+  const titles = titlesOf(files);
+  for (const [place, file] of files.entries()) {
+    try {
+      setups.push(await readSetup(file, at(titles, place), await journals.of(dirname(file))));
+    } catch (error) {
+      journals.complaints.push(complaint(`Cannot draw ${file}`, error));
+    }
+  }
+  return setups;
+}
+
+async function readSetup(file: string, title: string, listed: Fields = {}): Promise<Setup> {
+  const bytes = await readBytes(file);
+  const times = parseTimes(decode(bytes));
+  const name = nameOf(file);
+  const entryOf = Object.hasOwn(listed, name) ? listed[name] : undefined;
+  const sha256 = createHash("sha256").update(bytes).digest("hex");
+  return setupOf(name, title, times, originOf(entryOf, sha256, times));
+}
+
+/** Where a chain of symbolic links ends, also when there is nothing yet. */
+async function targetOf(file: string, links = 0): Promise<string> {
+  const found = await lstat(file).catch(() => undefined);
+  if (!found?.isSymbolicLink() || links > 40) return file;
+  return targetOf(resolve(dirname(file), await readlink(file)), links + 1);
+}
+
+/** Replaces `file` whole or not at all; its mode and, where allowed, its owner stay. */
+async function replaceFile(file: string, content: string): Promise<void> {
+  const target = await targetOf(resolve(file));
+  const before = await statOf(target);
+  const draft = join(dirname(target), `.picture-${randomUUID().slice(0, 8)}.draft`);
+  const handle = await open(draft, "wx");
+  try {
+    if (before) await handle.chown(Number(before.uid), Number(before.gid)).catch(() => undefined);
+    if (before) await handle.chmod(Number(before.mode) & 0o7777);
+    await handle.writeFile(content);
+    await handle.close();
+    await rename(draft, target);
+  } catch (error) {
+    await handle.close().catch(() => undefined);
+    await rm(draft, { force: true });
+    throw error;
+  }
+}
+
+/** What is said, and what is drawn. */
+type Result = Readonly<{ words: readonly string[]; svg: () => string }>;
+
+/** Words go to standard output, unless the picture does. Returns the exit code. */
+async function show({ words, svg }: Result, picture: string, complaints: readonly string[]) {
+  for (const line of complaints) console.error(line);
+  const code = complaints.length > 0 ? 1 : 0;
+  if (words.length === 0 && code === 0)
+    throw new RunError(oneLine(`Cannot write ${picture}: there are no answers to draw`));
+  if (words.length === 0) return code;
+  if (picture === "-") {
+    console.error(words.join("\n"));
+    process.stdout.write(svg());
+    return code;
+  }
+  console.log(words.join("\n"));
+  const draw = async (): Promise<void> => replaceFile(picture, svg());
+  await draw().catch((error: unknown) => {
+    throw new RunError(oneLine(`Cannot write ${picture}: ${reasonOf(error)}`));
+  });
+  console.log(oneLine(picture));
+  return code;
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
 
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
 
-const OPTIONS = {
+/** Exported for tests, as is main. */
+export const OPTIONS = {
   data: {
     kind: anyText,
     value: "DIR",
-    help: `the folder of ${RUNS.map((name) => `${name}.json`).join(", ")}, when no file is named (default data)`,
+    help: `the folder of ${KNOWN.join(", ")} and what else its ${JOURNAL} lists (default data)`,
   },
   out: {
     kind: anyText,
     value: "FILE",
-    help: `where the picture goes (default ${PICTURE}, beside the first file)`,
+    help: "where the picture goes, - for standard output (default beside the first file)",
   },
   within: {
     kind: someSeconds,
     value: "SECONDS",
-    help: "a column with the share answered in this time",
+    help: "a column: the share answered within that",
   },
+  curve: {
+    kind: anyText,
+    value: "DIR",
+    help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}`,
+  },
+  overTime: { help: `first requests at their scheduled arrivals, into ${OVER_TIME}` },
 } satisfies Options;
 
-/** The files to read and the picture to write. Throws a UsageError. */
-function plan(
-  named: readonly string[],
-  { data, out }: Values<typeof OPTIONS>,
-): { files: string[]; picture: string } {
+type Arguments = Values<typeof OPTIONS>;
+
+const bad = (what: string, text: string, expected: string): UsageError =>
+  new UsageError(`Bad ${what} ${inQuotes(text)}: expected ${expected}`);
+
+/** Throws a UsageError for what does not go together, before anything is read. */
+function checkArguments(named: readonly string[], values: Arguments): void {
+  const { data, out, curve, overTime, within: limit } = values;
   if (named.length > 0 && data !== undefined)
-    throw new UsageError(
-      `Bad --data ${JSON.stringify(data)}: expected either --data or files, not both`,
-    );
-  if (named.length > LOOKS.length)
-    throw new UsageError(
-      `Bad file ${JSON.stringify(named[LOOKS.length])}: expected at most ${LOOKS.length} files`,
-    );
-  if (named.includes("")) throw new UsageError('Bad file "": expected the name of a file');
-  const files =
-    named.length > 0 ? [...named] : RUNS.map((name) => join(data ?? "data", `${name}.json`));
-  const paths = files.map((file) => resolve(file));
-  const twice = files.find((_, place) => paths.indexOf(paths[place] ?? "") !== place);
-  if (twice !== undefined)
-    throw new UsageError(`Bad file ${JSON.stringify(twice)}: expected each file once`);
-  const picture = out ?? join(dirname(files[0] ?? ""), PICTURE);
-  if (paths.includes(resolve(picture)))
-    throw new UsageError(
-      `Bad --out ${JSON.stringify(picture)}: expected another file than those to read`,
-    );
-  return { files, picture };
+    throw bad("--data", data, "either --data or files, not both");
+  if (named.includes("")) throw bad("file", "", "the name of a file");
+  const others = named.length > 0 || data !== undefined || overTime || limit !== undefined;
+  if (curve !== undefined && others)
+    throw bad("--curve", curve, "no files, --data, --within or --over-time with it");
+  if (out !== undefined && out !== "-" && !/.\.svg$/i.test(basename(out)))
+    throw bad("--out", out, "a name that ends in .svg, or - for standard output");
 }
 
-async function main(named: string[], values: Values<typeof OPTIONS>): Promise<number> {
-  const { files, picture } = plan(named, values);
-  const { runs, complaints } = await readRuns(files);
-  for (const complaint of complaints) console.error(complaint);
-  if (runs.length === 0) return 1;
-  console.log(`${table(runs, values.within)}\n\n${verdict(runs, (run) => run.title)}`);
-  if (runs.every(({ all }) => all.length === 0))
-    throw new RunError(`Cannot write ${picture}: there are no answers to draw`);
-  await writeFile(picture, drawPicture(runs)).catch((error: unknown) => {
-    throw new RunError(`Cannot write ${picture}: ${reasonOf(error)}`);
+/** Says so when the picture shows not all. */
+const tooMany = ({ length }: readonly unknown[]): string[] =>
+  length > MOST_DRAWN ? [`The picture shows the first ${MOST_DRAWN} of ${length}.`] : [];
+
+/** Table, verdict and picture of response times. */
+function resultOf(setups: readonly Setup[], limit: number | undefined): Result {
+  if (setups.length === 0) return { words: [], svg: () => "" };
+  const words = [table(setups, limit), "", verdict(setups, byTitle), ...disturbances(setups)];
+  const svg = (): string => {
+    if (setups.slice(0, MOST_DRAWN).some(({ all }) => all.length > 0)) return drawPicture(setups);
+    throw new RunError("there are no answers to draw");
+  };
+  return { words: [...words, ...tooMany(setups)], svg };
+}
+
+/** Table, sentence and picture over time; a set-up whose arrivals are not known is told. */
+function overTimeOf(setups: readonly Setup[], journals: Journals): Result {
+  const timelines = setups.flatMap((setup) => {
+    try {
+      return timelineOf(setup);
+    } catch (error) {
+      journals.complaints.push(complaint(`Cannot draw ${setup.title} over time`, error));
+      return [];
+    }
   });
-  console.log(picture);
-  return complaints.length > 0 ? 1 : 0;
+  if (!timelines.some(({ setup }) => setup.first.length > 0)) return { words: [], svg: () => "" };
+  const said = timeSentence(timelines, byTitle) + disturbance(timelines.map(({ setup }) => setup));
+  const words = [phaseTable(timelines), "", said, ...tooMany(timelines)];
+  return { words, svg: () => drawOverTime(timelines) };
+}
+
+/** The folders rate-R of a sweep, and their rates. */
+async function ratesIn(folder: string): Promise<Map<string, number>> {
+  const names = await readdir(folder).catch((error: unknown) => {
+    throw new RunError(oneLine(`Cannot read ${folder}: ${reasonOf(error)}`));
+  });
+  const rates = names
+    .filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name))
+    .map((name): [string, number] => [join(folder, name), Number(name.slice(5))]);
+  if (rates.length > 0) return new Map(rates.sort(([, a], [, b]) => a - b));
+  throw bad("--curve", folder, "a folder with folders rate-R in it");
+}
+
+/** Table, sentence and picture of a sweep. */
+async function showCurve(folder: string, picture: string, journals: Journals): Promise<number> {
+  const points: Point[] = [];
+  const files: string[] = [];
+  for (const [path, rate] of await ratesIn(folder)) {
+    const own = await filesOf(path, journals);
+    files.push(...own);
+    points.push(...(await readSetups(own, journals)).map((setup) => pointOf(rate, setup)));
+  }
+  await checkIdentities(files, picture);
+  const setups = points.map(({ setup }) => setup);
+  const lines = linesOf(points);
+  const said = kneeSentence(lines, ({ title }) => title) + disturbance(setups);
+  const isEmpty = !setups.some(({ first }) => first.length > 0);
+  const words = isEmpty ? [] : [curveTable(lines), "", said, ...tooMany(lines)];
+  return show({ words, svg: () => drawCurve(lines) }, picture, journals.complaints);
+}
+
+export async function main(named: string[], values: Arguments): Promise<number> {
+  checkArguments(named, values);
+  const { data = "data", curve, overTime } = values;
+  const journals = new Journals();
+  if (curve !== undefined) return showCurve(curve, values.out ?? join(curve, CURVE), journals);
+  const files = named.length === 0 ? await filesIn(data, journals) : [];
+  for (const name of named) files.push(...(await filesOf(name, journals)));
+  const beside = join(dirname(files[0] ?? ""), overTime ? OVER_TIME : PICTURE);
+  const picture = values.out ?? beside;
+  await checkIdentities(files, picture);
+  const setups = await readSetups(files, journals);
+  const result = overTime ? overTimeOf(setups, journals) : resultOf(setups, values.within);
+  return show(result, picture, journals.complaints);
 }
 
 if (isMain(import.meta)) void runScript({ usage: USAGE, options: OPTIONS, main });

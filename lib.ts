@@ -192,7 +192,8 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
     // output that cannot be written is no reason for a balancer to stop
     stream.on("error", () => undefined);
     stream.once("error", (error: NodeJS.ErrnoException) => {
-      if (error.code === "EPIPE") return; // whoever read us has gone
+      // whoever read us has gone, or the terminal has
+      if (error.code === "EPIPE" || error.code === "EIO") return;
       process.exitCode = 1;
       console.error(`Cannot write the output: ${reasonOf(error)}`);
     });
@@ -242,9 +243,13 @@ export const formatAddress = ({ host, port }: Address): string =>
  * Starts listening and returns the real address (port 0 asks the system for a free one). Throws
  * RunError.
  */
-export async function listen(server: Server, options: ListenOptions & Address): Promise<Address> {
+export async function listen(
+  server: Server,
+  options: ListenOptions & Address,
+  where = formatAddress(options),
+): Promise<Address> {
   const failed = (error: unknown): never => {
-    throw new RunError(`Cannot listen on ${formatAddress(options)}: ${reasonOf(error)}`);
+    throw new RunError(`Cannot listen on ${where}: ${reasonOf(error)}`);
   };
   await once(server.listen(options), "listening").catch(failed);
   const bound = server.address();
@@ -322,7 +327,7 @@ export class LineWriter {
  * The `p`-quantile of sorted values by linear interpolation (Hyndman and Fan 1996, type 7); NaN of
  * nothing.
  */
-export function quantile(values: readonly number[], p: number): number {
+export function quantile(values: ArrayLike<number>, p: number): number {
   const place = (values.length - 1) * p;
   const below = values[Math.floor(place)] ?? NaN;
   const above = values[Math.ceil(place)] ?? NaN;

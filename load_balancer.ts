@@ -1195,6 +1195,8 @@ interface Watched extends CheckTimes {
   cancelTimer: () => void;
   /** Ends the check that is under way. */
   cancelCheck: (() => void) | undefined;
+  /** A suspicion made it due. */
+  lookedClosely: boolean;
   /**
    * Since it began: a connection dialled before it got its first byte; one dialled after it did.
    */
@@ -1250,6 +1252,7 @@ export class Health {
       hurriedAt: -Infinity,
       cancelTimer: () => undefined,
       cancelCheck: undefined,
+      lookedClosely: false,
       lineMoved: false,
       overtaken: false,
     };
@@ -1313,6 +1316,7 @@ export class Health {
     const isInDoubt = health.suspected || health.silent > 0 || !health.up;
     const hold = !this.#settings.asks && isInDoubt ? this.hold : 0;
     const beside = this.#settings.elsewhere && (health.refused > 0 || !health.up);
+    watched.lookedClosely = health.suspected;
     health.suspected = false;
     watched.cancelCheck = this.#probe(server, hold, beside, (result) => {
       watched.cancelCheck = undefined;
@@ -1324,12 +1328,15 @@ export class Health {
     const { health } = server;
     const now = this.#clock.now();
     const wasDown = !health.up;
-    if (result.kind === "late") return this.#repeat(server, watched);
-    if (result.kind === "short") return this.#goOn(server, watched);
+    if (result.kind === "late" || result.kind === "short") {
+      health.suspected ||= watched.lookedClosely;
+      return result.kind === "late" ? this.#repeat(server, watched) : this.#goOn(server, watched);
+    }
     health.lastCheck = { result: result.kind === "passed" ? "passed" : result.why, at: now };
     if (result.kind !== "passed") server.stats.checkFailures += 1;
     if (result.kind === "passed" && this.#settings.asks) health.provedAt = now;
-    if (result.kind !== "refused") health.reached = true;
+    const sawItsOwnPort = beside || !this.#settings.elsewhere;
+    if (sawItsOwnPort && result.kind !== "refused") health.reached = true;
     this.#learn(server, this.#sightOf(result, health, watched, beside), "check");
     if (wasDown && !health.up && result.kind !== "passed") this.#events.stillDown(server);
     this.#goOn(server, watched);
@@ -1437,7 +1444,7 @@ function bytesOf(text: string): Buffer | undefined {
 
 function readHttp(text: string): CheckSpec | undefined {
   const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
-  if (match === null) return undefined;
+  if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
   const [, letter, digits, path = "/"] = match;
   const port = digits === undefined ? undefined : Number(digits);
   if (port === 0 || (port ?? 0) > 65535) return undefined;
@@ -2250,13 +2257,17 @@ export class Connection implements Guest {
   /** It has a place at `server`, and `wire` is being connected to it. */
   dial(server: Server, wire: Wire): void {
     const now = this.owner.now();
-    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
-    this.queuedAt = 0;
+    this.#leaveQueue(now);
     this.stage = "dialling";
     this.server = server;
     this.upstream = wire;
     this.dialledAt = now;
     this.connectedAt = 0;
+  }
+
+  #leaveQueue(now: number): void {
+    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
+    this.queuedAt = 0;
   }
 
   /** The server is there: everything that waited for it goes out. */
@@ -2514,8 +2525,10 @@ export class Connection implements Guest {
   close(reason: Reason): void {
     const { stage, upstream, client } = this;
     if (stage === "closing" || stage === "ended") return;
-    if (reason === "client_reset" && stage === "relaying" && upstream) this.#flush(upstream);
+    const mayFlush = reason === "client_reset" || reason === "idle_timeout";
+    if (mayFlush && stage === "relaying" && upstream) this.#flush(upstream);
     if (reason !== "client_reset" || stage !== "dialling") this.#dropKept();
+    this.#leaveQueue(this.owner.now());
     this.stage = "closing";
     this.reason = reason;
     this.owner.rest(this);
@@ -2914,7 +2927,8 @@ export class LoadBalancer implements Owner {
       ...(reusePort ? { reusePort } : {}),
       ...(inherited === undefined ? {} : { fd: inherited }),
     };
-    this.#address = await listen(this.#listener, wanted);
+    const where = inherited === undefined ? formatAddress(wanted) : "the inherited socket";
+    this.#address = await listen(this.#listener, wanted, where);
     return this.#address;
   }
 
@@ -2932,7 +2946,7 @@ export class LoadBalancer implements Owner {
       const server = known.get(formatAddress(spec));
       if (server === undefined) return this.#recall(spec);
       if (server.spec.weight !== spec.weight) isReweighted = true;
-      server.spec = spec;
+      this.#reconfigure(server, spec, by);
       return server;
     });
     this.servers = servers;
@@ -2945,6 +2959,17 @@ export class LoadBalancer implements Owner {
     if (isReweighted) this.#renewPicker();
     this.#serve();
     return undefined;
+  }
+
+  /** Weight 0 drains a server, as the admin interface does. */
+  #reconfigure(server: Server, spec: ServerSpec, by: Editor): void {
+    const wasDrained = server.spec.weight === 0;
+    const isDrained = spec.weight === 0;
+    server.spec = spec;
+    if (isDrained === wasDrained) return;
+    server.switchedAt = this.now();
+    if (wasDrained) server.warmSince = this.now();
+    this.log.server(server, isDrained ? "draining" : "ready", by, `weight ${spec.weight}`);
   }
 
   /**
@@ -2962,8 +2987,8 @@ export class LoadBalancer implements Owner {
     this.#past.set(server.name, { server, removedAt: this.now() });
     this.#health.forget(server);
     if (!server.spec.resolved) return; // a name has found its addresses
-    const rest = server.open === 0 ? "" : `: ${server.open} of its connections go on`;
-    this.log.server(server, "removed", by, `was removed${rest}`);
+    const rest = server.open === 0 ? "" : `${server.open} of its connections go on`;
+    this.log.server(server, "removed", by, rest);
   }
 
   #add(server: Server, phase: number, by: Editor): void {
@@ -2974,8 +2999,7 @@ export class LoadBalancer implements Owner {
     else cannotBeReached(server.health, "unresolved", this.now());
     if (isStart) return;
     server.warmSince = this.now();
-    const still = server.draining ? " (still drained)" : "";
-    this.log.server(server, "added", by, `was added${still}`);
+    this.log.server(server, "added", by, server.draining ? "still drained" : "");
   }
 
   /** Gives every server the weight that pickers see. */
@@ -3000,12 +3024,7 @@ export class LoadBalancer implements Owner {
     server.draining = draining;
     server.switchedAt = this.now();
     server.warmSince = this.now();
-    this.log.server(
-      server,
-      draining ? "draining" : "ready",
-      "admin",
-      draining ? "is drained: it gets no new clients" : "is ready again",
-    );
+    this.log.server(server, draining ? "draining" : "ready", "admin", "");
     this.#serversChanged();
     return "done";
   }
@@ -3020,8 +3039,8 @@ export class LoadBalancer implements Owner {
   #healthChanged(server: Server, by: Teller): void {
     const { up, why, passed } = server.health;
     if (up) server.warmSince = this.now();
-    const words = up ? `is up: ${passed} checks passed in a row` : `is down: ${why}`;
-    this.log.server(server, up ? "up" : "down", by, words);
+    const reason = up ? `${passed} checks passed in a row` : why;
+    this.log.server(server, up ? "up" : "down", by, reason);
     if (!up && !this.servers.some(takesClients)) this.log.noServerLeft();
     if (!up) this.#resetConnectionsOf(server);
     this.#serversChanged();
@@ -3062,7 +3081,9 @@ export class LoadBalancer implements Owner {
     this.#open.add(connection);
     if (this.#open.size > this.options.maxConnections) return connection.close("limit");
     const { acceptProxy } = this.options;
-    if (acceptProxy === undefined || !isWithin(acceptProxy, host)) return this.place(connection);
+    if (acceptProxy === undefined) return this.place(connection);
+    if (client.remoteAddress === undefined) return connection.close("client_reset"); // but whose?
+    if (!isWithin(acceptProxy, host)) return this.place(connection);
     connection.greet();
     this.#greetings.add(connection);
   }
@@ -3254,22 +3275,22 @@ export class LoadBalancer implements Owner {
   readonly #probe: Probe = (server, hold, beside, report) => {
     const { check, checkPort, checkInterval, connectTimeout, sendProxy } = this.options;
     const port = checkPort ?? ownPortOf(check);
-    const order: CheckOrder = {
-      address: { host: server.address.host, port: port ?? server.address.port },
+    const own: CheckOrder = {
+      address: server.address,
       host: server.spec.configuredHost,
       spec: check,
       connectSeconds: Math.min(connectTimeout, checkInterval),
       seconds: checkInterval,
       holdSeconds: hold,
-      prefix: sendProxy && port === undefined ? PROXY_UNKNOWN : "",
+      prefix: sendProxy ? PROXY_UNKNOWN : "",
       connect: this.#world.connect,
     };
-    const take = (result: CheckResult): void => {
-      const isShort = result.kind === "refused" && isOurShortage(result.code, server.health);
-      report(isShort ? { kind: "short" } : result);
-    };
-    if (beside) return runBoth(order, server.address, take);
-    return runCheck(order, port === undefined ? take : (result) => take(elsewhere(result)));
+    const judged = (result: CheckResult): CheckResult => orShort(result, server.health);
+    if (port === undefined) return runCheck(own, (result) => report(judged(result)));
+    const other: CheckOrder = { ...own, address: { ...server.address, port }, prefix: "" };
+    if (!beside) return runCheck(other, (result) => report(elsewhere(judged(result))));
+    const bare: CheckOrder = { ...own, spec: { kind: "tcp", text: "tcp" } };
+    return runBoth(bare, other, judged, report);
   };
 
   // --- time ---
@@ -3299,13 +3320,19 @@ export class LoadBalancer implements Owner {
   async drain(delay: number, seconds: number): Promise<number> {
     this.isDraining = true;
     this.log.drain(this.#open.size);
-    const over = new Promise<void>((resolve) => {
-      this.#endDelay = resolve;
-      if (delay === 0) resolve();
-      else setTimeout(resolve, Math.min(delay * 1000, LONGEST_TIMER));
-    });
-    await over;
+    if (delay > 0) await this.#delay(delay);
     return this.stop(seconds);
+  }
+
+  /** Waits so long, or until `cut` ends it. */
+  #delay(seconds: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, Math.min(seconds * 1000, LONGEST_TIMER));
+      this.#endDelay = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
   }
 
   /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
@@ -3472,27 +3499,33 @@ function clearedBy({ kind, text }: CheckSpec, elsewhere: boolean): HealthRules["
   return text === "ping" ? "a closed check" : "nothing";
 }
 
-/** A check, and beside it a bare connect to the server's own port; the worse result counts. */
+/** A refusal that is our own shortage tells nothing. */
+const orShort = (result: CheckResult, health: HealthState): CheckResult =>
+  result.kind === "refused" && isOurShortage(result.code, health) ? { kind: "short" } : result;
+
+/** A check at another port, and beside it a bare connect to the server's own. */
 function runBoth(
-  order: CheckOrder,
-  own: Address,
+  bare: CheckOrder,
+  other: CheckOrder,
+  judged: (result: CheckResult) => CheckResult,
   report: (result: CheckResult) => void,
 ): () => void {
   const results: CheckResult[] = [];
   const take = (result: CheckResult): void => {
     results.push(result);
     if (results.length < 2) return;
-    const refused = results.find(({ kind }) => kind === "refused");
-    report(refused ?? results.find(({ kind }) => kind !== "passed") ?? PASSED);
+    const told = TELLING.map((kind) => results.find((known) => known.kind === kind));
+    report(told.find((known) => known !== undefined) ?? PASSED);
   };
-  const bare: CheckOrder = { ...order, address: own, spec: { kind: "tcp", text: "tcp" } };
-  const stopAsking = runCheck(order, (result) => take(elsewhere(result)));
-  const stopConnecting = runCheck(bare, take);
+  const stopConnecting = runCheck(bare, (result) => take(judged(result)));
+  const stopAsking = runCheck(other, (result) => take(elsewhere(judged(result))));
   return () => {
-    stopAsking();
     stopConnecting();
+    stopAsking();
   };
 }
+/** Of two results the first of these counts. */
+const TELLING = ["late", "short", "refused", "silent"] as const;
 
 /** At another port any failure is silence: it cannot tell whether the server accepts. */
 const elsewhere = (result: CheckResult): CheckResult =>
@@ -3717,6 +3750,20 @@ const lastCheckOf = (
 const LOGS = ["text", "json", "none"] as const;
 type ServerEvent = "up" | "down" | "draining" | "ready" | "added" | "removed";
 
+const EVENTS: Readonly<Record<ServerEvent, string>> = {
+  up: "is up",
+  down: "is down",
+  draining: "is drained",
+  ready: "is ready again",
+  added: "was added",
+  removed: "was removed",
+};
+
+function eventWords(state: ServerEvent, why: string): string {
+  if (why === "") return EVENTS[state];
+  return state === "added" ? `${EVENTS[state]} (${why})` : `${EVENTS[state]}: ${why}`;
+}
+
 /** Seconds in a log: microseconds are as fine as it gets. */
 const rounded = (seconds: number): number => Number(seconds.toFixed(6));
 
@@ -3769,10 +3816,9 @@ export class Log {
     );
   }
 
-  server(server: Server, state: ServerEvent, by: Teller | Editor | "admin", words: string): void {
-    if (this.#format === "text") this.#text(`Server ${server.name} ${words}`);
-    if (this.#format !== "json") return;
-    this.#json("server", { server: server.name, state, by, why: words });
+  server({ name }: Server, state: ServerEvent, by: Teller | Editor | "admin", why: string): void {
+    if (this.#format === "text") this.#text(`Server ${name} ${eventWords(state, why)}`);
+    if (this.#format === "json") this.#json("server", { server: name, state, by, why });
   }
 
   noServerLeft(): void {

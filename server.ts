@@ -3,9 +3,10 @@
  * server.ts - a ping server that simulates work.
  *
  * Counts the `PING!`s in what a client sends, however they are sliced or glued together, and
- * answers each with `PONG!` after a normally distributed sleep: in order, one at a time. Only so
- * many connections are served at once; the others are accepted, read and kept waiting, first come,
- * first served, until one closes. Anything but `PING!` resets the connection.
+ * answers each with `PONG!` after a normally distributed sleep: in order, one at a time. The sleep
+ * of a numbered one, `PING 4711!`, is drawn from its number, so that it costs the same on every
+ * equal server. Only so many connections are served at once; the others are accepted, read and kept
+ * waiting, first come, first served, until one closes. Anything else resets the connection.
  *
  *   tsx server.ts 127.0.0.1 65433
  *   tsx server.ts 127.0.0.1 65433 --mean 0 --sd 0 --log none
@@ -35,35 +36,73 @@ import {
   type Values,
 } from "./lib.ts";
 
-const PING = Buffer.from("PING!");
+const WORD = Buffer.from("PING");
+const SPACE = 0x20;
+const BANG = 0x21;
+const ZERO = 0x30;
 const PONG = Buffer.from("PONG!");
-/**
- * How long a client may take, once we have ended a connection in order to stop, to end it as well.
- */
+/** Numbers of pings are below this. */
+const NUMBERS = 2 ** 32;
+/** Numbered pings of a client that may wait for their answers; its further bytes are not read. */
+const MOST_WAITING = 1024;
+/** How long a client may take to end a connection as well that we ended in order to stop. */
 const GOODBYE_MS = 1000;
 
 // ─── Bytes and sleeps ────────────────────────────────────────────────────────
-// Pure: what a client has asked for, and how long an answer takes. All that is remembered of a
-// client's bytes are two numbers, so memory is bounded however much it sends, and reading need
-// never pause.
+// Pure: what a client has asked for, and how long an answer takes. Plain pings are only counted, so
+// reading them need never pause, however much a client sends; numbers must be remembered.
 
-/** `unanswered` whole `PING!`s, then the first `matched` bytes of another one. */
-export type Asked = { unanswered: number; matched: number };
+/** Pings that follow each other in the stream: one with a number, or any number of plain ones. */
+type Asking = { readonly number: number | undefined; times: number };
 
 /**
- * Takes in `chunk`. Returns its first byte that cannot belong to a `PING!`; undefined when there is
- * none.
+ * What of a client's pings is not answered yet, and of the ping that it has begun: how many bytes,
+ * and what their digits say so far.
+ */
+export type Asked = { readonly waiting: Asking[]; matched: number; number: number | undefined };
+
+export const nothingAsked = (): Asked => ({ waiting: [], matched: 0, number: undefined });
+
+/**
+ * Takes in `chunk`. Returns its first byte that cannot belong to a `PING!` or a `PING 4711!`;
+ * undefined when there is none.
  */
 export function countPings(asked: Asked, chunk: Uint8Array): number | undefined {
-  for (let i = 0; i < chunk.length; i++) {
-    if (chunk[i] !== PING[asked.matched]) return chunk[i];
-    asked.matched++;
-    if (asked.matched === PING.length) {
-      asked.matched = 0;
-      asked.unanswered++;
-    }
+  for (const byte of chunk) {
+    if (!takeByte(asked, byte)) return byte;
   }
   return undefined;
+}
+
+/** Takes in one byte; false when it can belong to no ping. */
+function takeByte(asked: Asked, byte: number): boolean {
+  const isInWord = asked.matched < WORD.length;
+  if (isInWord && byte !== WORD[asked.matched]) return false;
+  if (!isInWord && byte === BANG) return endPing(asked);
+  if (asked.matched === WORD.length && byte !== SPACE) return false;
+  if (asked.matched > WORD.length && !takeDigit(asked, byte)) return false;
+  asked.matched += 1;
+  return true;
+}
+
+/** A number has no leading zeros, and is below `NUMBERS`. */
+function takeDigit(asked: Asked, byte: number): boolean {
+  const digit = byte - ZERO;
+  if (!(digit >= 0 && digit <= 9) || asked.number === 0) return false;
+  asked.number = (asked.number ?? 0) * 10 + digit;
+  return asked.number < NUMBERS;
+}
+
+/** The ping is whole; false when it lacks the number that its space promised. */
+function endPing(asked: Asked): boolean {
+  const { number, waiting } = asked;
+  if (number === undefined && asked.matched > WORD.length) return false;
+  const last = waiting.at(-1);
+  if (last && number === undefined && last.number === undefined) last.times += 1;
+  else waiting.push({ number, times: 1 });
+  asked.matched = 0;
+  asked.number = undefined;
+  return true;
 }
 
 /** From second `from` to second `to` after the start, sleeps have another mean. */
@@ -98,15 +137,19 @@ export function drawSleep({ mean, sd, slow }: Work, random: () => number, elapse
   }
 }
 
+/** The sleep of a numbered ping: `drawSleep` with the number as its luck. */
+export const sleepOfNumber = (work: Work, number: number, elapsed: number): number =>
+  drawSleep(work, mulberry32(number), elapsed);
+
 // ─── Server ──────────────────────────────────────────────────────────────────
 // Sockets and slots. A connection waits or is served until it closes, and nothing else decides who
 // is next; every connection ends in `#end` or `#reset`, or because its client left.
 
+/** `log` takes one line; absent when nothing is logged. */
 export type ServerOptions = Address &
   Work & {
     readonly maxConnections: number;
     readonly seed: number;
-    /** Takes one line; absent when nothing is logged. */
     readonly log?: ((line: string) => void) | undefined;
   };
 
@@ -117,13 +160,13 @@ type Connection = {
   answered: number;
   /** It has a slot. */
   served: boolean;
+  /** It has sent a byte. Who never does is a health check, and no line in the log. */
+  spoken: boolean;
   /** Runs while an answer is in progress. */
   timer: NodeJS.Timeout | undefined;
 };
 
-/**
- * Starts a server; it is listening, at `address`, when the promise is fulfilled. Throws RunError.
- */
+/** Starts a server; it listens, at `address`, when the promise is fulfilled. Throws RunError. */
 export async function startServer(options: ServerOptions): Promise<PingServer> {
   const server = new PingServer(options);
   await server.listen();
@@ -199,23 +242,31 @@ export class PingServer {
     const connection: Connection = {
       socket,
       client,
-      asked: { unanswered: 0, matched: 0 },
+      asked: nothingAsked(),
       answered: 0,
       served: false,
+      spoken: false,
       timer: undefined,
     };
     socket
-      .on("error", (error) => this.#options.log?.(`Lost client ${client}: ${reasonOf(error)}`))
+      .on("error", (error) => this.#say(connection, "Lost", `: ${reasonOf(error)}`))
       .on("data", (chunk: Buffer) => this.#take(connection, chunk))
       .on("end", () => this.#ended(connection))
       .on("drain", () => this.#answer(connection))
       .on("close", () => this.#closed(connection));
     this.#waiting.add(connection);
     this.#fillSlots();
-    if (!connection.served)
-      this.#options.log?.(
-        `Connected client ${client}, who waits for a slot with ${this.#waiting.size - 1} before it`,
-      );
+  }
+
+  #say({ spoken, client }: Connection, what: string, more = ""): void {
+    if (spoken) this.#options.log?.(`${what} client ${client}${more}`);
+  }
+
+  #introduce(connection: Connection): void {
+    connection.spoken = true;
+    if (connection.served) return this.#say(connection, "Serving");
+    const before = [...this.#waiting].indexOf(connection);
+    this.#say(connection, "Connected", `, who waits for a slot with ${before} before it`);
   }
 
   /** Gives free slots to those who have waited longest. */
@@ -225,17 +276,21 @@ export class PingServer {
       this.#waiting.delete(connection);
       this.#served.add(connection);
       connection.served = true;
-      this.#options.log?.(`Serving client ${connection.client}`);
+      this.#say(connection, "Serving");
       this.#answer(connection);
     }
   }
 
   #take(connection: Connection, chunk: Buffer): void {
-    const wrong = countPings(connection.asked, chunk);
-    if (wrong === undefined) return this.#answer(connection);
-    this.#options.log?.(
-      `Protocol error of client ${connection.client}: byte 0x${wrong.toString(16).padStart(2, "0")} is no part of "PING!"`,
-    );
+    if (!connection.spoken) this.#introduce(connection);
+    const { asked, socket } = connection;
+    const wrong = countPings(asked, chunk);
+    if (wrong === undefined) {
+      if (asked.waiting.length >= MOST_WAITING) socket.pause();
+      return this.#answer(connection);
+    }
+    const byte = `0x${wrong.toString(16).padStart(2, "0")}`;
+    this.#say(connection, "Protocol error of", `: byte ${byte} is no part of "PING!"`);
     this.#reset(connection);
   }
 
@@ -243,14 +298,17 @@ export class PingServer {
    * The client has finished sending, and still gets its answers; without any it gives up its place.
    */
   #ended(connection: Connection): void {
-    const { socket, client, asked } = connection;
-    if (asked.matched > 0)
-      this.#options.log?.(
-        `Protocol error of client ${client}: the stream ends ${asked.matched} bytes into a "PING!"`,
+    const { socket, asked } = connection;
+    const { matched } = asked;
+    if (matched > 0)
+      this.#say(
+        connection,
+        "Protocol error of",
+        `: the stream ends ${matched} bytes into a "PING!"`,
       );
     // Node 20 shows a reset that arrives together with data as a clean end. An empty write tells
     // them apart: it fails after a reset.
-    if (asked.unanswered > 0) socket.write("");
+    if (asked.waiting.length > 0) socket.write("");
     this.#endIfDone(connection);
   }
 
@@ -262,24 +320,23 @@ export class PingServer {
     const { socket, asked } = connection;
     if (!connection.served || connection.timer) return;
     socket.cork(); // thousands of `PING!`s may come in one chunk: their answers leave together
-    while (asked.unanswered > 0 && !this.#stopping && !socket.writableNeedDrain) {
-      const seconds = drawSleep(
-        this.#options,
-        this.#random,
-        (performance.now() - this.#startedAt) / 1000,
-      );
+    while (asked.waiting.length > 0 && !this.#stopping && !socket.writableNeedDrain) {
+      const seconds = this.#sleep(asked.waiting[0]?.number);
       if (seconds > 0) {
-        connection.timer = setTimeout(
-          this.#afterSleep,
-          Math.min(Math.round(seconds * 1000), LONGEST_TIMER),
-          connection,
-        );
+        const ms = Math.min(Math.round(seconds * 1000), LONGEST_TIMER);
+        connection.timer = setTimeout(this.#afterSleep, ms, connection);
         break;
       }
       this.#send(connection);
     }
     socket.uncork();
     this.#endIfDone(connection);
+  }
+
+  #sleep(number: number | undefined): number {
+    const elapsed = (performance.now() - this.#startedAt) / 1000;
+    if (number === undefined) return drawSleep(this.#options, this.#random, elapsed);
+    return sleepOfNumber(this.#options, number, elapsed);
   }
 
   readonly #afterSleep = (connection: Connection): void => {
@@ -289,9 +346,13 @@ export class PingServer {
   };
 
   #send(connection: Connection): void {
-    connection.asked.unanswered--;
-    connection.answered++;
-    connection.socket.write(PONG);
+    const { asked, socket } = connection;
+    const first = asked.waiting[0]!;
+    first.times -= 1;
+    if (first.times === 0) asked.waiting.shift();
+    connection.answered += 1;
+    socket.write(PONG);
+    if (asked.waiting.length < MOST_WAITING && socket.isPaused()) socket.resume();
   }
 
   /**
@@ -299,12 +360,8 @@ export class PingServer {
    * server stops.
    */
   #endIfDone({ socket, asked, timer }: Connection): void {
-    if (
-      timer ||
-      socket.writableEnded ||
-      !(this.#stopping || (socket.readableEnded && asked.unanswered === 0))
-    )
-      return;
+    const isAnswered = socket.readableEnded && asked.waiting.length === 0;
+    if (timer || socket.writableEnded || !(this.#stopping || isAnswered)) return;
     socket.end();
     // a client may never end its side
     if (!socket.readableEnded) setTimeout(() => socket.destroy(), GOODBYE_MS).unref();
@@ -320,26 +377,18 @@ export class PingServer {
     clearTimeout(connection.timer);
     this.#served.delete(connection);
     this.#waiting.delete(connection);
-    this.#options.log?.(`Closed client ${connection.client} after ${connection.answered} answers`);
+    this.#say(connection, "Closed", ` after ${connection.answered} answers`);
     this.#fillSlots();
   }
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
 
+const seconds = { kind: amount("seconds"), value: "SECONDS" } as const;
+
 const OPTIONS = {
-  mean: {
-    kind: amount("seconds"),
-    value: "SECONDS",
-    fallback: "0.5",
-    help: "mean of the sleep before an answer",
-  },
-  sd: {
-    kind: amount("seconds"),
-    value: "SECONDS",
-    fallback: "0.2",
-    help: "its standard deviation",
-  },
+  mean: { ...seconds, fallback: "0.5", help: "mean of the sleep before an answer" },
+  sd: { ...seconds, fallback: "0.2", help: "its standard deviation" },
   slow: {
     kind: slowPhase,
     value: "FROM-TO:MEAN",

@@ -6,18 +6,27 @@
  * server or a balancer, and writes the answered requests as JSON: an array (client, in the plan's
  * order) of arrays (request) of seconds, rounded to microseconds. Failures are counted by kind,
  * never recorded as times. With --compare it starts the servers and the balancer itself and carries
- * out the same plan against each set-up.
+ * out the same plans against each set-up; `runs.json` beside the files says how each was made.
  *
  *   tsx stress_test.ts 20 5
  *   tsx stress_test.ts 1000 5 --rate 30 --timeout 300 --name RoundRobin
- *   tsx stress_test.ts 1000 5 --rate 300 --mean 0.05 --sd 0.02 --compare "baseline,least-connections --server-connections 10"
+ *   tsx stress_test.ts 500 5 --rate 300 --mean 0.05 --sd 0.02 --runs 6 --compare all
+ *   tsx stress_test.ts 500 5 --rate 300 --compare "random,random --server-connections 10"
  */
-import { type ChildProcess, type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, mkdirSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import fs from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { Client, type FailureKind, failureKinds, RequestError, resolveAddress } from "./client.ts";
+import {
+  Client,
+  type FailureKind,
+  failureKinds,
+  RequestError,
+  resolveAddresses,
+} from "./client.ts";
 import {
   type Address,
   amount,
@@ -44,24 +53,45 @@ import {
   wholeNumber,
 } from "./lib.ts";
 import { ALGORITHMS, OPTIONS as BALANCER_OPTIONS } from "./load_balancer.ts";
-import { slowPhase } from "./server.ts";
+import { type Slow, slowPhase } from "./server.ts";
+
+/** Most clients of a run; one without an end keeps as many for its file. */
+const MOST_CLIENTS = 100_000;
 
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
 
 /**
  * A client's place in both arrays is its place in the file. Arrivals are seconds after the start,
- * in ascending order.
+ * in ascending order. `luck` is the seed of the requests' numbers.
  */
-export type Plan = { readonly requests: readonly number[]; readonly arrivals: readonly number[] };
+export type Plan = {
+  readonly requests: readonly number[];
+  readonly arrivals: readonly number[];
+  readonly luck: number;
+};
 
 /**
- * Seeds for the streams of one run, always in this order: requests, arrivals, the balancer, each
- * server. So no two streams are the same, and more of one leaves the others as they were.
+ * Seeds for the streams of one run, always in this order: requests, arrivals, luck, the balancer,
+ * each server. So no two streams are the same, and more of one leaves the others as they were.
  */
 export function seedsFrom(seed: number): () => number {
   const random = mulberry32(seed);
   return () => Math.floor(random() * 2 ** 32);
+}
+
+/** One client of a plan. */
+type Visit = { readonly requests: number; readonly arrival: number };
+
+/** Clients without an end, each drawn when it is asked for. */
+function visitsFrom(maxRequests: number, rate: number, nextSeed: () => number): () => Visit {
+  const randomRequests = mulberry32(nextSeed());
+  const randomArrivals = mulberry32(nextSeed());
+  let arrival = 0;
+  return () => {
+    if (rate > 0) arrival -= Math.log(1 - randomArrivals()) / rate;
+    return { requests: 1 + Math.floor(randomRequests() * maxRequests), arrival };
+  };
 }
 
 /**
@@ -74,19 +104,48 @@ export function drawPlan(
   rate: number,
   nextSeed: () => number,
 ): Plan {
-  const randomRequests = mulberry32(nextSeed());
-  const randomArrivals = mulberry32(nextSeed());
-  let arrival = 0;
-  const nextArrival = (): number =>
-    rate === 0 ? 0 : (arrival += -Math.log(1 - randomArrivals()) / rate);
-  return {
-    requests: Array.from({ length: clients }, () => 1 + Math.floor(randomRequests() * maxRequests)),
-    arrivals: Array.from({ length: clients }, nextArrival),
+  const nextVisit = visitsFrom(maxRequests, rate, nextSeed);
+  const visits = Array.from({ length: clients }, nextVisit);
+  const requests = visits.map((visit) => visit.requests);
+  return { requests, arrivals: visits.map(({ arrival }) => arrival), luck: nextSeed() };
+}
+
+/** Who comes in a run, in turn. One without an end has Infinity clients, and nothing planned. */
+export type Visits = {
+  readonly clients: number;
+  readonly planned: number;
+  readonly lastArrival: number;
+  readonly luck: number;
+  readonly next: () => Visit | undefined;
+};
+
+export function visitsOf({ requests, arrivals, luck }: Plan): Visits {
+  let place = -1;
+  const next = (): Visit | undefined => {
+    place += 1;
+    const arrival = arrivals[place];
+    return arrival === undefined ? undefined : { requests: requests[place] ?? 0, arrival };
   };
+  const planned = requests.reduce((sum, n) => sum + n, 0);
+  return { clients: requests.length, planned, lastArrival: arrivals.at(-1) ?? 0, luck, next };
+}
+
+export function endlessVisits(maxRequests: number, rate: number, nextSeed: () => number): Visits {
+  const next = visitsFrom(maxRequests, rate, nextSeed);
+  return { clients: Infinity, planned: 0, lastArrival: 0, luck: nextSeed(), next };
+}
+
+/**
+ * The numbers of a client's requests, one after the other. A server draws its sleep from the
+ * number, so the same request costs the same under every algorithm.
+ */
+export function numbersOf(luck: number, client: number): () => number {
+  const random = mulberry32(luck + Math.imul(client + 1, 0x9e3779b1));
+  return () => Math.floor(random() * 2 ** 32);
 }
 
 // ─── Entries of --compare ────────────────────────────────────────────────────
-// Pure: what to start for each entry, and the name of its file.
+// Pure: what to start for each entry, the name of its file, and whose turn it is when.
 
 /** `algorithm` is undefined for the baseline: one server, no balancer. */
 export type Entry = {
@@ -101,36 +160,46 @@ export type Entry = {
  */
 export function parseEntries(list: string): Entry[] {
   const all = ["baseline", ...ALGORITHMS];
-  const texts = list.split(",").flatMap((text) => (text.trim() === "all" ? all : [text.trim()]));
-  const entries = texts.map(parseEntry);
-  const twice = texts.find(
-    (_, i) => entries.findIndex(({ name }) => name === entries[i]?.name) !== i,
-  );
-  if (twice !== undefined)
-    throw new UsageError(`Bad --compare entry ${JSON.stringify(twice)}: expected each entry once`);
+  const texts = splitOutsideQuotes(list, /,/).map((text) => text.trim());
+  const named = texts.flatMap((text) => (text === "all" ? all : [text]));
+  const entries = named.map(parseEntry);
+  const files = entries.map(({ name }) => name);
+  const twice = named.find((_, place) => files.indexOf(files[place] ?? "") !== place);
+  if (twice !== undefined) throw badEntry(twice, "expected each entry once");
   return entries;
 }
 
+const badEntry = (text: string, complaint: string): UsageError =>
+  new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
+
+/** Splits where `separator` matches a character that stands in no single quotes, which stay. */
+function splitOutsideQuotes(text: string, separator: RegExp): string[] {
+  const pieces = [""];
+  let isQuoted = false;
+  for (const character of text) {
+    if (character === "'") isQuoted = !isQuoted;
+    if (!isQuoted && separator.test(character)) pieces.push("");
+    else pieces[pieces.length - 1] += character;
+  }
+  if (isQuoted) throw badEntry(text, "expected another ' that ends what the first one begins");
+  return pieces;
+}
+
 function parseEntry(text: string): Entry {
-  const [algorithm = "", ...balancerOptions] = text.split(/\s+/);
-  const bad = (expected: string): UsageError =>
-    new UsageError(`Bad --compare entry ${JSON.stringify(text)}: expected ${expected}`);
-  const baseline = algorithm === "baseline";
-  if (!baseline && !ALGORITHMS.some((name) => name === algorithm))
-    throw bad(`baseline, all, ${ALGORITHMS.join(", ")}`);
-  if (baseline && balancerOptions.length > 0) throw bad("no options: the baseline has no balancer");
-  const ours = balancerOptions.find((word) =>
-    /^--(host|port|servers|servers-file|log|seed|help)(=|$)/.test(word),
-  );
-  if (ours !== undefined) throw bad(`no ${ours}: --compare sets it itself`);
+  const words = splitOutsideQuotes(text, /\s/).filter(Boolean);
+  const [algorithm = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
+  const isBaseline = algorithm === "baseline";
+  if (!isBaseline && !ALGORITHMS.some((name) => name === algorithm))
+    throw badEntry(text, `expected baseline, all, ${ALGORITHMS.join(", ")}`);
+  if (isBaseline && balancerOptions.length > 0)
+    throw badEntry(text, "expected no options: the baseline has no balancer");
+  const isOurs = /^--(host|port|servers|servers-file|log|help)(=|$)/;
+  const ours = balancerOptions.find((word) => isOurs.test(word));
+  if (ours !== undefined) throw badEntry(text, `expected no ${ours}: --compare sets it itself`);
   const complaint = complaintAbout(balancerOptions);
-  if (complaint !== undefined)
-    throw new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
-  return {
-    name: fileName(algorithm, balancerOptions),
-    algorithm: baseline ? undefined : algorithm,
-    balancerOptions,
-  };
+  if (complaint !== undefined) throw badEntry(text, complaint);
+  const name = fileName(algorithm, balancerOptions);
+  return { name, algorithm: isBaseline ? undefined : algorithm, balancerOptions };
 }
 
 /** What the balancer would say of these options, before anything is started. */
@@ -147,63 +216,154 @@ function complaintAbout(balancerOptions: readonly string[]): string | undefined 
 /** `LeastConnections-server-connections-10` for `least-connections --server-connections 10`. */
 function fileName(algorithm: string, balancerOptions: readonly string[]): string {
   const pascal = algorithm.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
-  return [
-    pascal,
-    ...balancerOptions.map((word) => word.replace(/^-+/, "").replace(/[^\w.]+/g, "-")),
-  ].join("-");
+  const words = balancerOptions.map((word) => word.replace(/^-+/, "").replace(/[^\w.]+/g, "-"));
+  return [pascal, ...words].join("-");
 }
 
-// ─── Summary ─────────────────────────────────────────────────────────────────
-// Pure: from what a run recorded to what is printed. The table and --json show one and the same
-// object.
+/** What is measured with one seed, one entry after the other. */
+export type Round = { readonly seed: number; readonly entries: readonly Entry[] };
 
-/** Who was asked for what. */
-export type Setup = {
-  readonly name: string;
+/**
+ * Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
+ * baseline says how slow one server is, which one run shows; of two entries it is half of a pair.
+ */
+export function roundsOf(entries: readonly Entry[], seeds: readonly number[]): Round[] {
+  const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
+  return seeds.map((seed, place) => {
+    const takePart = place === 0 || entries.length <= 2 ? entries : repeated;
+    return { seed, entries: place % 2 === 0 ? takePart : takePart.toReversed() };
+  });
+}
+
+// ─── What was measured ───────────────────────────────────────────────────────
+// What was asked of whom, and what came of it; `runs.json` holds it under these names.
+
+export type Window = { readonly from: number; readonly to: number };
+
+/** What every set-up is asked; `fail` and `hang` are what happens to the last server. */
+export type Workload = {
   readonly clients: number;
   readonly maxRequests: number;
   readonly rate: number;
-  readonly seed: number;
   readonly reconnect: boolean;
-  readonly address: string;
+  readonly timeout: number;
+  readonly addresses: number;
+  readonly fail: Window | null;
+  readonly hang: Window | null;
+};
+
+export type ServerSetup = {
+  readonly mean: number;
+  readonly sd: number;
+  readonly slots: number;
+  readonly weight: number;
+  readonly slow: Slow | null;
+};
+
+/** Whom it was asked; what somebody else has started is unknown: `null`. */
+export type Setup = {
+  readonly algorithm: string | null;
+  readonly options: readonly string[];
+  readonly servers: readonly ServerSetup[] | null;
+  readonly balancers: number;
 };
 
 /**
  * How the tester itself fared: the share of time its event loop was busy, the longest time it stood
- * still, and how late the latest client was started (seconds). What is measured while these are
- * high is the tester.
+ * still, and how late the latest client was started (seconds).
  */
-export type Health = {
-  readonly utilization: number;
-  readonly stall: number;
-  readonly startLag: number;
-};
+export type Health = Readonly<Record<"utilization" | "stall" | "startLag", number>>;
 
-export type Outcome = {
+/** What a run says of itself; `firstFailed`: the places of clients whose first request failed. */
+export type Observed = {
   readonly times: readonly (readonly number[])[];
   readonly planned: number;
   readonly errors: Readonly<Record<FailureKind, number>>;
   readonly firstFailure: string | null;
+  readonly firstFailed: readonly number[];
   readonly seconds: number;
   readonly interrupted: boolean;
   readonly tester: Health;
 };
 
+/** `disturbed` says in words what stood still; it is empty when nothing did. */
+export type Outcome = Observed & {
+  readonly seed: number;
+  readonly address: string;
+  readonly simulated: boolean;
+  readonly disturbed: readonly string[];
+};
+
+/** A set-up and all its runs: what one file holds. */
+export type Measured = {
+  readonly name: string;
+  readonly setup: Setup;
+  readonly plan: Workload;
+  readonly runsAsked: number;
+  readonly runs: readonly Outcome[];
+};
+
+const noErrors = (): Record<FailureKind, number> => ({
+  connect: 0,
+  timeout: 0,
+  reset: 0,
+  closed: 0,
+  wrong: 0,
+  shortage: 0,
+  interrupted: 0,
+});
+
+const countErrors = (errors: Observed["errors"]): number =>
+  failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
+
+const countAnswers = (times: Observed["times"]): number =>
+  times.reduce((sum, { length }) => sum + length, 0);
+
+const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
+
+/** A standstill up to this long, in seconds, is what any machine has now and then. */
+const STANDSTILL = 0.05;
+
+/** A run of less than half a second is mostly start-up: how busy the loop was says nothing then. */
+const isBottleneck = ({ tester, seconds }: Pick<Observed, "tester" | "seconds">): boolean =>
+  tester.utilization > 0.7 && seconds > 0.5;
+
+/** What may have distorted a run: the tester's doing, and who else stood still for how long. */
+export function disturbances(
+  run: Pick<Observed, "tester" | "seconds" | "errors">,
+  stalls: ReadonlyMap<string, number>,
+): string[] {
+  const { utilization, startLag, stall } = run.tester;
+  const { shortage } = run.errors;
+  const busy = `the tester's loop was busy ${Math.round(utilization * 100)} % of the time`;
+  const standing = [["the tester", stall] as const, ...stalls].filter(([, s]) => s > STANDSTILL);
+  return [
+    isBottleneck(run) ? `${busy}, it was the bottleneck` : "",
+    startLag > STANDSTILL ? `the tester started a client ${startLag.toFixed(2)} s late` : "",
+    ...standing.map(([who, seconds]) => `${who} stood still for ${seconds.toFixed(2)} s`),
+    shortage > 0 ? `the tester lacked descriptors or ports for ${plural(shortage, "request")}` : "",
+  ].filter(Boolean);
+}
+
+// ─── Summary ─────────────────────────────────────────────────────────────────
+// Pure: from what the runs of a set-up recorded to what is printed. The table and --json show one
+// and the same object.
+
 const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 } as const;
 type Percentile = keyof typeof percentiles;
 const names: readonly Percentile[] = ["p50", "p90", "p95", "p99"];
 
-/** `null` where the sample does not carry the percentile. */
-export type Spread = { readonly n: number; readonly max: number | null } & Readonly<
-  Record<Percentile, number | null>
->;
+/** `null` where the sample does not carry it. */
+export type Spread = Readonly<Record<Percentile | "mean" | "max", number | null> & { n: number }>;
 
 function spreadOf(times: readonly number[]): Spread {
   const sorted = times.toSorted((a, b) => a - b);
+  const n = sorted.length;
   const at = (name: Percentile): number | null =>
-    carries(sorted.length, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
+    carries(n, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
   return {
-    n: sorted.length,
+    n,
+    mean: n > 0 ? sorted.reduce((sum, seconds) => sum + seconds, 0) / n : null,
     p50: at("p50"),
     p90: at("p90"),
     p95: at("p95"),
@@ -212,127 +372,269 @@ function spreadOf(times: readonly number[]): Spread {
   };
 }
 
+/** First requests, or the `later` ones. Who failed with its first has none: no later one is it. */
+function timesOf({ times, firstFailed }: Observed, which: "first" | "later"): number[] {
+  const failed = new Set(firstFailed);
+  return times.flatMap((of, client) => {
+    const firsts = failed.has(client) ? 0 : 1;
+    return which === "first" ? of.slice(0, firsts) : of.slice(firsts);
+  });
+}
+
+/** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
+export const capacityOf = (servers: readonly ServerSetup[], maxRequests: number): number =>
+  servers.reduce((sum, { slots, mean }) => sum + slots / (mean * ((maxRequests + 1) / 2)), 0);
+
 export type Summary = ReturnType<typeof summarise>;
 
-export function summarise(setup: Setup, { times, ...outcome }: Outcome) {
-  const all = times.flat();
+export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
+  const total = (of: (run: Outcome) => number): number =>
+    runs.reduce((sum, run) => sum + of(run), 0);
+  const worst = (of: keyof Health): number => Math.max(0, ...runs.map(({ tester }) => tester[of]));
+  const errors = noErrors();
+  for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
+  const [answered, seconds] = [
+    total(({ times }) => countAnswers(times)),
+    total((run) => run.seconds),
+  ];
+  const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
-    ...setup,
-    ...outcome,
-    answered: all.length,
-    requestsPerSecond: outcome.seconds > 0 ? all.length / outcome.seconds : 0,
-    first: spreadOf(times.flatMap((of) => of.slice(0, 1))),
-    later: spreadOf(times.flatMap((of) => of.slice(1))),
-    all: spreadOf(all),
-    // without times there is nothing to distort
-    bottleneck: all.length > 0 && bottlenecks(outcome.tester, outcome.seconds).length > 0,
+    name,
+    clients: Math.max(plan.clients, ...runs.map(({ times }) => times.length)),
+    maxRequests: plan.maxRequests,
+    rate: plan.rate,
+    shareOfCapacity: capacity > 0 && capacity < Infinity ? plan.rate / capacity : null,
+    reconnect: plan.reconnect,
+    seed: runs[0]?.seed ?? 0,
+    seeds: runs.map(({ seed }) => seed),
+    runsAsked,
+    simulated: runs.some(({ simulated }) => simulated),
+    address: runs.at(-1)?.address ?? "",
+    servers: setup.servers?.length ?? null,
+    planned: total(({ planned }) => planned),
+    answered,
+    errors,
+    firstFailure: runs.find(({ firstFailure }) => firstFailure !== null)?.firstFailure ?? null,
+    seconds,
+    requestsPerSecond: seconds > 0 ? answered / seconds : 0,
+    interrupted: runs.some(({ interrupted }) => interrupted),
+    first: spreadOf(runs.flatMap((run) => timesOf(run, "first"))),
+    later: spreadOf(runs.flatMap((run) => timesOf(run, "later"))),
+    all: spreadOf(runs.flatMap(({ times }) => times.flat())),
+    bottleneck: runs.some(isBottleneck),
+    tester: {
+      utilization: worst("utilization"),
+      stall: worst("stall"),
+      startLag: worst("startLag"),
+    },
+    disturbed: runs.flatMap(({ seed, disturbed }) => disturbed.map((what) => ({ seed, what }))),
   };
 }
 
-/**
- * What of the tester's own health may have distorted the times; past these limits the tester is
- * measured, too. A run of less than half a second is mostly start-up: how busy the loop was says
- * nothing then.
- */
-export function bottlenecks({ utilization, stall, startLag }: Health, seconds: number): string[] {
-  const said = [];
-  if (utilization > 0.7 && seconds > 0.5)
-    said.push(`its event loop was busy ${Math.round(utilization * 100)} % of the time`);
-  if (stall > 0.02) said.push(`it stood still for ${Math.round(stall * 1000)} ms`);
-  if (startLag > 0.01) said.push(`it started a client ${Math.round(startLag * 1000)} ms late`);
-  return said;
+/** Three significant digits, and all those before the point. */
+export function three(value: number): string {
+  if (value >= 100) return value.toFixed(0);
+  return value < 1e-6 ? "0" : value.toPrecision(3);
 }
-
-const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
 
 export function formatSummary(summary: Summary): string {
-  const {
-    name,
-    clients,
-    maxRequests,
-    rate,
-    seed,
-    reconnect,
-    address,
-    answered,
-    planned,
-    seconds,
-    requestsPerSecond,
-    firstFailure,
-  } = summary;
-  const requests = maxRequests === 1 ? "1 request" : `1–${maxRequests} requests`;
-  const arrive = rate === 0 ? "all at once" : `${rate} arriving a second`;
-  return [
-    `${name}   ${plural(clients, "client")} × ${requests}, ${arrive}, ${reconnect ? "a connection each, " : ""}seed ${seed} → ${address}`,
-    `${answered}/${planned} answered in ${seconds.toFixed(2)} s   ${requestsPerSecond.toFixed(1)} req/s   ${formatErrors(summary)}`,
-    ...(firstFailure === null ? [] : [`first failure: ${firstFailure}`]),
-    "",
-    ...table(summary),
-  ].join("\n");
+  const { answered, planned, seconds, requestsPerSecond, firstFailure, errors } = summary;
+  const pace = `${three(requestsPerSecond)} req/s`;
+  const lines = [
+    headingOf(summary),
+    `${answered}/${planned} answered in ${three(seconds)} s   ${pace}   ${formatErrors(errors)}`,
+  ];
+  if (firstFailure !== null) lines.push(`first failure: ${firstFailure}`);
+  if (errors.shortage > 0)
+    lines.push("a shortage is the tester's own, of descriptors or ports, not the target's failure");
+  for (const { seed, what } of summary.disturbed) lines.push(`disturbed, seed ${seed}: ${what}`);
+  return [...lines, "", ...table(summary)].join("\n");
 }
 
-function formatErrors({ errors }: Summary): string {
-  const kinds = failureKinds
-    .filter((kind) => errors[kind] > 0)
-    .map((kind) => `${kind} ${errors[kind]}`);
-  const total = failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
-  return `errors ${total}${total > 0 ? ` (${kinds.join(", ")})` : ""}`;
+function headingOf(summary: Summary): string {
+  const { name, simulated, seeds, runsAsked, address, servers, clients, seed } = summary;
+  const isOne = runsAsked === 1;
+  const requests = summary.maxRequests === 1 ? "1 request" : `1–${summary.maxRequests} requests`;
+  const said = [
+    `${plural(clients, "client")} × ${requests}`,
+    arrivalOf(summary),
+    ...(summary.reconnect ? ["a connection each"] : []),
+    isOne ? `seed ${seed}` : `${plural(seeds.length, "run")} from seed ${seed}`,
+  ];
+  const whom = isOne || servers === null ? address : plural(servers, "server");
+  return `${name}${simulated ? " (simulated)" : ""}   ${said.join(", ")} → ${whom}`;
+}
+
+function arrivalOf({ rate, shareOfCapacity: share }: Summary): string {
+  if (rate === 0) return "all at once";
+  const ofCapacity = share === null ? "" : ` (${Math.round(share * 100)} % of capacity)`;
+  return `${rate} arriving a second${ofCapacity}`;
+}
+
+function formatErrors(errors: Observed["errors"]): string {
+  const kinds = failureKinds.filter((kind) => errors[kind] > 0);
+  const said = kinds.map((kind) => `${kind} ${errors[kind]}`).join(", ");
+  return `errors ${countErrors(errors)}${said && ` (${said})`}`;
 }
 
 /**
  * A column for p99 only where the whole run carries it; the first percentile that it does not carry
- * is remarked on.
+ * is remarked on. In milliseconds where no time is as long as 0.1 s.
  */
 function table({ first, later, all, reconnect }: Summary): string[] {
   const shown = names.filter((name) => name !== "p99" || all.p99 !== null);
-  const columns = [...shown, "max"] as const;
-  const line = (label: string, cells: readonly string[], remark = ""): string =>
-    `${label.padEnd(17)}${cells.map((cell, i) => cell.padStart(i === 0 ? 6 : i === 1 ? 8 : 7)).join("")}   ${remark}`.trimEnd();
-  // 100.0, or columns would touch
-  const cell = (seconds: number | null): string => seconds?.toFixed(seconds < 100 ? 3 : 1) ?? "-";
-  const row = (label: string, spread: Spread, remark?: string): string =>
-    line(label, [String(spread.n), ...columns.map((column) => cell(spread[column]))], remark);
-  const missing = names.find((name) => all[name] === null);
+  const columns = ["mean", ...shown, "max"] as const;
+  const unit = all.max !== null && all.max < 0.1 ? "ms" : "s";
+  const row = (label: string, spread: Spread, remark: string): Row => {
+    const figures = columns.map((column) => figure(spread[column], unit));
+    return { label, cells: [String(spread.n), ...figures], remark };
+  };
   const waits = "includes waiting for a slot";
-  return [
-    line("response time (s)", ["n", ...columns]),
+  return align([
+    { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
     row("first request", first, waits),
-    row("later requests", later, reconnect ? waits : undefined),
-    row(
-      "all",
-      all,
-      missing &&
-        `${missing} needs n ≥ ${Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]))}`,
-    ),
-  ];
+    row("later requests", later, reconnect ? waits : ""),
+    row("all", all, whatIsMissing(all)),
+  ]);
 }
+
+function whatIsMissing(all: Spread): string {
+  const missing = names.find((name) => all[name] === null);
+  if (missing === undefined) return "";
+  return `${missing} needs n ≥ ${Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]))}`;
+}
+
+/** At least three significant digits, and in seconds the three decimals that let columns align. */
+function figure(seconds: number | null, unit: "s" | "ms"): string {
+  if (seconds === null) return "-";
+  if (unit === "ms") return three(seconds * 1000);
+  if (seconds < 0.1) return three(seconds);
+  return seconds.toFixed(seconds < 100 ? 3 : 1);
+}
+
+type Row = { readonly label: string; readonly cells: readonly string[]; readonly remark: string };
+
+/** Columns as wide as their widest cell, and never narrower than those of an ordinary run. */
+function align(rows: readonly Row[]): string[] {
+  const widths = [6, 8, 8, 7, 7, 7, 7].map((usual, place) =>
+    Math.max(usual, ...rows.map(({ cells }) => (cells[place]?.length ?? 0) + 1)),
+  );
+  return rows.map(({ label, cells, remark }) => {
+    const padded = cells.map((cell, place) => cell.padStart(widths[place] ?? 0)).join("");
+    return `${label.padEnd(17)}${padded}   ${remark}`.trimEnd();
+  });
+}
+
+// ─── Progress ────────────────────────────────────────────────────────────────
+// Pure: where a run stands, in one line. On a terminal it is shown again and again in its place,
+// elsewhere now and then.
 
 /**
  * Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
- * `waiting`.
+ * `waiting`. `planned` and `toCome` are Infinity for a run without an end.
  */
-export type Progress = {
-  readonly planned: number;
-  readonly answered: number;
-  readonly failed: number;
-  readonly p50: number;
-  readonly seconds: number;
-} & Readonly<Record<Stage, number>>;
-export type Stage = "toCome" | "waiting" | "talking" | "done";
+export type Progress = Readonly<
+  Record<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage, number>
+>;
+type Stage = "toCome" | "waiting" | "talking" | "done";
 
-export function liveLine(name: string, progress: Progress, columns: number): string {
-  const { planned, answered, failed, toCome, waiting, talking, done, p50, seconds } = progress;
-  const filled = Math.floor((20 * (answered + failed)) / planned);
-  const clients = [
-    toCome > 0 ? `${toCome} to come` : "",
-    `${waiting} waiting`,
-    `${talking} talking`,
-    `${done} done`,
-  ]
-    .filter(Boolean)
-    .join(" · ");
-  const line = `${name}  ${"█".repeat(filled)}${"░".repeat(20 - filled)} ${answered}/${planned}   ${clients}   p50 ${answered > 0 ? p50.toFixed(2) : "-"} s   errors ${failed}   ${seconds.toFixed(1)} s`;
-  return line.slice(0, Math.max(0, columns - 1)); // a line that wraps could not be overwritten
+/** Which run it is among those of this call, and the seconds until all are done, where known. */
+export type Place = {
+  readonly name: string;
+  readonly run: number;
+  readonly runs: number;
+  readonly left: number | undefined;
+};
+
+const WIDE = new RegExp(
+  "[\\u1100-\\u115f\\u2e80-\\u303e\\u3041-\\ua4cf\\uac00-\\ud7a3\\uf900-\\ufaff\\ufe30-\\ufe6f" +
+    "\\uff00-\\uff60\\uffe0-\\uffe6\\u{1f300}-\\u{1faff}\\u{20000}-\\u{3fffd}]",
+  "u",
+);
+
+/** How many cells of a terminal `text` takes: East Asian wide characters take two, marks none. */
+export function cellsOf(text: string): number {
+  const drawn = [...text].filter((character) => !/[\p{M}\p{Cf}]/u.test(character));
+  return drawn.length + drawn.filter((character) => WIDE.test(character)).length;
+}
+
+/** The beginning of `text`, in at most `cells` cells. */
+function shorten(text: string, cells: number): string {
+  if (cellsOf(text) <= cells) return text;
+  const kept = [...text];
+  while (kept.length > 0 && cellsOf(kept.join("")) > cells - 1) kept.pop();
+  return cells > 0 ? `${kept.join("")}…` : "";
+}
+
+const BAR = 20;
+
+/** What has failed is crossed out, one cell at least. */
+function barOf({ planned, answered, failed }: Progress): string {
+  if (planned === Infinity) return "";
+  const filled = Math.floor((BAR * (answered + failed)) / planned);
+  const crossed = failed > 0 ? Math.max(1, Math.floor((BAR * failed) / planned)) : 0;
+  const bar = "█".repeat(Math.max(0, filled - crossed)) + "×".repeat(crossed);
+  return bar + "░".repeat(BAR - bar.length);
+}
+
+function shortFigure(seconds: number): string {
+  if (Number.isNaN(seconds)) return "- s";
+  return seconds < 0.1 ? `${Number(three(seconds * 1000))} ms` : `${Number(three(seconds))} s`;
+}
+
+/** Roughly: nobody can know better. */
+export function formatLeft(seconds: number | undefined): string {
+  if (seconds === undefined || seconds < 0.5) return "";
+  if (seconds < 10) return `   about ${Math.round(seconds)} s left`;
+  if (seconds < 90) return `   about ${Math.round(seconds / 5) * 5} s left`;
+  return `   about ${Math.round(seconds / 60)} min left`;
+}
+
+/** What may be left out of the line where it is too long, the least important first. */
+const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
+
+/**
+ * The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
+ * is never cut off.
+ */
+export function liveLine(place: Place, progress: Progress, columns: number): string {
+  const parts = partsOf(place, progress);
+  if (columns === Infinity) parts.bar = ""; // a file of lines has no use for it
+  const room = columns - 1;
+  const line = (): string => Object.values(parts).join("").trimStart();
+  for (const part of OPTIONAL) if (cellsOf(line()) > room) parts[part] = "";
+  const surplus = cellsOf(line()) - room;
+  if (surplus > 0) parts.name = shorten(parts.name, cellsOf(parts.name) - surplus);
+  return cellsOf(line()) <= room ? line() : line().slice(-Math.max(1, room));
+}
+
+function partsOf({ name, run, runs, left }: Place, progress: Progress) {
+  const { planned, answered, failed, p50, seconds, toCome, waiting, talking, done } = progress;
+  const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
+  return {
+    name,
+    place: runs > 1 ? `  run ${run} of ${runs}` : "",
+    bar: barOf(progress) && `  ${barOf(progress)}`,
+    count: planned === Infinity ? `  ${answered} answered` : ` ${answered}/${planned}`,
+    stages: `   ${coming}${waiting} waiting · ${talking} talking · ${done} done`,
+    p50: `   p50 ${shortFigure(p50)}`,
+    errors: `   errors ${failed}`,
+    seconds: `   ${seconds.toFixed(1)} s`,
+    left: formatLeft(left),
+  };
+}
+
+/** Failures in red, for a terminal. */
+const paint = (line: string): string =>
+  line.replace(/×+(?=░* \d)|errors [1-9]\d*/g, (failures) => `\x1b[31m${failures}\x1b[39m`);
+
+/** Seconds until a run is done: by its share done, before that by its last arrival. */
+export function secondsLeft(progress: Progress, lastArrival: number): number | undefined {
+  const { planned, answered, failed, seconds } = progress;
+  const share = (answered + failed) / planned;
+  if (planned === Infinity) return undefined;
+  if (share >= 0.05) return (seconds * (1 - share)) / share;
+  return lastArrival > 0 ? Math.max(0, lastArrival - seconds) : undefined;
 }
 
 // ─── Run ─────────────────────────────────────────────────────────────────────
@@ -341,6 +643,11 @@ export function liveLine(name: string, progress: Progress, columns: number): str
 
 /** Answers that the running median of the live line looks back on. */
 const RECENT = 500;
+/**
+ * A client that our timer started less than this late, in ms, is timed from its start: the delay is
+ * a timer's coarseness. More is a delay that whoever waits behind us would feel, and counts.
+ */
+const COARSE_MS = 2;
 
 /** Watches the event loop until the returned function is called. */
 function watchLoop(): () => { utilization: number; stall: number } {
@@ -357,67 +664,76 @@ function watchLoop(): () => { utilization: number; stall: number } {
   return () => {
     look();
     clearInterval(timer);
-    return {
-      utilization: performance.eventLoopUtilization(before).utilization,
-      stall: stall / 1000,
-    };
+    const { utilization } = performance.eventLoopUtilization(before);
+    return { utilization, stall: stall / 1000 };
   };
 }
 
-export type RunOptions = { readonly timeout: number; readonly reconnect: boolean };
+/**
+ * `numbered`: each request carries its number; `addresses`: from how many of this machine's
+ * loopback addresses the clients come, in turn.
+ */
+export type RunOptions = {
+  readonly timeout: number;
+  readonly reconnect: boolean;
+  readonly numbered?: boolean;
+  readonly addresses?: number;
+};
+
+/** The loopback address of a client, none when they all come from the usual one. */
+function sourceOf(client: number, addresses: number): { localAddress?: string } {
+  if (addresses <= 1) return {};
+  const place = client % addresses;
+  return { localAddress: `127.1.${Math.floor(place / 250)}.${1 + (place % 250)}` };
+}
 
 export class Run {
-  readonly #address: Address;
-  readonly #plan: Plan;
+  readonly #addresses: readonly Address[];
+  readonly #visits: Visits;
   readonly #options: RunOptions;
-  readonly #times: number[][];
-  readonly #errors = {
-    connect: 0,
-    timeout: 0,
-    reset: 0,
-    closed: 0,
-    wrong: 0,
-    interrupted: 0,
-  } satisfies Record<FailureKind, number>;
+  readonly #times: number[][] = [];
+  readonly #firstFailed = new Set<number>();
+  readonly #errors = noErrors();
   readonly #stages: Record<Stage, number>;
   readonly #recent: number[] = [];
   readonly #clients = new Set<Client>();
-  readonly #planned: number;
+  #planned: number;
   #firstFailure: string | null = null;
   #answered = 0;
   #startedAt = 0;
   #arrived = 0;
+  #nextVisit: Visit | undefined;
   #startLag = 0;
   #stopped = false;
   #arrivalTimer: NodeJS.Timeout | undefined;
   #finish: (bug?: unknown) => void = () => undefined;
 
-  /** `address` should hold no name. */
-  constructor(address: Address, plan: Plan, options: RunOptions) {
-    this.#address = address;
-    this.#plan = plan;
+  /** `addresses` should hold no name. */
+  constructor(addresses: readonly Address[], visits: Visits, options: RunOptions) {
+    this.#addresses = addresses;
+    this.#visits = visits;
     this.#options = options;
-    this.#times = plan.requests.map(() => []);
-    this.#planned = plan.requests.reduce((sum, n) => sum + n, 0);
-    this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
+    this.#planned = visits.planned;
+    this.#stages = { toCome: visits.clients, waiting: 0, talking: 0, done: 0 };
   }
 
   /** Fulfilled when every client has left; never rejected because requests fail. */
-  async start(): Promise<Outcome> {
+  async start(): Promise<Observed> {
     const stopWatching = watchLoop();
     this.#startedAt = performance.now();
+    this.#nextVisit = this.#visits.next();
     await new Promise<void>((resolve, reject) => {
       this.#finish = (bug) => (bug === undefined ? resolve() : reject(bug));
       this.#admit();
       this.#finishIfDone(); // when it was stopped before
     });
     return {
-      times: this.#times,
+      ...this.#kept(),
       planned: this.#planned,
       errors: this.#errors,
       firstFailure: this.#firstFailure,
       seconds: (performance.now() - this.#startedAt) / 1000,
-      interrupted: this.#stopped,
+      interrupted: this.#stopped && !this.#isEndless,
       tester: { ...stopWatching(), startLag: this.#startLag / 1000 },
     };
   }
@@ -434,76 +750,101 @@ export class Run {
   }
 
   get progress(): Progress {
-    const failed = failureKinds.reduce((sum, kind) => sum + this.#errors[kind], 0);
-    const p50 = quantile(
-      this.#recent.toSorted((a, b) => a - b),
-      0.5,
-    );
+    const recent = this.#recent.toSorted((a, b) => a - b);
     return {
       ...this.#stages,
-      planned: this.#planned,
+      planned: this.#isEndless ? Infinity : this.#planned,
       answered: this.#answered,
-      failed,
-      p50,
+      failed: countErrors(this.#errors),
+      p50: quantile(recent, 0.5),
       seconds: (performance.now() - this.#startedAt) / 1000,
     };
   }
 
-  /**
-   * Starts the clients that are due. One timer, for the next arrival, serves any number of them.
-   */
+  get #isEndless(): boolean {
+    return this.#visits.clients === Infinity;
+  }
+
+  /** The last clients of those that came; of a plan all, also who never came. */
+  #kept(): Pick<Observed, "times" | "firstFailed"> {
+    const gone = Math.max(0, this.#arrived - MOST_CLIENTS);
+    const clients = this.#isEndless ? this.#arrived - gone : this.#visits.clients;
+    const timesOf = (place: number): number[] => this.#times[(gone + place) % MOST_CLIENTS] ?? [];
+    return {
+      times: Array.from({ length: clients }, (_, place) => timesOf(place)),
+      firstFailed: [...this.#firstFailed].map((client) => client - gone).sort((a, b) => a - b),
+    };
+  }
+
+  /** Starts the clients that are due. One timer, for the next one, serves any number of them. */
   readonly #admit = (): void => {
     for (;;) {
-      const arrival = this.#plan.arrivals[this.#arrived];
-      if (arrival === undefined || this.#stopped) return;
-      const due = this.#startedAt + arrival * 1000;
-      const wait = due - performance.now();
-      if (wait > 0) {
-        this.#arrivalTimer = setTimeout(this.#admit, Math.min(Math.ceil(wait), LONGEST_TIMER));
+      const visit = this.#nextVisit;
+      if (visit === undefined || this.#stopped) return;
+      const due = this.#startedAt + visit.arrival * 1000;
+      const lag = performance.now() - due;
+      if (lag < 0) {
+        this.#arrivalTimer = setTimeout(this.#admit, Math.min(Math.ceil(-lag), LONGEST_TIMER));
         return;
       }
-      this.#startLag = Math.max(this.#startLag, -wait);
-      this.#attend(this.#arrived++, due).then(() => this.#finishIfDone(), this.#finish);
+      this.#startLag = Math.max(this.#startLag, lag);
+      const since = lag < COARSE_MS ? undefined : due;
+      this.#attend(visit.requests, since).then(() => this.#finishIfDone(), this.#finish);
+      this.#nextVisit = this.#visits.next();
     }
   };
 
-  /** One client from its arrival to its leaving. */
-  async #attend(index: number, due: number): Promise<void> {
-    const client = new Client(this.#address, this.#options.timeout);
-    const times = this.#times[index] ?? [];
+  /** One client from its arrival to its leaving; its first request is timed from `since`. */
+  async #attend(requests: number, since: number | undefined): Promise<void> {
+    const place = this.#arrived++;
+    const { timeout, reconnect, numbered, addresses = 1 } = this.#options;
+    const client = new Client(this.#addresses, { timeout, ...sourceOf(place, addresses) });
+    const nextNumber = numbered ? numbersOf(this.#visits.luck, place) : () => undefined;
+    const times = this.#welcome(place, requests);
     this.#clients.add(client);
-    this.#move("toCome", "waiting");
-    for (let i = 0; i < (this.#plan.requests[index] ?? 0) && !this.#stopped; i++) {
+    for (let i = 0; i < requests && !this.#stopped; i++) {
       // From the scheduled arrival, so that a tester that runs late (or a full backlog) hides no
       // waiting: no coordinated omission.
-      const answer = client.request(i === 0 ? due : performance.now());
+      const answer = client.request(i === 0 ? since : undefined, nextNumber());
       await answer.then(
         (seconds) => this.#record(times, seconds),
-        (error: unknown) => this.#fail(error),
+        (error: unknown) => this.#fail(error, i === 0 ? place : undefined),
       );
-      if (this.#options.reconnect) client.close();
+      if (reconnect) client.close();
     }
     client.close();
     this.#clients.delete(client);
     this.#move(times.length > 0 ? "talking" : "waiting", "done");
   }
 
+  /** Returns the list for the times of client `place`; of a run without an end, old ones go. */
+  #welcome(place: number, requests: number): number[] {
+    const times: number[] = [];
+    this.#times[place % MOST_CLIENTS] = times;
+    this.#firstFailed.delete(place - MOST_CLIENTS);
+    if (this.#isEndless) this.#planned += requests;
+    this.#move("toCome", "waiting");
+    return times;
+  }
+
   #record(times: number[], seconds: number): void {
     if (times.length === 0) this.#move("waiting", "talking");
     times.push(Math.round(seconds * 1e6) / 1e6);
-    this.#recent[this.#answered++ % RECENT] = seconds;
+    this.#recent[this.#answered % RECENT] = seconds;
+    this.#answered += 1;
   }
 
   /** The client goes on with the next request of its plan, on a new connection. */
-  #fail(error: unknown): void {
+  #fail(error: unknown, firstOf: number | undefined): void {
     if (!(error instanceof RequestError)) throw error;
-    this.#errors[error.kind]++;
+    this.#errors[error.kind] += 1;
+    if (firstOf !== undefined) this.#firstFailed.add(firstOf);
     if (error.kind !== "interrupted") this.#firstFailure ??= error.message;
   }
 
   #move(from: Stage, to: Stage): void {
-    this.#stages[from]--;
-    this.#stages[to]++;
+    this.#stages[from] -= 1;
+    this.#stages[to] += 1;
   }
 
   #finishIfDone(): void {
@@ -517,149 +858,330 @@ export class Run {
 
 const READY_MS = 20_000;
 const STOP_MS = 3_000;
+const REPORT_MS = 1_000;
+
 /**
- * Runs in each child: its standard input is a pipe of ours that closes when we are gone, even by
- * SIGKILL.
+ * Runs in each child, before its script. It ends the child with us, even by SIGKILL: then the
+ * channel closes. It watches the child's loop, says on demand for how long it stood still at worst
+ * since it was last asked, and blocks the loop when told so: from inside, so that it ends by itself
+ * whatever becomes of us.
  */
-const END_WITH_PARENT = `data:text/javascript,${encodeURIComponent('process.stdin.on("close", () => process.exit(1)).resume().unref();')}`;
+const IN_CHILD = `
+import { isMainThread } from "node:worker_threads";
+const every = 10;
+let last = performance.now();
+let worst = 0;
+function look() {
+  const now = performance.now();
+  worst = Math.max(worst, now - last - every);
+  last = now;
+}
+function block(seconds) {
+  look();
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, seconds * 1000);
+  last = performance.now();
+}
+function report() {
+  look();
+  process.send(worst / 1000, () => undefined);
+  worst = 0;
+}
+if (isMainThread) {
+  if (!process.connected) process.exit(1);
+  setInterval(look, every).unref();
+  process.on("message", ({ hang }) => (hang === undefined ? report() : block(hang)));
+  process.on("disconnect", () => process.exit(1));
+  process.channel.unref();
+}`;
+const PRELOAD = `data:text/javascript,${encodeURIComponent(IN_CHILD)}`;
+
+/** Windows has no process groups; there a Ctrl-C reaches the children with us. */
+const HAS_GROUPS = process.platform !== "win32";
+
+type Child = {
+  readonly label: string;
+  readonly process: ChildProcess;
+  readonly closed: Promise<unknown>;
+  /** What it has printed. */
+  readonly output: { stdout: string; stderr: string };
+  /** We have ended it. */
+  isEnding: boolean;
+  /** Until then it stands still because we said so. */
+  hangsUntil: number;
+};
 
 export class Children {
-  readonly #running = new Set<ChildProcess>();
+  readonly #running = new Set<Child>();
+  /** The labels of those that ended by themselves. */
+  readonly lost: string[] = [];
   #stopping = false;
 
   /**
-   * Starts a script that lies beside this one. Fulfilled with the address it listens on. Throws
-   * RunError with its complaint.
+   * Starts a script that lies beside this one; complaints call it `label`. Fulfilled with the
+   * address it listens on. Throws RunError with its complaint.
    */
-  async start(script: string, args: readonly string[]): Promise<Address> {
+  async start(label: string, script: string, args: readonly string[]): Promise<Address> {
     const path = fileURLToPath(new URL(script, import.meta.url));
+    const words = [...process.execArgv, "--import", PRELOAD, path, ...args];
     // A process group of its own: a Ctrl-C on the terminal must reach the children only through us.
-    const child = spawn(
-      process.execPath,
-      [...process.execArgv, "--import", END_WITH_PARENT, path, ...args],
-      { detached: true, stdio: "pipe" },
-    );
-    this.#running.add(child);
-    child.on("close", () => this.#running.delete(child));
+    const started = spawn(process.execPath, words, {
+      detached: HAS_GROUPS,
+      windowsHide: true,
+      stdio: ["ignore", "pipe", "pipe", "ipc"],
+    });
+    const child = this.#adopt(label, started);
     const address = await firstWords(script, child);
-    child.stderr.on("data", (text: string) => process.stderr.write(text));
-    child.on("exit", (code, signal) => {
-      if (!this.#stopping)
-        console.error(`${script} ended in the middle of the run: ${signal ?? `exit code ${code}`}`);
+    await stallOf(child); // that it took its time to start is no standstill
+    started.stderr?.on("data", (text: string) => process.stderr.write(text));
+    started.on("exit", (code, signal) => {
+      if (child.isEnding || this.#stopping) return;
+      this.lost.push(label);
+      console.error(`${label} ended in the middle of the run: ${signal ?? `exit code ${code}`}`);
     });
     return address;
   }
 
+  #adopt(label: string, started: ChildProcess): Child {
+    const output = { stdout: "", stderr: "" };
+    for (const name of ["stdout", "stderr"] as const)
+      started[name]?.setEncoding("utf8").on("data", (text: string) => {
+        output[name] = (output[name] + text).slice(-4096);
+      });
+    const closed = new Promise((resolve) => started.on("close", resolve));
+    const child = { label, process: started, closed, output, isEnding: false, hangsUntil: 0 };
+    this.#running.add(child);
+    started.on("close", () => this.#running.delete(child));
+    started.on("error", () => undefined); // of a signal or a message that came too late
+    return child;
+  }
+
+  find(label: string): Child | undefined {
+    return [...this.#running].find((child) => child.label === label);
+  }
+
+  /** Ends one of them at once, as a crash would. */
+  async crash(label: string): Promise<void> {
+    const child = this.find(label);
+    if (!child) return;
+    child.isEnding = true;
+    send("SIGKILL", child);
+    await child.closed;
+  }
+
+  /** Blocks the event loop of one of them. */
+  hang(label: string, seconds: number): void {
+    const child = this.find(label);
+    if (!child?.process.connected) return;
+    child.hangsUntil = performance.now() + seconds * 1000;
+    child.process.send({ hang: seconds }, () => undefined);
+  }
+
+  /** How long each stood still at worst since this was last asked, in seconds by label. */
+  async stalls(): Promise<Map<string, number>> {
+    const stalls = new Map<string, number>();
+    const asked = [...this.#running].map(async (child) => {
+      stalls.set(child.label, await stallOf(child));
+    });
+    await Promise.all(asked);
+    return stalls;
+  }
+
   /** Ends all of them, and waits until they have. */
   async stop(): Promise<void> {
-    this.#stopping = true;
-    const closed = [...this.#running].map((child) => once(child, "close"));
-    this.#signal("SIGTERM");
+    const closed = [...this.#running].map((child) => child.closed);
+    this.kill("SIGTERM");
     const timer = setTimeout(() => this.kill(), STOP_MS);
     await Promise.all(closed);
     clearTimeout(timer);
   }
 
-  kill(): void {
+  kill(signal: NodeJS.Signals = "SIGKILL"): void {
     this.#stopping = true;
-    this.#signal("SIGKILL");
+    for (const child of this.#running) send(signal, child);
   }
+}
 
-  #signal(signal: NodeJS.Signals): void {
-    for (const { pid, exitCode, signalCode } of this.#running) {
-      if (pid !== undefined && exitCode === null && signalCode === null) process.kill(-pid, signal);
-    }
+const hangs = ({ hangsUntil }: Child): boolean => performance.now() < hangsUntil;
+
+/** To the whole group, where there are groups. Who hangs cannot heed a gentle signal. */
+function send(gentle: NodeJS.Signals, whom: Child): void {
+  const { pid, exitCode, signalCode } = whom.process;
+  if (pid === undefined || exitCode !== null || signalCode !== null) return;
+  const signal = hangs(whom) ? "SIGKILL" : gentle;
+  try {
+    if (HAS_GROUPS) process.kill(-pid, signal);
+    else whom.process.kill(signal);
+  } catch {
+    whom.process.kill(signal); // it has just ended, or there are no groups after all
   }
+}
+
+/** 0 for who has gone, or hangs; who does not answer has stood still while we waited. */
+async function stallOf(whom: Child): Promise<number> {
+  const { process: child, closed } = whom;
+  if (!child.connected || hangs(whom)) return 0;
+  const answer = once(child, "message").then(([stall]: unknown[]) => Number(stall));
+  child.send("look", () => undefined);
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<number>((resolve) => {
+    timer = setTimeout(resolve, REPORT_MS, REPORT_MS / 1000);
+  });
+  const gone = closed.then(() => 0);
+  return Promise.race([answer, late, gone]).finally(() => clearTimeout(timer));
 }
 
 /**
  * The address that a child says it listens on. Throws RunError when it ends first, or says nothing
  * for too long.
  */
-function firstWords(script: string, child: ChildProcessWithoutNullStreams): Promise<Address> {
+function firstWords(script: string, { process: child, output }: Child): Promise<Address> {
   return new Promise((resolve, reject) => {
-    let [said, complaint] = ["", ""];
     const fail = (reason: string): void =>
       reject(new RunError(`Cannot start ${script}: ${reason}`));
     const timer = setTimeout(() => fail(`not listening after ${READY_MS / 1000} s`), READY_MS);
-    child.stderr.setEncoding("utf8").on("data", (text: string) => {
-      complaint += text;
-    });
-    child.stdout.setEncoding("utf8").on("data", (text: string) => {
-      said += text;
-      const address = parseAddress(/^Listening on (\S+)\n/m.exec(said)?.[1] ?? "");
-      if (!address) return;
-      clearTimeout(timer);
-      resolve(address);
+    child.stdout?.on("data", () => {
+      const address = parseAddress(/^Listening on (\S+)\n/m.exec(output.stdout)?.[1] ?? "");
+      if (address) resolve(address);
     });
     child
       .on("error", (error) => fail(reasonOf(error)))
+      .on("message", () => clearTimeout(timer))
       .on("close", (code, signal) => {
         clearTimeout(timer);
-        fail(complaint.trim().split("\n")[0] || `ended by ${signal ?? `exit code ${code}`}`);
+        const [complaint] = output.stderr.trim().split("\n");
+        fail(complaint || `ended by ${signal ?? `exit code ${code}`}`);
       });
   });
 }
 
-/** The options of the servers, one by one, and those that the last one has besides. */
+/** What --compare starts: the servers, and what their balancer is told besides its entry. */
 type Lab = {
-  readonly servers: readonly (readonly string[])[];
-  readonly lastServer: readonly string[];
-  readonly weights: readonly number[];
-  readonly balancerSeed: number;
+  readonly servers: readonly ServerSetup[];
+  readonly balancerOptions: readonly string[];
+};
+
+const BALANCER = "the balancer";
+const serverLabel = (place: number): string => `server ${place + 1}`;
+
+/** The options of a server; `seed` is for what carries no number. */
+const serverArguments = ({ mean, sd, slots, slow }: ServerSetup, seed: number): string[] => [
+  ...["--log", "none", "--mean", String(mean), "--sd", String(sd)],
+  ...["--max-connections", String(slots), "--seed", String(seed)],
+  ...(slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : []),
+];
+
+/** Whom to ask, and how to start the last server again. */
+type Started = {
+  readonly address: Address;
+  readonly last: string;
+  readonly restart: () => Promise<unknown>;
 };
 
 /**
- * Starts what an entry needs: the baseline is the first server alone. Fulfilled with the address to
- * ask. Throws RunError.
+ * Starts what an entry needs: the baseline is the first server alone. `nextSeed` gives the
+ * balancer's seed and one for each server. Throws RunError.
  */
 async function startEntry(
   children: Children,
   { algorithm, balancerOptions }: Entry,
-  { servers, lastServer, weights, balancerSeed }: Lab,
-): Promise<Address> {
-  const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
-  const started = needed.map((options, i) =>
-    children.start("server.ts", [
-      "127.0.0.1",
-      "0",
-      "--log",
-      "none",
-      ...options,
-      ...(i === needed.length - 1 ? lastServer : []),
-    ]),
-  );
-  const addresses = await Promise.all(started);
-  if (algorithm === undefined) return addresses[0]!;
-  const list = addresses
-    .map((address, i) => `${formatAddress(address)}*${weights[i] ?? 1}`)
-    .join(",");
-  return children.start("load_balancer.ts", [
-    algorithm,
-    "--port",
-    "0",
-    "--servers",
-    list,
-    "--log",
-    "none",
-    "--seed",
-    String(balancerSeed),
-    ...balancerOptions,
-  ]);
+  lab: Lab,
+  nextSeed: () => number,
+): Promise<Started> {
+  const balancerSeed = nextSeed();
+  const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
+  const commands = needed.map((server) => serverArguments(server, nextSeed()));
+  const start = (place: number, port: number): Promise<Address> => {
+    const args = ["127.0.0.1", String(port), ...commands[place]!];
+    return children.start(serverLabel(place), "server.ts", args);
+  };
+  const addresses = await Promise.all(needed.map((_, place) => start(place, 0)));
+  const last = needed.length - 1;
+  const restart = (): Promise<unknown> => start(last, addresses[last]!.port);
+  const fate = { last: serverLabel(last), restart };
+  if (algorithm === undefined) return { address: addresses[0]!, ...fate };
+  const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]!.weight}`);
+  const usual = ["--port", "0", "--servers", list.join(), "--log", "none"];
+  const options = [...usual, "--seed", String(balancerSeed), ...lab.balancerOptions];
+  const words = [algorithm, ...options, ...balancerOptions];
+  return { address: await children.start(BALANCER, "load_balancer.ts", words), ...fate };
+}
+
+/** Lets faults happen in the windows of a plan; the returned function gives up what has not yet. */
+function schedule(children: Children, { last, restart }: Started, plan: Workload): () => void {
+  const timers: NodeJS.Timeout[] = [];
+  const at = (seconds: number, act: () => unknown): void =>
+    void timers.push(setTimeout(act, seconds * 1000));
+  const { fail, hang } = plan;
+  const complain = (error: unknown): void =>
+    console.error(`${last} did not come back: ${reasonOf(error)}`);
+  if (fail) at(fail.from, () => children.crash(last));
+  if (fail) at(fail.to, () => restart().catch(complain));
+  if (hang) at(hang.from, () => children.hang(last, hang.to - hang.from));
+  return () => timers.forEach(clearTimeout);
 }
 
 // ─── Files ───────────────────────────────────────────────────────────────────
+// What was measured, as files. Each is replaced whole or not at all; links, modes and owners stay;
+// and what cannot be put in its place is kept beside it, or wherever there is room.
+
+/** `path`, or what it links to, even where that does not exist yet. */
+function targetOf(path: string): string {
+  if (!fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink()) return path;
+  if (fs.existsSync(path)) return fs.realpathSync(path);
+  return resolve(dirname(path), fs.readlinkSync(path));
+}
 
 /** Written beside it and renamed, so that nobody ever reads half a file. Throws RunError. */
-function writeWhole(file: string, text: string): void {
-  const draft = `${file}.${process.pid}.tmp`;
+export function writeWhole(file: string, text: string): void {
+  const target = targetOf(file);
+  const draft = `${target}.${process.pid}.tmp`;
+  const failed = (error: unknown, kept: string): never => {
+    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}; what was to be written ${kept}`);
+  };
+  const problem = problemWith(() => writeDraft(draft, text));
+  if (problem) return failed(problem, keepElsewhere(draft, text));
+  const obstacle = problemWith(() => {
+    takeAfter(target, draft);
+    fs.renameSync(draft, target);
+  });
+  if (obstacle) failed(obstacle, `is in ${draft}`);
+}
+
+/** What `act` throws. */
+function problemWith(act: () => void): unknown {
   try {
-    writeFileSync(draft, text);
-    renameSync(draft, file);
+    act();
+    return undefined;
   } catch (error) {
-    rmSync(draft, { force: true });
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}`);
+    return error;
   }
+}
+
+/** Half a draft is none. */
+function writeDraft(draft: string, text: string): void {
+  try {
+    makeFolder(dirname(draft));
+    fs.writeFileSync(draft, text);
+  } catch (error) {
+    fs.rmSync(draft, { force: true });
+    throw error;
+  }
+}
+
+/** Where temporary files are; failing that, in the hands of whoever reads our complaints. */
+function keepElsewhere(draft: string, text: string): string {
+  const other = join(tmpdir(), basename(draft));
+  if (!problemWith(() => writeDraft(other, text))) return `is in ${other}`;
+  process.stderr.write(text);
+  return "is above";
+}
+
+/** Mode and, where that is allowed, owner of the file that `draft` is to replace. */
+function takeAfter(target: string, draft: string): void {
+  const before = fs.statSync(target, { throwIfNoEntry: false });
+  if (!before?.isFile()) return;
+  problemWith(() => fs.chownSync(draft, before.uid, before.gid)); // only root may give files away
+  fs.chmodSync(draft, before.mode);
 }
 
 /**
@@ -667,118 +1189,296 @@ function writeWhole(file: string, text: string): void {
  * with ENOENT, as /proc does.
  */
 function makeFolder(folder: string): void {
-  if (existsSync(folder)) return;
+  if (fs.existsSync(folder)) return;
   makeFolder(dirname(folder));
-  mkdirSync(folder);
+  fs.mkdirSync(folder);
 }
 
-/**
- * Makes the folder and proves that `file` can be written, before a run is spent on it. Throws
- * RunError.
- */
+/** Makes the folder and proves that `file` can be written. Throws RunError. */
 function checkWritable(file: string): void {
-  try {
-    makeFolder(dirname(file));
-    const probe = `${file}.${process.pid}.tmp`;
-    writeFileSync(probe, "");
-    rmSync(probe);
-  } catch (error) {
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}`);
-  }
-  if (statSync(file, { throwIfNoEntry: false })?.isDirectory())
+  const probe = `${file}.${process.pid}.tmp`;
+  const problem = problemWith(() => writeDraft(probe, ""));
+  if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
+  fs.rmSync(probe);
+  if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
     throw new RunError(`Cannot write ${file}: it is a folder`);
 }
 
+function isAlive(pid: number): boolean {
+  try {
+    return pid > 0 && process.kill(pid, 0);
+  } catch (error) {
+    return error instanceof Error && "code" in error && error.code === "EPERM";
+  }
+}
+
+/**
+ * Keeps other calls from writing `file` until the returned function is called, or this process has
+ * gone. Throws RunError when another one is there already.
+ */
+function lock(file: string): () => void {
+  const path = `${file}.lock`;
+  const owner = fs.existsSync(path) ? Number(fs.readFileSync(path, "utf8")) : 0;
+  if (owner !== process.pid && isAlive(owner))
+    throw new RunError(
+      `Cannot write ${file}: process ${owner} is measuring under this name ` +
+        `(if it is not, remove ${path})`,
+    );
+  fs.rmSync(path, { force: true });
+  fs.writeFileSync(path, String(process.pid), { flag: "wx" });
+  return () => fs.rmSync(path, { force: true });
+}
+
 /** A line for each client, so that two runs can be compared by eye and by diff. */
-const formatTimes = (times: Outcome["times"]): string =>
-  `[\n${times.map((of) => JSON.stringify(of)).join(",\n")}\n]\n`;
+const formatTimes = (runs: Measured["runs"]): string =>
+  `[\n${runs.flatMap(({ times }) => times.map((of) => JSON.stringify(of))).join(",\n")}\n]\n`;
+
+const sha256 = (text: string | Buffer): string => createHash("sha256").update(text).digest("hex");
+
+/** How a file was made, as `runs.json` has it. */
+const recordOf = ({ runs, ...asked }: Measured, session: string, text: string): Records => ({
+  sha256: sha256(text),
+  session,
+  setup: asked.setup,
+  plan: asked.plan,
+  runsAsked: asked.runsAsked,
+  simulated: runs.some(({ simulated }) => simulated),
+  runs: runs.map(({ times, address, firstFailure, tester, ...run }) => ({
+    ...run,
+    clients: times.length,
+    answered: countAnswers(times),
+  })),
+});
+
+type Records = Readonly<Record<string, unknown>>;
+const isObject = (value: unknown): value is Records =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+const recordsFile = (folder: string): string => join(folder, "runs.json");
+
+/** What a folder's `runs.json` holds; nothing where there is none. A malformed one is put aside. */
+function readRecords(folder: string): Records {
+  const file = recordsFile(folder);
+  if (!fs.existsSync(file)) return {};
+  try {
+    const records: unknown = JSON.parse(fs.readFileSync(file, "utf8"));
+    if (isObject(records)) return records;
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+  }
+  fs.renameSync(file, `${file}.malformed`);
+  console.error(`${file} was malformed: it is ${file}.malformed now, and begun anew`);
+  return {};
+}
+
+/** A line for each field, and for each run. */
+function formatRecords(records: Records): string {
+  const list = (values: readonly unknown[], indent: string): string =>
+    values.map((value) => `\n${indent}${JSON.stringify(value)}`).join();
+  const field = ([key, value]: [string, unknown]): string => {
+    const text = Array.isArray(value) ? `[${list(value, "      ")}\n    ]` : JSON.stringify(value);
+    return `\n    ${JSON.stringify(key)}: ${text}`;
+  };
+  const entry = ([name, record]: [string, unknown]): string =>
+    `\n  ${JSON.stringify(name)}: {${Object.entries(record ?? {})
+      .map(field)
+      .join()}\n  }`;
+  return `{${Object.entries(records).map(entry).join()}\n}\n`;
+}
+
+/** Adds an entry, and drops those whose files have gone. */
+function addRecord(folder: string, name: string, record: Records): void {
+  const unlock = lock(recordsFile(folder));
+  try {
+    const kept = Object.entries(readRecords(folder)).filter(
+      ([other]) => other !== name && fs.existsSync(join(folder, `${other}.json`)),
+    );
+    writeWhole(recordsFile(folder), formatRecords(Object.fromEntries([...kept, [name, record]])));
+  } finally {
+    unlock();
+  }
+}
+
+/** Whether a file holds answers of runs that came to their end, as far as one can know. */
+function isWhole(folder: string, name: string): boolean {
+  const file = join(folder, `${name}.json`);
+  if (!fs.statSync(file, { throwIfNoEntry: false })?.isFile()) return false;
+  const text = fs.readFileSync(file);
+  const record = readRecords(folder)[name];
+  if (!isObject(record) || record["sha256"] !== sha256(text)) return /\d/.test(text.toString());
+  const runs: unknown = record["runs"];
+  return !JSON.stringify(runs).includes('"interrupted":true') && /\d/.test(text.toString());
+}
+
+/** `hasRecord` is false for a file by itself, beside which there is no `runs.json`. */
+type Shelf = { readonly folder: string; readonly hasRecord: boolean; readonly session: string };
+
+/**
+ * Writes the runs of a set-up, and how they were made. Runs without an answer, or interrupted, do
+ * not replace whole ones, but stand beside them. Returns where they are. Throws RunError.
+ */
+function store(measured: Measured, { folder, hasRecord, session }: Shelf): string {
+  const { name, runs } = measured;
+  const file = join(folder, `${name}.json`);
+  const text = formatTimes(runs);
+  const isPartial = runs.some(({ interrupted }) => interrupted) || !/\d/.test(text);
+  if (isPartial && isWhole(folder, name)) {
+    const partial = join(folder, `${name}.partial.json`);
+    writeWhole(partial, text);
+    return `${partial} (${file} stays as it was)`;
+  }
+  writeWhole(file, text);
+  if (hasRecord) addRecord(folder, name, recordOf(measured, session, text));
+  return file;
+}
+
+// ─── Display ─────────────────────────────────────────────────────────────────
+// Where the whole call stands, on standard error: a live line on a terminal, elsewhere a line a run
+// and a sign of life now and then.
+
+const LIVE_MS = 250;
+const HEARTBEAT_MS = 30_000;
+/** What a terminal that does not say its width is taken to have. */
+const USUAL_COLUMNS = 80;
+
+class Display {
+  readonly #runs: number;
+  readonly #quiet: boolean;
+  readonly #startedAt = performance.now();
+  readonly #isLive = process.stderr.isTTY && process.env["TERM"] !== "dumb";
+  #done = 0;
+
+  /** There are `runs` runs in all. */
+  constructor(runs: number, quiet: boolean) {
+    this.#runs = runs;
+    this.#quiet = quiet;
+  }
+
+  /** Shows where `run` stands until the returned function is called. */
+  watch(name: string, run: Run, lastArrival: number): () => void {
+    if (this.#quiet) return () => undefined;
+    const lineOf = (columns: number): string => {
+      const { progress } = run;
+      const left = this.#left(progress, lastArrival);
+      return liveLine({ name, run: this.#done + 1, runs: this.#runs, left }, progress, columns);
+    };
+    const show = (): void => {
+      if (!this.#isLive) return console.error(lineOf(Infinity));
+      process.stderr.write(`\r\x1b[K${paint(lineOf(process.stderr.columns || USUAL_COLUMNS))}`);
+    };
+    const timer = setInterval(show, this.#isLive ? LIVE_MS : HEARTBEAT_MS);
+    return () => {
+      clearInterval(timer);
+      if (this.#isLive) process.stderr.write("\r\x1b[K");
+      else show();
+      this.#done += 1;
+    };
+  }
+
+  /** Seconds until the last run is done: others take as long as those before them, or this one. */
+  #left(progress: Progress, lastArrival: number): number | undefined {
+    const left = secondsLeft(progress, lastArrival);
+    if (left === undefined) return undefined;
+    const elapsed = (performance.now() - this.#startedAt) / 1000 - progress.seconds;
+    const usual = this.#done > 0 ? elapsed / this.#done : progress.seconds + left;
+    return left + usual * (this.#runs - this.#done - 1);
+  }
+}
 
 // ─── Session ─────────────────────────────────────────────────────────────────
-// One call of this script: one run, or one for each entry of --compare, and what Ctrl-C does at any
-// moment of it.
+// One call of this script: one run, or the runs of each entry of --compare at each rate, and what
+// Ctrl-C does at any moment of it.
 
 const INTERRUPTED = 130;
-const LIVE_MS = 250;
+const PLAIN_NAME = "response_times";
 
-type Job = Omit<Setup, "name" | "address"> &
-  RunOptions & {
-    readonly plan: Plan;
-    /** Without entries, one run against `target`. */
-    readonly entries: readonly Entry[];
-    readonly lab: Lab;
-    readonly target: Address;
-    readonly name: string;
-    readonly fileOf: (name: string) => string;
-    readonly json: boolean;
-    readonly quiet: boolean;
-  };
+/** The runs of one folder: one rate. */
+type Series = { readonly folder: string; readonly plan: Workload };
+
+type Job = {
+  /** More than one only with --compare: a rate each. */
+  readonly series: readonly Series[];
+  /** Without entries, one run against `target`. */
+  readonly entries: readonly Entry[];
+  readonly rounds: readonly Round[];
+  readonly lab: Lab;
+  readonly target: Address;
+  /** Undefined where the file has no `runs.json` beside it. */
+  readonly name: string | undefined;
+  readonly seed: number;
+  readonly json: boolean;
+  readonly quiet: boolean;
+  /** The page of --admin is to be named, with what to try there. */
+  readonly hasPage: boolean;
+};
+
+/** One run: its place in the whole, whom it asks, and what it has started for that. */
+type Lot = {
+  readonly name: string;
+  readonly seed: number;
+  readonly plan: Workload;
+  readonly visits: Visits;
+  readonly addresses: readonly Address[];
+  readonly children?: Children;
+  readonly started?: Started;
+};
+
+/** What a folder's runs have come to so far: whole seeds, and those of a seed that is not done. */
+type Harvest = { readonly whole: Map<string, Outcome[]>; readonly begun: Map<string, Outcome> };
 
 class Session {
   readonly #job: Job;
-  readonly #summaries: Summary[] = [];
+  readonly #id = randomBytes(8).toString("hex");
+  readonly #display: Display;
+  readonly #summaries: (Summary & { file: string | null })[] = [];
+  readonly #unlocks: (() => void)[] = [];
+  readonly #written: string[] = [];
   #interrupted = false;
+  #failedToWrite = false;
   #run: Run | undefined;
   #children: Children | undefined;
+  /** Puts away what the folder at hand has come to. */
+  #putAway: () => void = () => undefined;
 
   constructor(job: Job) {
     this.#job = job;
-    onStopSignals(
-      () => this.#interrupt(),
-      () => process.exit(INTERRUPTED),
-    );
-    process.on("exit", () => this.#children?.kill()); // after an error, or a second Ctrl-C
+    const runs = job.rounds.reduce((sum, { entries }) => sum + entries.length, 0);
+    this.#display = new Display(Math.max(1, runs) * job.series.length, job.quiet);
+    const interrupt = (): void => this.#interrupt();
+    onStopSignals(interrupt, () => process.exit(INTERRUPTED));
+    process.on("SIGHUP", interrupt); // the terminal has gone
+    process.on("exit", () => this.#leave());
   }
 
   /** Everything, to the exit code. Throws RunError. */
   async carryOut(): Promise<number> {
-    const { entries, target, name, fileOf, json } = this.#job;
-    const comparing = entries.length > 0;
-    for (const each of comparing ? entries : [{ name }]) checkWritable(fileOf(each.name));
-    for (const entry of entries) if (!this.#interrupted) await this.#measureEntry(entry);
-    if (!comparing) await this.#measure(name, await resolveAddress(target));
-    if (json)
-      console.log(JSON.stringify(comparing ? this.#summaries : this.#summaries[0], null, 2));
+    const { series, json, quiet } = this.#job;
+    for (const { folder } of series) this.#reserve(folder);
+    let failure: unknown;
+    try {
+      for (const each of series) if (!this.#interrupted) await this.#carryOutSeries(each);
+    } catch (error) {
+      failure = error;
+    }
+    if (json) this.#printJson();
+    else if (!quiet) this.#sayWhere();
+    if (failure !== undefined) throw failure;
+    return this.#exitCode();
+  }
+
+  get #isComparing(): boolean {
+    return this.#job.entries.length > 0;
+  }
+
+  get #isEndless(): boolean {
+    return this.#job.series.some(({ plan }) => plan.clients === 0);
+  }
+
+  #exitCode(): number {
+    if (this.#failedToWrite) return 1;
+    if (this.#isEndless) return 0;
     if (this.#interrupted) return INTERRUPTED;
     return this.#summaries.every(({ answered, planned }) => answered === planned) ? 0 : 1;
-  }
-
-  /** Starts everything afresh for one entry, and stops it again. */
-  async #measureEntry(entry: Entry): Promise<void> {
-    const children = new Children();
-    this.#children = children;
-    try {
-      const address = await startEntry(children, entry, this.#job.lab).catch((error: unknown) => {
-        if (!this.#interrupted) throw error;
-        return undefined; // it did not start because we stopped it
-      });
-      if (address) await this.#measure(entry.name, address);
-    } finally {
-      await children.stop();
-    }
-  }
-
-  /** Carries out the plan against `address` and writes the file, whatever came of it. */
-  async #measure(name: string, address: Address): Promise<void> {
-    const { clients, maxRequests, rate, seed, plan, timeout, reconnect, fileOf, json, quiet } =
-      this.#job;
-    const run = new Run(address, plan, { timeout, reconnect });
-    this.#run = run;
-    if (this.#interrupted) run.stop();
-    const hideLive = process.stderr.isTTY && !quiet ? showLive(name, run) : () => undefined;
-    const outcome = await run.start().finally(hideLive);
-    this.#run = undefined;
-    writeWhole(fileOf(name), formatTimes(outcome.times));
-    const summary = summarise(
-      { name, clients, maxRequests, rate, seed, reconnect, address: formatAddress(address) },
-      outcome,
-    );
-    if (!json && !quiet)
-      console.log(`${this.#summaries.length > 0 ? "\n" : ""}${formatSummary(summary)}`);
-    if (summary.bottleneck)
-      console.error(
-        `Warning: the tester itself was the bottleneck in ${name}: ${bottlenecks(outcome.tester, outcome.seconds).join(", ")}`,
-      );
-    this.#summaries.push(summary);
   }
 
   #interrupt(): void {
@@ -786,212 +1486,426 @@ class Session {
     if (this.#run) this.#run.stop();
     else void this.#children?.stop();
   }
+
+  /** At the very end, even after an error or a second Ctrl-C. */
+  #leave(): void {
+    this.#children?.kill();
+    this.#putAway();
+    for (const unlock of this.#unlocks) unlock();
+  }
+
+  /** Nothing is to stop us from writing what will have been measured. Throws RunError. */
+  #reserve(folder: string): void {
+    const { entries, name = PLAIN_NAME } = this.#job;
+    for (const each of this.#isComparing ? entries : [{ name }]) {
+      const file = join(folder, `${each.name}.json`);
+      checkWritable(file);
+      this.#unlocks.push(lock(file));
+    }
+  }
+
+  async #carryOutSeries(series: Series): Promise<void> {
+    const harvest: Harvest = { whole: new Map(), begun: new Map() };
+    this.#putAway = () => {
+      this.#putAway = () => undefined;
+      this.#putAwayAll(series, harvest);
+    };
+    try {
+      if (this.#isComparing) await this.#compare(series, harvest);
+      else await this.#askTarget(series, harvest);
+    } finally {
+      this.#putAway();
+    }
+  }
+
+  async #askTarget({ plan }: Series, { whole }: Harvest): Promise<void> {
+    const { target, name = PLAIN_NAME, seed } = this.#job;
+    const addresses = await resolveAddresses(target);
+    const visits = drawVisits(plan, seedsFrom(seed));
+    whole.set(name, [await this.#measure({ name, seed, plan, visits, addresses })]);
+  }
+
+  /** Seed by seed; what an interrupted seed has come to is not part of the whole. */
+  async #compare({ plan }: Series, { whole, begun }: Harvest): Promise<void> {
+    for (const { seed, entries } of this.#job.rounds) {
+      begun.clear();
+      for (const entry of entries) {
+        const outcome = this.#interrupted ? null : await this.#measureEntry(entry, seed, plan);
+        if (outcome) begun.set(entry.name, outcome);
+      }
+      const isWhole = [...begun.values()].every(({ interrupted }) => !interrupted);
+      if (begun.size < entries.length || !isWhole) return;
+      for (const [name, run] of begun) whole.set(name, [...(whole.get(name) ?? []), run]);
+    }
+  }
+
+  /** Starts everything afresh for one entry, and stops it again; null when it was interrupted. */
+  async #measureEntry(entry: Entry, seed: number, plan: Workload): Promise<Outcome | null> {
+    const children = new Children();
+    this.#children = children;
+    const nextSeed = seedsFrom(seed);
+    const visits = drawVisits(plan, nextSeed);
+    try {
+      const started = await startEntry(children, entry, this.#job.lab, nextSeed);
+      if (this.#job.hasPage) this.#sayWhatToTry(children);
+      const asked = { name: entry.name, seed, plan, visits, addresses: [started.address] };
+      return await this.#measure({ ...asked, children, started });
+    } catch (error) {
+      if (this.#interrupted) return null; // it did not start because we stopped it
+      throw error;
+    } finally {
+      await children.stop();
+    }
+  }
+
+  async #measure({ name, seed, plan, visits, addresses, ...lot }: Lot): Promise<Outcome> {
+    const { children, started } = lot;
+    const run = new Run(addresses, visits, { ...plan, numbered: children !== undefined });
+    this.#run = run;
+    if (this.#interrupted) run.stop();
+    await children?.stalls(); // from here on they count
+    const giveUpFaults = children && started && schedule(children, started, plan);
+    const hide = this.#display.watch(name, run, visits.lastArrival);
+    const observed = await run.start().finally(() => {
+      this.#run = undefined;
+      giveUpFaults?.();
+      hide();
+    });
+    const stalls = (await children?.stalls()) ?? new Map<string, number>();
+    const lost = children?.lost.map((label) => `${label} ended in the middle of the run`) ?? [];
+    const disturbed = [...disturbances(observed, stalls), ...lost];
+    if (disturbed.length > 0) console.error(warning(name, seed, disturbed));
+    const address = addresses.map(formatAddress).join(" or ");
+    return { ...observed, seed, address, simulated: false, disturbed };
+  }
+
+  /** Writes and prints what the folder's runs have come to; what is not whole is only printed. */
+  #putAwayAll({ folder, plan }: Series, { whole, begun }: Harvest): void {
+    for (const [name, runs] of whole) {
+      const measured = this.#measuredOf(name, plan, runs);
+      this.#report(measured, this.#store(measured, folder));
+    }
+    if (whole.size > 0) return;
+    for (const [name, run] of begun) this.#report(this.#measuredOf(name, plan, [run]), null);
+  }
+
+  #measuredOf(name: string, plan: Workload, runs: readonly Outcome[]): Measured {
+    const { entries, rounds, lab } = this.#job;
+    const entry = entries.find((each) => each.name === name);
+    if (!entry) return { name, setup: BY_HAND, plan, runsAsked: 1, runs };
+    const runsAsked = rounds.filter((round) => round.entries.includes(entry)).length;
+    return { name, setup: setupOf(entry, lab), plan, runsAsked, runs };
+  }
+
+  /** Where it was written; null where it could not be, which is said at once. */
+  #store(measured: Measured, folder: string): string | null {
+    const hasRecord = this.#isComparing || this.#job.name !== undefined;
+    try {
+      const file = store(measured, { folder, hasRecord, session: this.#id });
+      this.#written.push(file);
+      return file;
+    } catch (error) {
+      console.error(error instanceof RunError ? error.message : reasonOf(error));
+      this.#failedToWrite = true;
+      return null;
+    }
+  }
+
+  #report(measured: Measured, file: string | null): void {
+    const summary = summarise(measured);
+    const { json, quiet } = this.#job;
+    const gap = this.#summaries.length > 0 ? "\n" : "";
+    if (!json && !quiet) console.log(`${gap}${formatSummary(summary)}`);
+    this.#summaries.push({ ...summary, file });
+  }
+
+  #printJson(): void {
+    const shown = this.#isComparing ? this.#summaries : this.#summaries[0];
+    if (shown !== undefined) console.log(JSON.stringify(shown, null, 2));
+  }
+
+  #sayWhere(): void {
+    if (this.#written.length === 0) return;
+    console.log(`\nWritten: ${this.#written.join(", ")}`);
+    if (this.#isComparing) for (const line of drawingCommands(this.#job)) console.log(line);
+  }
+
+  #sayWhatToTry(children: Children): void {
+    const said = children.find(BALANCER)?.output.stdout ?? "";
+    const [, page = ""] = /^Admin on (\S+)/m.exec(said) ?? [];
+    const { pid } = children.find(serverLabel(this.#job.lab.servers.length - 1))?.process ?? {};
+    console.error(
+      `Open ${page} and watch. Switch the algorithm there, and look at p95; drain a server;\n` +
+        `stop one: kill -STOP ${pid} (and on again: kill -CONT ${pid}). Ctrl-C ends it all.`,
+    );
+  }
 }
 
-/**
- * Shows where `run` stands, again and again on the same line, until the returned function is
- * called.
- */
-function showLive(name: string, run: Run): () => void {
-  const show = (): void => {
-    process.stderr.write(`\r\x1b[K${liveLine(name, run.progress, process.stderr.columns)}`);
-  };
-  const timer = setInterval(show, LIVE_MS);
-  return () => {
-    clearInterval(timer);
-    process.stderr.write("\r\x1b[K");
-  };
+const drawVisits = ({ clients, maxRequests, rate }: Workload, nextSeed: () => number): Visits =>
+  clients === 0
+    ? endlessVisits(maxRequests, rate, nextSeed)
+    : visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
+
+const BY_HAND: Setup = { algorithm: null, options: [], servers: null, balancers: 1 };
+
+const setupOf = ({ algorithm, balancerOptions: options }: Entry, { servers }: Lab): Setup =>
+  algorithm === undefined
+    ? { algorithm: "baseline", options, servers: servers.slice(0, 1), balancers: 1 }
+    : { algorithm, options, servers, balancers: 1 };
+
+const warning = (name: string, seed: number, disturbed: readonly string[]): string =>
+  `Warning: ${name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its times may be too ` +
+  `long by as much. To repeat it: --seed ${seed}`;
+
+/** A word of a command line that a shell reads as it is. */
+const shellWord = (word: string): string =>
+  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
+
+/** How to draw what was written. */
+function drawingCommands({ series, entries }: Job): string[] {
+  const script = fileURLToPath(new URL("generate_graphs.ts", import.meta.url));
+  const draw = `To draw it: npx tsx ${shellWord(relative(".", script))}`;
+  const { folder, plan } = series[0]!;
+  if (series.length > 1) return [`${draw} --curve ${shellWord(dirname(folder))}`];
+  const ours = entries.map(({ name }) => shellWord(join(folder, `${name}.json`))).join(" ");
+  const isAlone = Object.keys(readRecords(folder)).length <= entries.length;
+  const command = `${draw} ${isAlone ? `--data ${shellWord(folder)}` : ours}`;
+  return plan.fail || plan.hang ? [command, `${draw} ${ours} --over-time`] : [command];
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
+// Options, and all that can be said against them before anything is started.
 
 const plainName: Kind<string> = {
-  expected: "a plain file name",
-  read: (text) => (/^(?!\.{1,2}$)[^/\\\p{Cc}]+$/u.test(text) ? text : undefined),
-};
-/** A value of `kind` for every server, or a list that gives them one by one. */
-const oneByOne = <T>(kind: Kind<T>): Kind<readonly T[]> => ({
-  expected: `${kind.expected}, or a list of them, one a server, with commas between`,
+  expected: "a plain file name other than runs",
   read(text) {
-    const values = text
-      .split(",")
-      .map(kind.read)
-      .filter((value) => value !== undefined);
-    return values.length === text.split(",").length ? values : undefined;
+    const name = text.replace(/\.json$/, "");
+    return /^(?!(\.{1,2}|runs)$)[^/\\\p{Cc}]+$/u.test(name) ? name : undefined;
+  },
+};
+/** A value of `kind`, or a list of them with commas between, one for `each`. */
+const listOf = <T>(kind: Kind<T>, each: string): Kind<readonly T[]> => ({
+  expected: `${kind.expected}, or a list of them, one a ${each}, with commas between`,
+  read(text) {
+    const values = text.split(",").map(kind.read);
+    const good = values.filter((value) => value !== undefined);
+    return good.length === values.length ? good : undefined;
   },
 });
-const sleeps = oneByOne(amount("seconds"));
+
+/** `FROM-TO`, in seconds of a run. */
+const secondsWindow: Kind<Window> = {
+  expected: "FROM-TO in seconds, such as 4-8",
+  read(text) {
+    const [, first = "", second = ""] = /^([\d.]+)-([\d.]+)$/.exec(text) ?? [];
+    const from = amount("seconds").read(first);
+    const to = amount("seconds").read(second);
+    return from === undefined || to === undefined || from >= to ? undefined : { from, to };
+  },
+};
+
+/** A slow phase, or `-` for a server that has none. */
+const slowOrNot: Kind<Slow | null> = {
+  expected: slowPhase.expected,
+  read: (text) => (text === "-" ? null : slowPhase.read(text)),
+};
+
+/** As the balancer reads it, who gets the text. */
+const adminAddress: Kind<string> = {
+  expected: BALANCER_OPTIONS.admin.kind.expected,
+  read: (text) => (BALANCER_OPTIONS.admin.kind.read(text) === undefined ? undefined : text),
+};
+
+const option = <T>(value: string, kind: Kind<T>, help: string) => ({ value, kind, help });
+const eachServer = <T>(kind: Kind<T>): Kind<readonly T[]> => listOf(kind, "server");
+const seconds = eachServer(amount("seconds"));
+const rates = listOf(amount("clients a second"), "folder");
 
 export const OPTIONS = {
-  host: { kind: hostName, value: "HOST", help: "whom to ask (default 127.0.0.1)" },
-  port: { kind: wholeNumber(1, 65535), value: "PORT", help: "and where (default 65432)" },
-  name: {
-    kind: plainName,
-    value: "NAME",
-    help: "write DIR/NAME.json (default: response_times.json here)",
-  },
-  seed: {
-    kind: seedNumber,
-    value: "N",
-    fallback: "1",
-    help: "the plan: how many requests each client makes, when it arrives",
-  },
+  host: option("HOST", hostName, "whom to ask (default 127.0.0.1)"),
+  port: option("PORT", wholeNumber(1, 65535), "and where (default 65432)"),
+  name: option("NAME", plainName, "write DIR/NAME.json, not response_times.json"),
+  seed: { ...option("N", seedNumber, "requests, arrivals and luck of the plan"), fallback: "1" },
+  runs: option("K", wholeNumber(1, 10_000), "--compare: the seeds N to N+K-1 (default 1)"),
   rate: {
-    kind: amount("clients a second"),
-    value: "R",
+    ...option("R", rates, "clients arriving a second, Poisson; 0 = at once; a list: DIR/rate-R/"),
     fallback: "0",
-    help: "clients arriving a second, Poisson; 0 = all at once",
   },
   reconnect: { help: "a new connection for every request" },
-  timeout: {
-    kind: someSeconds,
-    value: "SECONDS",
-    fallback: "30",
-    help: "for one answer, connecting included",
-  },
-  compare: {
-    kind: anyText,
-    value: "LIST",
-    help: 'start servers and the balancer afresh for each of: baseline, ALGORITHM, "ALGORITHM --balancer-option ...", all; write DIR/Baseline.json, ...',
-  },
-  servers: {
-    kind: wholeNumber(1, 100),
-    value: "N",
-    help: "how many (default 5); the baseline is the first of them alone",
-  },
-  mean: {
-    kind: sleeps,
-    value: "SECONDS",
-    help: "of these servers' sleeps; one, or a list with one a server (default 0.5)",
-  },
-  sd: { kind: sleeps, value: "SECONDS", help: "their standard deviation, likewise (default 0.2)" },
-  slots: {
-    kind: wholeNumber(1),
-    value: "N",
-    help: "connections that each of them serves at once (default 10)",
-  },
-  weights: {
-    kind: oneByOne(wholeNumber(1, 1000)),
-    value: "LIST",
-    help: "their weights, likewise a list (default 1)",
-  },
-  slow: {
-    kind: slowPhase,
-    value: "FROM-TO:MEAN",
-    help: "another mean for the last server, from one second to another after its start",
-  },
-  data: { kind: anyText, value: "DIR", help: "where --name and --compare write (default data)" },
+  timeout: { ...option("SECONDS", someSeconds, "for one answer"), fallback: "30" },
+  compare: option(
+    "LIST",
+    anyText,
+    "start servers and balancer afresh for each of: baseline, all, ALGORITHM with its options",
+  ),
+  servers: option("N", wholeNumber(1, 100), "how many (default 5); baseline: the first alone"),
+  mean: option("SECONDS", seconds, "of their sleeps: one, or a list, one a server (default 0.5)"),
+  sd: option("SECONDS", seconds, "their standard deviation, likewise (default 0.2)"),
+  slots: option("N", eachServer(wholeNumber(1)), "clients served at once, likewise (default 10)"),
+  weights: option("LIST", eachServer(wholeNumber(1, 1000)), "of the servers (default 1)"),
+  slow: option(
+    "FROM-TO:MEAN",
+    eachServer(slowOrNot),
+    "another mean from second to second, of the last server; or a list, - for none",
+  ),
+  fail: option("FROM-TO", secondsWindow, "--compare: the last server is dead in these seconds"),
+  hang: option("FROM-TO", secondsWindow, "--compare: the last server stands still, likewise"),
+  addresses: option("N", wholeNumber(1, 60_000), "--compare: clients come from N addresses"),
+  admin: option("[HOST:]PORT", adminAddress, "--compare: the page of each balancer in turn"),
+  data: option("DIR", anyText, "where files go (default data; --compare: data/compare)"),
   json: { help: "the summary as JSON in place of the table; an array with --compare" },
   quiet: { help: "no live line, no table" },
 } as const;
 
+type Given = Values<typeof OPTIONS>;
+
+const STARTED = ["servers", "mean", "sd", "slots", "weights", "slow", "fail", "hang"] as const;
+
+function refuseIf(isBad: boolean, what: string, expected: string): void {
+  if (isBad) throw new UsageError(`Bad ${what}: expected ${expected}`);
+}
+
 /** Options that would silently do nothing are refused. */
-function checkTogether(values: Values<typeof OPTIONS>): void {
-  const refuse = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
-    const name = names.find((name) => values[name] !== undefined);
-    if (name) throw new UsageError(`Bad option "--${name}": expected only ${expected}`);
+function checkTogether(values: Given): void {
+  const { compare, name } = values;
+  const only = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
+    const given = names.find((key) => values[key] !== undefined);
+    refuseIf(given !== undefined, `option "--${given}"`, `only ${expected}`);
   };
-  if (values.compare === undefined)
-    refuse(
-      ["servers", "mean", "sd", "slots", "weights", "slow"],
-      "with --compare, which starts the servers",
-    );
-  else refuse(["host", "port", "name"], "without --compare, which starts and names what it asks");
-  if (values.compare === undefined && values.name === undefined)
-    refuse(["data"], "with --name or --compare");
+  const itself = "without --compare, which starts and names what it asks";
+  if (compare !== undefined) return only(["host", "port", "name"], itself);
+  only(STARTED, "with --compare, which starts the servers");
+  only(["runs", "addresses", "admin"], "with --compare");
+  if (name === undefined) only(["data"], "with --name or --compare");
+}
+
+/** A sweep has no rate twice, none that is no rate, and something to sweep. */
+function checkRates({ rate, compare }: Given): void {
+  const what = `--rate "${rate.join()}"`;
+  refuseIf(rate.length > 1 && compare === undefined, what, "one rate; several only with --compare");
+  refuseIf(rate.length > 1 && rate.includes(0), what, "rates above 0 in a list");
+  refuseIf(new Set(rate).size < rate.length, what, "each rate once");
+}
+
+/** A run without an end is one run of one set-up, whose clients do not all come at once. */
+function checkEndless({ rate, runs }: Given, entries: readonly Entry[]): void {
+  const isAtOnce = rate.length > 1 || rate[0] === 0;
+  const what = 'clients "0"';
+  refuseIf(isAtOnce, what, "at least 1, or one --rate above 0 for a run without an end");
+  refuseIf(entries.length > 1, what, "one entry of --compare without an end");
+  refuseIf(runs !== undefined, what, "no --runs without an end");
+}
+
+/** Descriptors that this process may have open; Infinity where the system does not say. */
+function descriptorLimit(): number {
+  const report: unknown = process.report.getReport();
+  const limits = isObject(report) ? report["userLimits"] : undefined;
+  const open = isObject(limits) ? limits["open_files"] : undefined;
+  return (isObject(open) && Number(open["soft"])) || Infinity;
+}
+
+/** What this process, or a balancer, has open besides its clients. */
+const OTHER_DESCRIPTORS = 60;
+
+/**
+ * More clients at once than there are descriptors for cannot be; more in all may be, if they come
+ * one after the other. Throws UsageError.
+ */
+export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: number): void {
+  const each = hasBalancer ? 2 : 1; // a balancer's other side
+  const most = Math.max(0, Math.floor((limit - OTHER_DESCRIPTORS) / each));
+  if (plan.clients <= most) return;
+  const allows = `the limit of ${limit} file descriptors allows ${most} clients at once`;
+  const cure = "raise it with ulimit -n";
+  refuseIf(plan.rate === 0, `clients "${plan.clients}"`, `fewer: ${allows}; ${cure}`);
+  console.error(`Warning: ${allows}, and ${plan.clients} are to come; ${cure}`);
 }
 
 /** The value of each of `servers` servers. Throws UsageError when a list gives more or fewer. */
 function spread<T>(name: string, values: readonly T[], servers: number): T[] {
-  if (values.length !== 1 && values.length !== servers)
-    throw new UsageError(
-      `Bad --${name} ${JSON.stringify(values.join())}: expected one value, or one for each of ${servers} servers`,
-    );
+  const isBad = values.length !== 1 && values.length !== servers;
+  const expected = `one value, or one for each of ${servers} servers`;
+  refuseIf(isBad, `--${name} "${values.join()}"`, expected);
   return Array.from({ length: servers }, (_, i) => values[i % values.length]!);
 }
 
-function labOf(
-  {
-    servers = 5,
-    mean = [0.5],
-    sd = [0.2],
-    slots = 10,
-    weights = [1],
-    slow,
-  }: Values<typeof OPTIONS>,
-  nextSeed: () => number,
-): Lab {
-  const balancerSeed = nextSeed();
+function labOf(values: Given): Lab {
+  const { servers = 5, mean = [0.5], sd = [0.2], slots = [10], weights = [1], admin } = values;
   const sds = spread("sd", sd, servers);
+  const slotsOf = spread("slots", slots, servers);
+  const shares = spread("weights", weights, servers);
+  const slow = slowPhases(values, servers);
   return {
-    servers: spread("mean", mean, servers).map((seconds, i) => [
-      "--mean",
-      String(seconds),
-      "--sd",
-      String(sds[i]),
-      "--max-connections",
-      String(slots),
-      "--seed",
-      String(nextSeed()),
-    ]),
-    lastServer: slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : [],
-    weights: spread("weights", weights, servers),
-    balancerSeed,
+    servers: spread("mean", mean, servers).map((mean, i) => ({
+      mean,
+      sd: sds[i]!,
+      slots: slotsOf[i]!,
+      weight: shares[i]!,
+      slow: slow[i]!,
+    })),
+    balancerOptions: admin === undefined ? [] : ["--admin", admin],
   };
 }
 
-/** All that is to be done, drawn and checked before anything is started. Throws UsageError. */
-export function readJob(positionals: readonly string[], values: Values<typeof OPTIONS>): Job {
+/** One phase alone is the last server's. */
+function slowPhases({ slow = [null] }: Given, servers: number): (Slow | null)[] {
+  if (slow.length > 1) return spread("slow", slow, servers);
+  return Array.from({ length: servers }, (_, i) => (i === servers - 1 ? slow[0]! : null));
+}
+
+function seriesOf(clients: number, maxRequests: number, values: Given): Series[] {
+  const { rate, reconnect, timeout, addresses = 1, fail = null, hang = null, compare } = values;
+  const { name, data = compare === undefined ? "data" : join("data", "compare") } = values;
+  const folder = compare === undefined && name === undefined ? "." : data;
+  return rate.map((each) => ({
+    folder: rate.length > 1 ? join(folder, `rate-${each}`) : folder,
+    plan: { clients, maxRequests, rate: each, reconnect, timeout, addresses, fail, hang },
+  }));
+}
+
+function readCounts(positionals: readonly string[]): { clients: number; maxRequests: number } {
   const [clientsText, requestsText, extra] = positionals;
-  if (clientsText === undefined) throw new UsageError("");
-  const clients = readValue("clients", wholeNumber(1, 100_000), clientsText);
   const requestNumber = wholeNumber(1, 1_000_000);
-  if (requestsText === undefined)
-    throw new UsageError(
-      `Missing max_requests after ${JSON.stringify(clientsText)}: expected ${requestNumber.expected}`,
-    );
+  if (clientsText === undefined) throw new UsageError("");
+  const clients = readValue("clients", wholeNumber(0, MOST_CLIENTS), clientsText);
+  const missing = `Missing max_requests after "${clientsText}": expected ${requestNumber.expected}`;
+  if (requestsText === undefined) throw new UsageError(missing);
   const maxRequests = readValue("max_requests", requestNumber, requestsText);
-  if (extra !== undefined)
-    throw new UsageError(
-      `Bad argument ${JSON.stringify(extra)}: expected clients and max_requests only`,
-    );
+  const what = `argument ${JSON.stringify(extra)}`;
+  refuseIf(extra !== undefined, what, "clients and max_requests only");
+  return { clients, maxRequests };
+}
+
+/** All that is to be done, checked before anything is started. Throws UsageError. */
+export function readJob(positionals: readonly string[], values: Given): Job {
+  const { clients, maxRequests } = readCounts(positionals);
   checkTogether(values);
-  const {
-    rate,
-    seed,
-    timeout,
-    reconnect,
-    json,
-    quiet,
-    compare,
-    name,
-    data = "data",
-    host = "127.0.0.1",
-    port = 65432,
-  } = values;
-  const nextSeed = seedsFrom(seed);
-  const plan = drawPlan(clients, maxRequests, rate, nextSeed);
-  const here = compare === undefined && name === undefined;
+  checkRates(values);
+  const { seed, runs = 1, compare, name, json, quiet, admin } = values;
+  refuseIf(seed + runs > 2 ** 32, `--runs "${runs}"`, `seeds up to ${2 ** 32 - 1}`);
+  const entries = compare === undefined ? [] : parseEntries(compare);
+  if (clients === 0) checkEndless(values, entries);
+  const seeds = Array.from({ length: runs }, (_, i) => seed + i);
   return {
-    clients,
-    maxRequests,
-    rate,
+    series: seriesOf(clients, maxRequests, values),
+    entries,
+    rounds: roundsOf(entries, seeds),
+    lab: labOf(values),
+    target: { host: values.host ?? "127.0.0.1", port: values.port ?? 65432 },
+    name,
     seed,
-    timeout,
-    reconnect,
     json,
     quiet,
-    plan,
-    entries: compare === undefined ? [] : parseEntries(compare),
-    lab: labOf(values, nextSeed),
-    target: { host, port },
-    name: name ?? "response_times",
-    fileOf: (name) => join(here ? "." : data, `${name}.json`),
+    hasPage: admin !== undefined && clients === 0,
   };
 }
 
-const main = (positionals: string[], values: Values<typeof OPTIONS>): Promise<number> =>
-  new Session(readJob(positionals, values)).carryOut();
+async function main(positionals: string[], values: Given): Promise<number> {
+  const job = readJob(positionals, values);
+  const hasBalancer = job.entries.some(({ algorithm }) => algorithm !== undefined);
+  for (const { plan } of job.series) checkDescriptors(plan, hasBalancer, descriptorLimit());
+  return new Session(job).carryOut();
+}
 
 if (isMain(import.meta))
   void runScript({

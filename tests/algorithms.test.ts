@@ -205,7 +205,7 @@ turns("begins anywhere in the round of ten thousand servers with large weights, 
   const started = performance.now();
   const begins = seeds(5).map((seed) => picks(picker("round-robin", seed), many(), 1)[0]);
   assert.ok(new Set(begins).size > 1);
-  assert.ok(performance.now() - started < 1000);
+  assert.ok(performance.now() - started < 10_000, "it does not go round step by step");
 });
 
 turns("begins anew with a fresh picker, whatever was owed under other weights", () => {

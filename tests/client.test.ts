@@ -2,14 +2,14 @@
 import { createServer, type Socket } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { Client, RequestError, resolveAddress } from "../client.ts";
+import { Client, RequestError, resolveAddresses } from "../client.ts";
 import { listen, RunError } from "../lib.ts";
-import { cleanUp, deferred, later, listening, run, until, within } from "./helpers.ts";
+import { cleanUp, deferred, failDials, later, listening, run, until, within } from "./helpers.ts";
 
 /** A client of `onConnection`, with the timeout given. */
 async function clientOf(onConnection: (socket: Socket) => void, timeout = 20): Promise<Client> {
   const { port } = await listening(onConnection);
-  const client = new Client({ host: "127.0.0.1", port }, timeout);
+  const client = new Client([{ host: "127.0.0.1", port }], { timeout });
   later(() => client.close());
   return client;
 }
@@ -64,6 +64,51 @@ requests("uses one connection for all requests", async () => {
   assert.is(connections, 1);
 });
 
+requests("sends a number where it is given one, also on a connection that is there", async () => {
+  let received = "";
+  const client = await clientOf((socket) => {
+    socket.on("data", (chunk) => {
+      received += chunk;
+      socket.write("PONG!");
+    });
+  });
+  await within(client.request(performance.now(), 0), "an answer");
+  await within(client.request(performance.now(), 4711), "an answer");
+  await within(client.request(), "an answer");
+  assert.is(received, "PING 0!PING 4711!PING!");
+});
+
+requests("comes from the local address it is given", async () => {
+  let from: string | undefined;
+  const { port } = await listening((socket) => {
+    from = socket.remoteAddress;
+    answers("PONG!")(socket);
+  });
+  const client = new Client([{ host: "127.0.0.1", port }], { localAddress: "127.0.0.2" });
+  later(() => client.close());
+  const failed: unknown = await within(client.request(), "an answer").catch((error) => error);
+  // only Linux has the whole of 127.0.0.0/8 at once
+  if (process.platform === "linux") assert.is(from, "127.0.0.2", String(failed));
+});
+
+requests("tries all addresses in turn, and first the one that worked, the next time", async () => {
+  let connections = 0;
+  const { port } = await listening((socket) => {
+    connections++;
+    answers("PONG!")(socket);
+  });
+  const dead = await closedPort();
+  const client = new Client([
+    { host: "127.0.0.1", port: dead },
+    { host: "127.0.0.1", port },
+  ]);
+  for (let i = 0; i < 2; i++) {
+    await within(client.request(), "an answer");
+    client.close();
+  }
+  assert.is(connections, 2);
+});
+
 requests("counts from an earlier moment when asked to", async () => {
   const client = await clientOf(answers("PONG!"));
   assert.ok((await within(client.request(performance.now() - 3000), "an answer")) >= 3);
@@ -111,10 +156,32 @@ failures.after.each(cleanUp);
 failures("nobody listening is a failed connect, in the system's words", async () => {
   const port = await closedPort();
   assert.is(
-    await failureOf(new Client({ host: "127.0.0.1", port }).request()),
+    await failureOf(new Client([{ host: "127.0.0.1", port }]).request()),
     `connect: Cannot connect to 127.0.0.1:${port}: connection refused`,
   );
 });
+
+failures("where all addresses fail, the first one's reason counts, each time anew", async () => {
+  const [first, second] = [await closedPort(), await closedPort()];
+  const client = new Client([
+    { host: "127.0.0.1", port: first },
+    { host: "127.0.0.1", port: second },
+  ]);
+  for (let i = 0; i < 2; i++)
+    assert.is(
+      await failureOf(client.request()),
+      `connect: Cannot connect to 127.0.0.1:${first}: connection refused`,
+    );
+});
+
+for (const code of ["EMFILE", "ENFILE", "EADDRNOTAVAIL", "ENOBUFS"]) {
+  failures(`${code} is a shortage of our own, not the other side's failure`, async () => {
+    const client = await clientOf(answers("PONG!"));
+    failDials(code, 1, true);
+    assert.match(await failureOf(client.request()), /^shortage: Cannot connect to 127\.0\.0\.1/);
+    await within(client.request(), "an answer once there are descriptors again");
+  });
+}
 
 failures("no answer in time is a timeout, and the server sees a reset", async () => {
   const { promise: lost, resolve } = deferred<string>();
@@ -232,14 +299,13 @@ failures("closing interrupts a request, connected or not", async () => {
 });
 
 failures(
-  "a name that does not resolve is a RunError, one that does becomes an address",
+  "a name that does not resolve is a RunError, one that does becomes its addresses",
   async () => {
-    assert.equal(await within(resolveAddress({ host: "127.0.0.1", port: 5 }), "resolving"), {
-      host: "127.0.0.1",
-      port: 5,
-    });
+    assert.equal(await within(resolveAddresses({ host: "127.0.0.1", port: 5 }), "resolving"), [
+      { host: "127.0.0.1", port: 5 },
+    ]);
     const error: unknown = await within(
-      resolveAddress({ host: "no.such.host.invalid", port: 5 }),
+      resolveAddresses({ host: "no.such.host.invalid", port: 5 }),
       "resolving",
     ).catch((error: unknown) => error);
     assert.instance(error, RunError);

@@ -88,7 +88,7 @@ class Drawn implements Choices {
 // It behaves as Node's do where the relay can tell. What is written to it is compared with what
 // should come, when it is taken: a buffer that is read into again too early shows.
 
-/** What each side says, over and over; the period is prime, so that no order but the right one fits. */
+/** What each side says, over and over; the period is prime: no order but the right one fits. */
 const PERIOD = 251;
 const LONGEST = 64 * 1024;
 const SAID = Buffer.from(Array.from({ length: PERIOD }, (_, i) => i));
@@ -679,7 +679,7 @@ class Play implements Owner {
     if (connection.stage === "relaying" && !this.isTurnAwaited) this.#lookAtEnds();
   }
 
-  /** An end has been passed on when the loop's turn is over, and when both have, the place is free. */
+  /** An end has been passed on when the loop's turn is over; with both, the place is free. */
   #lookAtEnds(): void {
     const { client, upstream } = this;
     if (upstream === undefined) return;

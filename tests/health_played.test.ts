@@ -128,7 +128,7 @@ const CHECKS: readonly Sight[] = [
   { kind: "silent", why: "", by: "wrong" },
 ];
 
-/** Everything that may be seen next: a client has dialled just now, or before something happened. */
+/** Everything that may be seen next: a client has dialled now, or before something happened. */
 function sightsAt({ state, now }: Place): Sight[] {
   const moments = new Set([now, state.since - 1, Math.min(now, state.clearableSince) - 1]);
   const byClients = [...moments].flatMap((dialledAt): Sight[] => [
@@ -355,8 +355,8 @@ const STOOD_STILL = 0.1;
 // A process behind a kernel: the kernel accepts up to its backlog, whatever the process does.
 
 /**
- * `dead`: nobody listens. `hung`: the process is stopped. `deaf`: it serves whom it has, and accepts
- * nobody. `shut`: it closes whatever it accepts. `wrong`: it answers nonsense. `lame`: it
+ * `dead`: nobody listens. `hung`: the process is stopped. `deaf`: it serves whom it has, and
+ * accepts nobody. `shut`: it closes whatever it accepts. `wrong`: it answers nonsense. `lame`: it
  * serves its clients, but what checks ask for hangs.
  */
 type Mode = "well" | "dead" | "hung" | "deaf" | "shut" | "wrong" | "lame";
@@ -742,7 +742,7 @@ class World {
     if (spec === undefined) throw new Error("no server");
     this.#settings = { ...SETTINGS[check], ...rules };
     this.machine = new Machine(time, { ...ROOMY, ...nature });
-    this.agent = new Machine(time, ROOMY);
+    this.agent = new Machine(time, { ...ROOMY, answerSeconds: this.machine.nature.answerSeconds });
     this.server = newServer(spec, 0);
     const clock = {
       now: () => time.now,
@@ -809,7 +809,7 @@ const worstOf = (results: readonly CheckResult[]): CheckResult =>
 const asSilence = (result: CheckResult): CheckResult =>
   result.kind === "refused" ? { kind: "silent", why: result.why, by: "time-out" } : result;
 
-/** The everyday: clients who ask and go, some who say nothing for a while, some who talk nonsense. */
+/** The everyday: clients who ask and go, some who say nothing, some who talk nonsense. */
 function everyday(world: World): void {
   world.time.every(1, () => {
     world.crowd(12, 1, { says: "question" });
@@ -1089,6 +1089,14 @@ ill("goes down in time though it goes on serving whom it has accepted", () => {
   }
 });
 
+ill("is not taken for one that was reached because its agent was asked", () => {
+  const world = new World("elsewhere");
+  world.machine.become("dead");
+  world.agent.become("dead");
+  world.time.run(3);
+  assert.not(world.server.health.reached);
+});
+
 ill("goes down soon after the first check that fails, when no client comes", () => {
   const world = new World("tcp");
   world.time.at(4.1, () => world.machine.become("dead"));
@@ -1107,9 +1115,9 @@ ill("goes down with none after a single client's dial has failed", () => {
 });
 
 ill("is not brought up by its agent, which was asked before it fell", () => {
-  const world = new World("elsewhere", {}, { rise: 1 });
+  const world = new World("elsewhere", { answerSeconds: 1.9 }, { rise: 1 });
   world.time.every(0.1, () => world.come({ says: "question" }));
-  world.time.at(FAULT.from, () => world.machine.become("dead"));
+  world.time.at(6.05, () => world.machine.become("dead")); // a check has just begun
   world.time.run(FAULT.to);
   assert.is(world.changes.length, 1);
 });
@@ -1156,7 +1164,6 @@ ill("goes down and comes back each time that it is started again", () => {
 ill("goes down in time though the balancer stands still now and then", () => {
   for (const check of ["tcp", "ping", "asking"] as const) {
     const world = new World(check, { answerSeconds: 0.6 });
-    everyday(world);
     world.time.every(6.1, () => world.loop.standStill(2.5));
     world.time.at(FAULT.from, () => world.machine.become("dead"));
     world.time.at(FAULT.to, () => world.machine.become("well"));

@@ -8,8 +8,10 @@ import {
   type Asked,
   countPings,
   drawSleep,
+  nothingAsked,
   type PingServer,
   type ServerOptions,
+  sleepOfNumber,
   slowPhase,
   startServer,
 } from "../server.ts";
@@ -71,28 +73,84 @@ const pongs = (n: number): string => "PONG!".repeat(n);
 
 const pure = suite("server: bytes and sleeps");
 
+/** What `asked` holds, as text: `3 plain` for three plain pings, `#7` for a numbered one. */
+const inWords = ({ waiting }: Asked): string =>
+  waiting
+    .map(({ number, times }) => (number === undefined ? `${times} plain` : `#${number}`))
+    .join(" ");
+
 pure("counts whole PING!s however they are sliced or glued together", () => {
   const stream = Buffer.from("PING!".repeat(7));
   for (const size of [1, 2, 3, 4, 5, 6, 9, 35]) {
-    const asked: Asked = { unanswered: 0, matched: 0 };
+    const asked = nothingAsked();
     for (let at = 0; at < stream.length; at += size)
       assert.is(countPings(asked, stream.subarray(at, at + size)), undefined);
-    assert.equal(asked, { unanswered: 7, matched: 0 }, `slices of ${size}`);
+    assert.is(inWords(asked), "7 plain", `slices of ${size}`);
+    assert.is(asked.matched, 0);
+  }
+});
+
+pure("reads numbered pings among plain ones, in their order, however they are sliced", () => {
+  const stream = Buffer.from("PING!PING!PING 0!PING 4711!PING!PING 4294967295!PING 10!");
+  for (let size = 1; size <= stream.length; size++) {
+    const asked = nothingAsked();
+    for (let at = 0; at < stream.length; at += size)
+      assert.is(countPings(asked, stream.subarray(at, at + size)), undefined);
+    assert.is(inWords(asked), "2 plain #0 #4711 1 plain #4294967295 #10", `slices of ${size}`);
   }
 });
 
 pure("names the first byte that is no part of a PING!", () => {
-  assert.is(
-    countPings({ unanswered: 0, matched: 0 }, Buffer.from("PING!PIXG!")),
-    "X".charCodeAt(0),
-  );
-  assert.is(countPings({ unanswered: 0, matched: 4 }, Buffer.from("P")), "P".charCodeAt(0));
+  const asked = nothingAsked();
+  assert.is(countPings(asked, Buffer.from("PING!PIXG!")), "X".charCodeAt(0));
+  const begun = nothingAsked();
+  countPings(begun, Buffer.from("PING"));
+  assert.is(countPings(begun, Buffer.from("P")), "P".charCodeAt(0));
 });
 
+for (const [text, wrong] of [
+  ["PING x!", "x"],
+  ["PING !", "!"],
+  ["PING 99999999999!", "9"],
+  ["PING 4294967296!", "6"],
+  ["PING 00!", "0"],
+  ["PING 07!", "7"],
+  ["PING -1!", "-"],
+  ["PING 1.5!", "."],
+  ["PING  1!", " "],
+  ["PING 1 !", " "],
+  ["PING1!", "1"],
+  ["PING 1\n", "\n"],
+] as const) {
+  pure(`${JSON.stringify(text)} is a protocol error`, () => {
+    assert.is(countPings(nothingAsked(), Buffer.from(text)), wrong.charCodeAt(0));
+  });
+}
+
 pure("remembers a PING! that has only begun", () => {
-  const asked: Asked = { unanswered: 0, matched: 0 };
-  countPings(asked, Buffer.from("PING!PI"));
-  assert.equal(asked, { unanswered: 1, matched: 2 });
+  const asked = nothingAsked();
+  countPings(asked, Buffer.from("PING!PING 12"));
+  assert.is(inWords(asked), "1 plain");
+  assert.equal([asked.matched, asked.number], [7, 12]);
+});
+
+pure("the sleeps of numbers have the distribution of the others", () => {
+  for (const stride of [1, 0x9e3779b1]) {
+    const sleeps = Array.from({ length: 20_000 }, (_, i) =>
+      sleepOfNumber({ mean: 5, sd: 0.2 }, Math.imul(i, stride) >>> 0, 0),
+    );
+    const mean = sleeps.reduce((sum, seconds) => sum + seconds, 0) / sleeps.length;
+    const square = sleeps.reduce((sum, seconds) => sum + (seconds - mean) ** 2, 0);
+    const sd = Math.sqrt(square / sleeps.length);
+    assert.ok(Math.abs(mean - 5) < 0.006, `mean ${mean}`); // four standard errors
+    assert.ok(Math.abs(sd - 0.2) < 0.004, `sd ${sd}`);
+  }
+});
+
+pure("a number costs as much more in a slow phase as the mean says", () => {
+  const work = { mean: 5, sd: 0.2, slow: { from: 4, to: 8, mean: 6 } };
+  const difference = sleepOfNumber(work, 4711, 4) - sleepOfNumber(work, 4711, 3.9);
+  assert.ok(Math.abs(difference - 1) < 1e-9, String(difference));
 });
 
 pure("sleeps have the mean and the deviation asked for", () => {
@@ -176,6 +234,56 @@ answers(
     assert.is(received(), pongs(3));
   },
 );
+
+/** Asks for each number on a connection of its own, and returns how many ms each answer took. */
+async function askNumbers(port: number, numbers: readonly number[]): Promise<Map<number, number>> {
+  const taken = numbers.map(async (number) => {
+    const { socket, received } = await dial(port);
+    const before = performance.now();
+    socket.write(`PING ${number}!`);
+    await until(() => received() === pongs(1), "an answer");
+    return [number, performance.now() - before] as const;
+  });
+  return new Map(await Promise.all(taken));
+}
+
+answers("the same number costs the same on two servers, whoever was there before", async () => {
+  const work = { mean: 0.1, sd: 0.05 };
+  const numbers = [5, 1, 4_294_967_295, 77];
+  const [one, other] = [await serve({ ...work, seed: 1 }), await serve({ ...work, seed: 2 })];
+  const forwards = await askNumbers(one.port, numbers);
+  const backwards = await askNumbers(other.port, numbers.toReversed());
+  for (const number of numbers) {
+    const ms = sleepOfNumber(work, number, 0) * 1000;
+    for (const taken of [forwards.get(number), backwards.get(number)])
+      assert.ok(Math.abs((taken ?? 0) - ms) < 25, `${number}: ${taken} ms, drawn ${ms} ms`);
+  }
+});
+
+answers("1,024 numbered pings may wait; those behind them wait in the kernel", async () => {
+  const { port } = await serve({ mean: 1000 });
+  const { socket } = await dial(port);
+  const sent = deferred<void>();
+  socket.write("PING 7!".repeat(3_000_000), () => sent.resolve());
+  const paused = new Promise((resolve) => setTimeout(resolve, 200, "paused"));
+  assert.is(await Promise.race([sent.promise, paused]), "paused");
+});
+
+answers("many numbered pings at once are all answered, in the order of their asking", async () => {
+  const { port } = await serve();
+  const { socket, received, ended } = await dial(port);
+  socket.end("PING 7!PING!".repeat(20_000));
+  assert.is(await ended(), "end");
+  assert.is(received(), pongs(40_000));
+});
+
+answers("a wrong number resets the connection at once, and is logged", async () => {
+  const { port, log } = await serve({ mean: 1000 });
+  const { socket, ended } = await dial(port);
+  socket.write("PING 1!PING 01!");
+  assert.is(await ended(), "ECONNRESET");
+  assert.match(log.join("\n"), /Protocol error of client .*: byte 0x31 is no part of "PING!"/);
+});
 
 answers("a wrong byte resets the connection at once, and is logged", async () => {
   const { port, log } = await serve({ mean: 1000 });
@@ -330,6 +438,34 @@ slots("a waiting client is read, too: its first wrong byte resets it", async () 
   others[0]?.socket.write("PONG!");
   assert.is(await others[0]?.ended(), "ECONNRESET");
 });
+
+slots("a connection without a byte, as a health check's, is no client in the log", async () => {
+  const { server, port, log } = await serve({ maxConnections: 1 });
+  const [ending, resetting, waiting] = [await dial(port), await dial(port), await dial(port)];
+  resetting.socket.resetAndDestroy();
+  ending.socket.end();
+  waiting.socket.end();
+  await until(() => server.counts.served + server.counts.waiting === 0, "leaving");
+  assert.equal(log, []);
+});
+
+slots(
+  "a client that waits is logged when it asks, when it is served and when it goes",
+  async () => {
+    const { server, port, log } = await serve({ maxConnections: 1 });
+    const [holder, other] = [await dial(port), await dial(port)];
+    other.socket.end("PING!");
+    await until(() => log.length === 1, "the other one waiting");
+    holder.socket.end();
+    await until(() => server.counts.served + server.counts.waiting === 0, "leaving");
+    const lines = log.map((line) => line.replace(/127\.0\.0\.1:\d+/, "X"));
+    assert.equal(lines, [
+      "Connected client X, who waits for a slot with 0 before it",
+      "Serving client X",
+      "Closed client X after 1 answers",
+    ]);
+  },
+);
 
 slots.run();
 

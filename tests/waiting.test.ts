@@ -214,6 +214,23 @@ proxy("takes one that leaves without a byte for a probe", async () => {
   await assertEnded(balancer, { client_reset: 1 });
 });
 
+proxy("dials for nobody who resets right behind a header, and passes no header on", async () => {
+  const { listener, balancer, port } = await trusting();
+  for (let i = 0; i < 30; i += 1) {
+    const client = await dial(port);
+    await new Promise<void>((resolve) =>
+      client.socket.write("PROXY TCP4 192.0.2.1 10.0.0.1 51234 443\r\nhello", () => resolve()),
+    );
+    client.socket.resetAndDestroy();
+  }
+  await until(() => balancer.status().accepted === 30, "all of them");
+  await until(() => balancer.status().active === 0, "all ending");
+  for (const socket of listener.sockets) {
+    const bytes = String(socket.read() ?? "");
+    assert.not.match(bytes, /PROXY/);
+  }
+});
+
 proxy("takes bytes for bytes from everywhere else", async () => {
   const { listener, port } = await trusting();
   const client = await dial(port, { localAddress: "127.0.0.9" });
