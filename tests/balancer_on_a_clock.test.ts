@@ -2,7 +2,7 @@
  * balancer_on_a_clock.test.ts - what the balancer tells its algorithms and its counters, with real
  * sockets and a clock that stands until a test moves it: so times are exact.
  */
-import { connect } from "node:net";
+import { connect, Socket } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
@@ -10,6 +10,7 @@ import {
   type LoadBalancerOptions,
   Log,
   parseServers,
+  Resets,
   type ServerStatus,
   type World,
 } from "../load_balancer.ts";
@@ -235,3 +236,50 @@ counted("a server that was removed is remembered for ten minutes", async () => {
 });
 
 counted.run();
+
+// ─── Resets ──────────────────────────────────────────────────────────────────
+
+const resets = suite("a reset");
+resets.after.each(cleanUp);
+
+/** A reset that was asked for at 0 s, of a socket with so many `unwritten` bytes. `at` moves the
+ *  clock and waits for a look at it; it says whether the socket has been reset. */
+function held(unwritten: number) {
+  let time = 0;
+  let looks = 0;
+  const waiting = new Resets(() => {
+    looks += 1;
+    return time;
+  });
+  later(() => waiting.now());
+  const socket = new Socket().on("error", () => undefined); // it is not connected
+  const is = { unwritten };
+  Object.defineProperty(socket, "writableLength", { get: () => is.unwritten });
+  waiting.add(socket);
+  const at = async (seconds: number): Promise<boolean> => {
+    time = seconds;
+    const before = looks;
+    await until(() => looks > before + 1 || socket.destroyed, "a look");
+    return socket.destroyed;
+  };
+  return { is, at };
+}
+
+resets("waits for 50 ms, for what the kernel has", async () => {
+  const { at } = held(0);
+  assert.equal([await at(0.04), await at(0.06)], [false, true]);
+});
+
+resets("waits for 50 ms more once everything is written", async () => {
+  const { is, at } = held(1);
+  assert.is(await at(1), false);
+  is.unwritten = 0;
+  assert.equal([await at(1.04), await at(1.06)], [false, true]);
+});
+
+resets("waits for two seconds at most, for what is never written", async () => {
+  const { at } = held(1);
+  assert.equal([await at(1), await at(1.95), await at(2.01)], [false, false, true]);
+});
+
+resets.run();
