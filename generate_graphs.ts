@@ -1541,7 +1541,8 @@ function moreLoad(knees: readonly Line[], name: (line: Line) => string): string 
   const [best, next] = balanced.length < 2 ? knees : balanced;
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
-  if (share > 0) return ` ${name(best)} carries ${share} % more load than ${name(next)}.`;
+  const least = kneeOf(best) === best.points.at(-1)?.rate ? "at least " : "";
+  if (share > 0) return ` ${name(best)} carries ${least}${share} % more load than ${name(next)}.`;
   return ` ${name(best)} and ${name(next)} carry the same load, as far as was tried.`;
 }
 
@@ -1754,14 +1755,17 @@ export function phaseTable(timelines: readonly Timeline[]): string {
 const firstFailures = ({ first, firsts }: Setup): string =>
   `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
 
-/** For how long clients came who failed, or waited longer than any before the window. */
+/**
+ * For how long clients came who failed, or waited twice as long as any before the window: the
+ * longest before is beaten by chance, if the window is as long.
+ */
 function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   let longest = 0;
   let last = from;
   for (const [place, arrival] of arrivals.entries()) {
     const time = at(times, place);
     if (arrival + time < from) longest = Math.max(longest, time);
-    if (arrival >= from && arrival < to && !(time <= longest)) last = arrival;
+    if (arrival >= from && arrival < to && !(time <= 2 * longest)) last = arrival;
   }
   return last - from;
 }
@@ -1772,7 +1776,7 @@ export function timeSentence(timelines: readonly Timeline[], name: Namer): strin
   if (window) {
     const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${name(one.setup)}`);
     const since = `After the last server was ${window.what} at ${seconds(window.from)} s`;
-    const who = "clients came who failed or waited longer than any before";
+    const who = "clients came who failed or waited twice as long as any before";
     return `${since}, ${who} for ${each.join(", ")}.`;
   }
   const end = endOf(timelines);
