@@ -235,6 +235,19 @@ counted("a server that was removed is remembered for ten minutes", async () => {
   }
 });
 
+counted(
+  "a connection that ends without a byte is suspect within 0.2 s, or half an interval",
+  () => {
+    const holdOf = (checkInterval: number): number => {
+      const options = optionsFor([DEAD[0]], { checkInterval });
+      const balancer = new LoadBalancer(options, new Log("none"));
+      later(() => balancer.stop(0));
+      return balancer.settings.hold;
+    };
+    assert.equal([holdOf(2), holdOf(0.1)], [0.2, 0.05]);
+  },
+);
+
 counted.run();
 
 // ─── Resets ──────────────────────────────────────────────────────────────────
