@@ -106,8 +106,6 @@ status("gives everything there is to know of the balancer and its servers as JSO
     fileError: null,
     listening: `127.0.0.1:${port}`,
     uptime: "a time",
-    maxConnections,
-    serverConnections: 0,
     accepted: 1,
     active: 0,
     queued: 0,
