@@ -343,8 +343,8 @@ class VirtualServer {
   readonly #slots: number;
   readonly #sleep: Sleep;
   readonly #served = new Set<Call>();
-  /** Who waits for a slot, from `#head` on; some of them have left. */
-  #line: Call[] = [];
+  /** Who waits for a slot, from `#head` on; some of them have left. Before it there is nobody. */
+  #line: (Call | undefined)[] = [];
   #head = 0;
   /** Whose doings it has not seen yet, since it hangs. */
   #unseen: Call[] = [];
@@ -365,8 +365,11 @@ class VirtualServer {
 
   /** Everybody who is connected to it. */
   get calls(): Call[] {
-    const all = [...this.#served, ...this.#line.slice(this.#head), ...this.#unseen];
-    return [...new Set(all)].filter((call) => !call.hasLeft);
+    const here: Call[] = [];
+    for (const call of new Set([...this.#served, ...this.#line, ...this.#unseen])) {
+      if (call !== undefined && !call.hasLeft) here.push(call);
+    }
+    return here;
   }
 
   enter(call: Call): void {
@@ -428,15 +431,16 @@ class VirtualServer {
 
   #nextInLine(): Call | undefined {
     while (this.#head < this.#line.length) {
-      const call = this.#line[this.#head]!;
+      const call = this.#line[this.#head];
+      this.#line[this.#head] = undefined;
       this.#head += 1;
-      if (this.#head > 1024 && 2 * this.#head > this.#line.length) this.#forgetGone();
-      if (!call.hasLeft) return call;
+      if (this.#head > 64 && 2 * this.#head > this.#line.length) this.#shorten();
+      if (call !== undefined && !call.hasLeft) return call;
     }
     return undefined;
   }
 
-  #forgetGone(): void {
+  #shorten(): void {
     this.#line = this.#line.slice(this.#head);
     this.#head = 0;
   }
