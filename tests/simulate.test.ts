@@ -13,7 +13,12 @@ import {
   startLoadBalancer,
 } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
-import { complaintAboutVirtual, simulate, type VirtualSetup } from "../simulate_section.ts";
+import {
+  complaintAboutVirtual,
+  simulate,
+  VirtualRun,
+  type VirtualSetup,
+} from "../simulate_section.ts";
 import {
   drawPlan,
   numbersOf,
@@ -89,11 +94,6 @@ function exponentialMean(
   return mean(firstsOf(simulate(setup)).slice(clients / 10));
 }
 
-theory("one server at 70 % load: M/M/1, 1 / (1 - load)", () => {
-  const seconds = exponentialMean("random", { servers: 1, slots: 1, load: 0.7 });
-  assertNear(seconds, 1 / 0.3, 0.03);
-});
-
 theory("random choice makes an M/M/1 of each of a hundred servers", () => {
   const seconds = exponentialMean("random", { servers: 100, slots: 1, load: 0.7 });
   assertNear(seconds, 1 / 0.3, 0.03);
@@ -113,13 +113,20 @@ function erlangC(c: number, a: number): number {
   return blocked / (1 - (a / c) * (1 - blocked));
 }
 
-theory("a queue in the balancer is a central one: Erlang C, whatever the algorithm", () => {
-  const expected = 1 + erlangC(20, 18) / (20 - 18);
-  for (const algorithm of ["random", "least-connections"]) {
-    const words = `${algorithm} --server-connections 4 --queue-timeout 100000`;
-    const seconds = exponentialMean(words, { servers: 5, slots: 4, load: 0.9 });
-    assertNear(seconds, expected, 0.03, algorithm);
-  }
+const centralQueue = "--server-connections 4 --queue-timeout 100000";
+
+theory("a queue in the balancer is a central one: Erlang C", () => {
+  const words = `random ${centralQueue}`;
+  const seconds = exponentialMean(words, { servers: 5, slots: 4, load: 0.9 });
+  assertNear(seconds, 1 + erlangC(20, 18) / (20 - 18), 0.03);
+});
+
+theory("before a central queue the algorithm does not matter", () => {
+  const secondsOf = (algorithm: string): number => {
+    const words = `${algorithm} ${centralQueue}`;
+    return exponentialMean(words, { servers: 5, slots: 4, load: 0.9 }, 20_000);
+  };
+  assert.is(secondsOf("random"), secondsOf("least-connections"));
 });
 
 theory("round-robin gives each of four servers Erlang-4 arrivals: GI/M/1", () => {
@@ -210,6 +217,23 @@ clients("a slow phase counts from the start of the server", () => {
     servers: [{ ...server, sd: 0, slow }],
   });
   assert.equal(simulate(setup).times, [[0.05], [0.5], [0.05]]);
+});
+
+clients("somebody may look on, and end it: requests in flight are interrupted", () => {
+  const run = new VirtualRun(
+    setupOf(1, 1, 0, {
+      plan: { requests: [2, 1, 1], arrivals: [0, 0, 100] },
+      sleep: () => 1,
+    }),
+  );
+  while (run.agenda.time < 1) assert.is(run.advance(1), false);
+  const { waiting, talking, toCome, done, answered } = run.progress;
+  assert.equal([waiting, talking, toCome, done, answered], [1, 1, 1, 0, 1]);
+  run.stop();
+  assert.is(run.advance(1), true);
+  assert.equal(failuresOf(run.observed()), { interrupted: 2 });
+  assert.ok(run.observed().interrupted);
+  assert.equal(run.observed().times, [[1], [], []]);
 });
 
 clients.run();
@@ -377,6 +401,26 @@ faults(
     assert.equal(times, [[2.5]]);
   },
 );
+
+faults("least-latency leaves a server that has slowed down, or says nothing", () => {
+  const quick = { ...server, sd: 0, slots: 1000 };
+  const slow = { from: 5, to: 15, mean: 0.6 };
+  const servers = [quick, quick, { ...quick, slow }];
+  const whileSlow = mean(lastMet("least-latency", { servers }).met.slice(6, 15));
+  const whileHung = mean(lastMet("least-latency", { hang: { from: 5, to: 15 } }).met.slice(6, 15));
+  const otherwise = mean(lastMet("least-latency", {}).met.slice(6, 15));
+  assert.ok(otherwise > 25, String(otherwise));
+  assert.ok(whileSlow < 5, String(whileSlow));
+  assert.ok(whileHung < 5, String(whileHung));
+});
+
+faults("least-latency does not go back at once to a server that refuses", () => {
+  const more = { fail: { from: 5, to: 15 }, timeout: 5 };
+  const words = "least-latency --check none --fall 1000";
+  const { all } = lastMet(words, more);
+  // nobody takes it down, so that only its cost keeps clients away
+  assert.ok(countOf(all) > 2990, String(countOf(all)));
+});
 
 faults.run();
 
