@@ -614,7 +614,7 @@ export const ALGORITHMS = Object.keys(algorithms).filter(
 );
 
 /** Those by which a client belongs to one server, and waits for it when it is full. */
-const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
+export const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
 
 function at<T>(items: readonly T[], place: number): T {
   const item = items[place];
@@ -1671,6 +1671,18 @@ const MET_ITSELF = "connected to itself: nobody listens";
 /** On its way to a free port of this machine, a connection may meet itself (RFC 9293, 3.5). */
 const isSelfConnected = (socket: Socket): boolean =>
   socket.localPort === socket.remotePort && socket.localAddress === socket.remoteAddress;
+
+/** Gives every server the weight that pickers see; says whether one has changed. */
+export function weigh(servers: readonly Server[], now: number, slowStart: number): boolean {
+  let hasChanged = false;
+  for (const server of servers) {
+    const weight = server.spec.weight * warmth(server.warmSince, now, slowStart);
+    if (weight === server.weight) continue;
+    server.weight = weight;
+    hasChanged = true;
+  }
+  return hasChanged;
+}
 
 // ─── Places ──────────────────────────────────────────────────────────────────
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
@@ -2808,6 +2820,9 @@ const SWEEP = 1;
 const REMEMBER = 600;
 /** Checks begin spread over so many moments of the interval: a few at a time wake us less often. */
 const CHECK_MOMENTS = 20;
+/** When the first check is due of a server that stands at `phase`, in [0, 1), of the list. */
+export const firstCheckIn = (phase: number, interval: number): number =>
+  (Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS) * interval;
 /** A timer that fires later than this, in seconds, shows that we stood still. */
 const STOOD_STILL = 0.1;
 /** Seconds of silence after which the system asks whether a peer is there, without a time-out. */
@@ -2846,7 +2861,7 @@ export class LoadBalancer implements Owner {
   readonly #queue: Deadlines<Connection>;
   readonly #dialling: Deadlines<Connection>;
   readonly #greetings: Deadlines<Connection>;
-  readonly #patients: Patients;
+  readonly #patients: Patients<Connection>;
   readonly #addresses = new Map<string, number>();
   readonly #resets: Resets;
   readonly #sweeper: NodeJS.Timeout;
@@ -2896,18 +2911,7 @@ export class LoadBalancer implements Owner {
   }
 
   #newHealth(): Health {
-    const { check, checkPort, checkInterval, fall, rise } = this.options;
-    const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
-    const rules = {
-      interval: checkInterval,
-      fall,
-      rise,
-      onlyWhoFailed: check.kind === "none",
-      clears: clearedBy(check, elsewhere),
-      asks: asks(check),
-      elsewhere,
-    };
-    return new Health(rules, this.#world.clock, this.#probe, {
+    return new Health(healthSettings(this.options), this.#world.clock, this.#probe, {
       changed: (server, by) => this.#healthChanged(server, by),
       stillDown: (server) => this.#resetConnectionsOf(server),
     });
@@ -2954,7 +2958,7 @@ export class LoadBalancer implements Owner {
     for (const server of before) if (!staying.has(server)) this.#remove(server, by);
     const added = servers.filter((server) => !before.has(server));
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
-    this.#weigh();
+    weigh(this.servers, this.now(), this.options.slowStart);
     this.#places.setServers(servers);
     if (isReweighted) this.#renewPicker();
     this.#serve();
@@ -2993,26 +2997,12 @@ export class LoadBalancer implements Owner {
 
   #add(server: Server, phase: number, by: Editor): void {
     const isStart = by === "start";
-    const moment = Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS;
-    const delay = isStart ? moment * this.options.checkInterval : 0;
+    const delay = isStart ? firstCheckIn(phase, this.options.checkInterval) : 0;
     if (server.spec.resolved) this.#health.watch(server, delay);
     else cannotBeReached(server.health, "unresolved", this.now());
     if (isStart) return;
     server.warmSince = this.now();
     this.log.server(server, "added", by, server.draining ? "still drained" : "");
-  }
-
-  /** Gives every server the weight that pickers see. */
-  #weigh(): boolean {
-    const { slowStart } = this.options;
-    let hasChanged = false;
-    for (const server of this.servers) {
-      const weight = server.spec.weight * warmth(server.warmSince, this.now(), slowStart);
-      if (weight === server.weight) continue;
-      server.weight = weight;
-      hasChanged = true;
-    }
-    return hasChanged;
   }
 
   /** Gives a server no new clients, or gives it some again. */
@@ -3031,7 +3021,7 @@ export class LoadBalancer implements Owner {
 
   /** Who is up, drained or warm is not what it was. */
   #serversChanged(): void {
-    this.#weigh();
+    weigh(this.servers, this.now(), this.options.slowStart);
     this.#places.refresh();
     this.#serve();
   }
@@ -3299,7 +3289,7 @@ export class LoadBalancer implements Owner {
     const now = this.now();
     const { idleTimeout, slowStart } = this.options;
     for (const connection of this.#open) this.#look(connection, idleTimeout || Infinity, now);
-    if (slowStart > 0 && this.#weigh()) this.#places.refresh();
+    if (slowStart > 0 && weigh(this.servers, now, slowStart)) this.#places.refresh();
     for (const [name, { server, removedAt }] of this.#past) {
       if (now - removedAt > REMEMBER && server.open === 0) this.#past.delete(name);
     }
@@ -3457,7 +3447,10 @@ const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
 });
 
 /** Often enough for the shortest time that is watched by looking now and then. */
-function sweepPeriod({ idleTimeout, slowStart }: LoadBalancerOptions): number {
+export function sweepPeriod(
+  options: Pick<LoadBalancerOptions, "idleTimeout" | "slowStart">,
+): number {
+  const { idleTimeout, slowStart } = options;
   const watched = [idleTimeout, slowStart].filter((time) => time > 0);
   return Math.min(SWEEP, ...watched.map((time) => time / 4));
 }
@@ -3491,6 +3484,23 @@ const codeOf = (error: unknown): string =>
  */
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
+
+/** By which rules these options have servers judged. */
+export function healthSettings(
+  options: Pick<LoadBalancerOptions, "check" | "checkPort" | "checkInterval" | "fall" | "rise">,
+): HealthSettings {
+  const { check, checkPort, checkInterval, fall, rise } = options;
+  const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
+  return {
+    interval: checkInterval,
+    fall,
+    rise,
+    onlyWhoFailed: check.kind === "none",
+    clears: clearedBy(check, elsewhere),
+    asks: asks(check),
+    elsewhere,
+  };
+}
 
 /** Which silence a client's first byte refutes: see the table of sights. */
 function clearedBy({ kind, text }: CheckSpec, elsewhere: boolean): HealthRules["clears"] {
@@ -3531,18 +3541,31 @@ const TELLING = ["late", "short", "refused", "silent"] as const;
 const elsewhere = (result: CheckResult): CheckResult =>
   result.kind === "refused" ? { kind: "silent", why: result.why, by: "time-out" } : result;
 
+/** The machine's time for deadlines, which keep no program alive. They look a turn of the loop after
+ *  the timer: what lay in the kernel while we stood still is read first. */
+const patientClock: Clock = {
+  now: realWorld.clock.now,
+  after(seconds, action) {
+    const timer = setTimeout(() => setImmediate(action), Math.min(seconds * 1000, LONGEST_TIMER));
+    timer.unref();
+    return () => clearTimeout(timer);
+  },
+};
+
 /** Things that all may wait equally long: the first in is the first to expire, so one timer serves
  *  them all. */
 export class Deadlines<T> {
   readonly #deadlines = new Map<T, number>();
   readonly #wait: number;
   readonly #expire: (item: T, late: number) => void;
-  #timer: NodeJS.Timeout | undefined;
+  readonly #clock: Clock;
+  #isAlarmSet = false;
 
   /** `expire` is told by how many seconds it comes late. */
-  constructor(seconds: number, expire: (item: T, late: number) => void) {
-    this.#wait = seconds * 1000;
+  constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
+    this.#wait = seconds;
     this.#expire = expire;
+    this.#clock = clock;
   }
 
   get size(): number {
@@ -3558,67 +3581,73 @@ export class Deadlines<T> {
   }
 
   add(item: T): void {
-    this.#deadlines.set(item, performance.now() + this.#wait);
-    if (this.#timer === undefined) this.#wakeIn(this.#wait);
+    this.#deadlines.set(item, this.#clock.now() + this.#wait);
+    if (!this.#isAlarmSet) this.#wakeIn(this.#wait);
   }
 
   delete(item: T): boolean {
     return this.#deadlines.delete(item);
   }
 
-  /**
-   * A turn of the loop after the timer: what lay in the kernel while we stood still is read first.
-   */
-  #wakeIn(ms: number): void {
-    this.#timer = setTimeout(() => setImmediate(() => this.#look()), ms).unref();
+  #wakeIn(seconds: number): void {
+    this.#isAlarmSet = true;
+    this.#clock.after(seconds, () => this.#look());
   }
 
   #look(): void {
-    const now = performance.now();
+    const now = this.#clock.now();
     for (const [item, deadline] of this.#deadlines) {
       if (deadline > now) break;
       this.#deadlines.delete(item);
       // which may add to us: the next time is set below
-      this.#expire(item, (now - deadline) / 1000);
+      this.#expire(item, now - deadline);
     }
     const [next] = this.#deadlines.values();
-    this.#timer = undefined;
+    this.#isAlarmSet = false;
     if (next !== undefined) this.#wakeIn(next - now);
   }
+}
+
+/** A client that may have to wait for a server. */
+export interface Patient {
+  readonly stage: Stage;
+  tried: readonly Attempt[];
+  queue(): void;
+  close(reason: "no_server"): void;
 }
 
 /**
  * Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
  * second, and when a server comes up, the first of them dials; its success releases the others.
  */
-class Patients {
-  readonly #owner: Pick<Owner, "place">;
+export class Patients<P extends Patient> {
+  readonly #owner: { readonly place: (patient: P) => void };
   readonly #isAllowed: boolean;
   /** All of them, also while they dial. */
-  readonly #patience: Deadlines<Connection>;
-  readonly #spent = new WeakSet<Connection>();
-  readonly waiting = new Set<Connection>();
-  #scout: Connection | undefined;
+  readonly #patience: Deadlines<P>;
+  readonly #spent = new WeakSet<P>();
+  readonly waiting = new Set<P>();
+  #scout: P | undefined;
 
-  constructor(seconds: number, owner: Pick<Owner, "place">) {
+  constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock?: Clock) {
     this.#owner = owner;
     this.#isAllowed = seconds > 0;
-    this.#patience = new Deadlines(seconds, (connection) => this.#loses(connection));
+    this.#patience = new Deadlines(seconds, (patient) => this.#loses(patient), clock);
   }
 
-  /** False when `connection` may not wait, or not any longer. */
-  take(connection: Connection): boolean {
-    if (!this.#isAllowed || this.#spent.has(connection)) return false;
-    if (!this.#patience.has(connection)) this.#patience.add(connection);
-    if (this.#scout === connection) this.#scout = undefined;
-    this.waiting.add(connection);
-    connection.queue();
+  /** False when `patient` may not wait, or not any longer. */
+  take(patient: P): boolean {
+    if (!this.#isAllowed || this.#spent.has(patient)) return false;
+    if (!this.#patience.has(patient)) this.#patience.add(patient);
+    if (this.#scout === patient) this.#scout = undefined;
+    this.waiting.add(patient);
+    patient.queue();
     return true;
   }
 
-  #loses(connection: Connection): void {
-    this.#spent.add(connection);
-    if (this.waiting.delete(connection)) connection.close("no_server");
+  #loses(patient: P): void {
+    this.#spent.add(patient);
+    if (this.waiting.delete(patient)) patient.close("no_server");
   }
 
   /** Lets the first of them dial, unless one does already. */
@@ -3632,26 +3661,26 @@ class Patients {
   }
 
   /** A connection has found its server: there is one for the others, too. */
-  served(connection: Connection): void {
-    if (!this.#patience.delete(connection)) return;
+  served(patient: P): void {
+    if (!this.#patience.delete(patient)) return;
     this.#release();
   }
 
-  forget(connection: Connection): void {
-    this.#patience.delete(connection);
-    this.waiting.delete(connection);
-    if (this.#scout === connection) this.#scout = undefined;
+  forget(patient: P): void {
+    this.#patience.delete(patient);
+    this.waiting.delete(patient);
+    if (this.#scout === patient) this.#scout = undefined;
   }
 
   #release(): void {
     this.#scout = undefined;
-    for (const connection of [...this.waiting]) this.#send(connection);
+    for (const patient of [...this.waiting]) this.#send(patient);
   }
 
-  #send(connection: Connection): void {
-    this.waiting.delete(connection);
-    connection.tried = NO_ATTEMPTS;
-    this.#owner.place(connection);
+  #send(patient: P): void {
+    this.waiting.delete(patient);
+    patient.tried = NO_ATTEMPTS;
+    this.#owner.place(patient);
   }
 }
 
