@@ -94,7 +94,6 @@ status("gives everything there is to know of the balancer and its servers as JSO
     return "a time";
   });
   assert.equal([code, type], [200, "application/json; charset=utf-8"]);
-  const { maxConnections } = balancer.options;
   assert.equal(known, {
     maxConnections: balancer.options.maxConnections,
     serverConnections: 0,
