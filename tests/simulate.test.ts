@@ -210,6 +210,17 @@ clients("who is reconnecting queues anew for every request", () => {
   ]);
 });
 
+clients("a later request that fails is no first one", () => {
+  const sleeps = [1, 10, 1];
+  const plan = { requests: [3], arrivals: [0] };
+  const observed = simulate(
+    setupOf(1, 1, 0, { plan, sleep: () => sleeps.shift() ?? NaN, timeout: 5 }),
+  );
+  assert.equal(observed.times, [[1, 1]]);
+  assert.equal(failuresOf(observed), { timeout: 1 });
+  assert.equal(observed.firstFailed, []);
+});
+
 clients("of what happens at the same moment, what was begun first comes first", () => {
   const met: number[] = [];
   const setup = setupOf(1, 1, 0, {
@@ -303,6 +314,17 @@ balancers("who gives up in the queue is not served later", () => {
     }),
   );
   assert.equal(observed.times, [[1.9, 1.9], [], [2.7]]);
+});
+
+balancers("who belongs to a full server waits for it, by source-hash alone", () => {
+  const places = (algorithm: string): number => {
+    const met = new Set<number>();
+    const setup = setupOf(20, 1, 0, { addressOf: () => "127.0.0.1", met: (_, at) => met.add(at) });
+    simulate({ ...setup, entry: entry(`${algorithm} --server-connections 1`) });
+    return met.size;
+  };
+  assert.is(places("source-hash"), 1);
+  assert.is(places("random"), 5);
 });
 
 balancers("weights share out clients", () => {
