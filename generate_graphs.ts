@@ -58,14 +58,14 @@ const SWATCH = 34;
 const PLOT = 184;
 const MOST_DRAWN = 8;
 
-type Colour = { readonly name: string; readonly light: string; readonly dark: string };
+type Colour = Readonly<{ name: string; light: string; dark: string }>;
 const PAPER: Colour = { name: "paper", light: "#ffffff", dark: "#0d1117" };
 const INK: Colour = { name: "ink", light: "#1f2328", dark: "#e6edf3" };
 const MUTED: Colour = { name: "muted", light: "#59636e", dark: "#9198a1" };
 const GRID: Colour = { name: "grid", light: "#d0d7de", dark: "#30363d" };
 
 /** A line, its text (4.5:1 against the paper), and a dash for who does not see colours. */
-type Look = { readonly line: Colour; readonly text: Colour; readonly dash: string };
+type Look = Readonly<{ line: Colour; text: Colour; dash: string }>;
 /** The first three belong to KNOWN, and are Okabe and Ito's (2008); the others continue them. */
 const LOOKS: readonly Look[] = [
   ["#0072B2", "#0072B2", "#56B4E9", "none"],
@@ -87,7 +87,7 @@ const LOOKS: readonly Look[] = [
 // typed arrays, since a million boxed numbers in a million little arrays cost ten times as much.
 
 /** Times of all clients in turn; client c has those from starts[c] on, and the last starts end. */
-export type Times = { readonly values: Float64Array; readonly starts: Uint32Array };
+export type Times = Readonly<{ values: Float64Array; starts: Uint32Array }>;
 
 /** The element at `place`, which exists. */
 function at<T>(list: ArrayLike<T>, place: number): T {
@@ -107,33 +107,36 @@ function quoted(value: unknown): string {
 }
 
 /** Throws a RunError unless `value` is an array. */
-function arrayOf(value: unknown, place: string, what: string): readonly unknown[] {
-  if (Array.isArray(value)) return value;
+function checkArray(value: unknown, place: string, what: string): asserts value is unknown[] {
+  if (Array.isArray(value)) return;
   throw new RunError(`${place}expected an array of ${what}, not ${quoted(value)}`);
 }
 
 /** Reads a file's text. Throws a RunError that says where it is malformed, counting from 1. */
 export function parseTimes(text: string): Times {
   if (text.trim() === "") throw new RunError("the file is empty: expected an array of clients");
-  const clients = arrayOf(parseJson(text), "", "clients").map((requests, client) =>
-    arrayOf(requests, `client ${client + 1}: `, "times"),
-  );
+  const clients = parseJson(text);
+  checkArray(clients, "", "clients");
   const starts = new Uint32Array(clients.length + 1);
-  for (const [client, { length }] of clients.entries())
-    starts[client + 1] = at(starts, client) + length;
-  const values = new Float64Array(at(starts, clients.length));
-  for (const [client, requests] of clients.entries())
-    values.set(requests.map(timeOf(client)), at(starts, client));
-  return { values, starts };
+  const values = new Float64Array(text.length / 2); // as many as commas and brackets leave room for
+  let end = 0;
+  for (const [client, requests] of clients.entries()) {
+    checkArray(requests, `client ${client + 1}: `, "times");
+    for (const [request, value] of requests.entries()) {
+      if (!isTime(value))
+        throw new RunError(
+          `client ${client + 1}, request ${request + 1}: ${quoted(value)} is not a time in seconds`,
+        );
+      values[end] = value;
+      end += 1;
+    }
+    starts[client + 1] = end;
+  }
+  return { values: values.slice(0, end), starts };
 }
 
-const timeOf =
-  (client: number) =>
-  (value: unknown, request: number): number => {
-    if (typeof value === "number" && value >= 0 && value <= MAX_SECONDS) return value;
-    const place = `client ${client + 1}, request ${request + 1}`;
-    throw new RunError(`${place}: ${quoted(value)} is not a time in seconds`);
-  };
+const isTime = (value: unknown): value is number =>
+  typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
 
 function parseJson(text: string): unknown {
   try {
@@ -267,7 +270,7 @@ export function setupOf(name: string, title: string, times: Times, origin?: Orig
     all: times.values.toSorted(),
     first,
     later: laterOf(times, firsts, first.length),
-    means: byRun(firsts, origin).map((run) => mean(answeredOf(run))),
+    means: byRun(firsts, origin).map(mean),
     planned: origin && total(origin.runs.map(({ planned }) => planned)),
   };
 }
@@ -368,7 +371,7 @@ export function looksOf(names: readonly string[]): Look[] {
 }
 
 /** How one of at most eight things looks, and its title cut to the column and to a third. */
-type Dress = { readonly look: Look; readonly label: string; readonly long: string };
+type Dress = Readonly<{ look: Look; label: string; long: string }>;
 
 function dress(things: readonly { readonly name: string; readonly title: string }[]): Dress[] {
   const titles = things.map(({ title }) => title);
@@ -453,11 +456,17 @@ export function wrap(text: string, room: number): string[] {
 // Pure functions from numbers to numbers. "Sorted" means ascending; times are in seconds, shares
 // between 0 and 1.
 
-/** The arithmetic mean; NaN of nothing. */
+/** The arithmetic mean of the numbers among `values`; NaN of nothing. */
 function mean(values: ArrayLike<number>): number {
   let sum = 0;
-  for (let place = 0; place < values.length; place++) sum += at(values, place);
-  return sum / values.length;
+  let count = 0;
+  for (let place = 0; place < values.length; place++) {
+    const value = at(values, place);
+    if (Number.isNaN(value)) continue;
+    sum += value;
+    count += 1;
+  }
+  return sum / count;
 }
 
 /** The probability that Student's t is within the root of `freedom` times the angle's tangent. */
@@ -515,7 +524,7 @@ function firstQuantile(firsts: Float64Array, p: number): number {
 }
 
 /** What a histogram shows: the share in each bin, and the share beyond them. */
-type Shares = { readonly shares: readonly number[]; readonly beyond: number };
+type Shares = Readonly<{ shares: readonly number[]; beyond: number }>;
 
 /**
  * `values` in equal bins from 0 to `top`. A value on an edge belongs to the bin above, `top` itself
@@ -540,6 +549,7 @@ export function histogramTop(values: Float64Array): number {
   const limit = LONG_TAIL * quantile(values, 0.5);
   return niceTop(limit > 0 ? Math.min(max, limit) : max, 10);
 }
+
 // ─── Verdict ─────────────────────────────────────────────────────────────────
 // One run is one observation, for the clients of one queue share their fate. So a verdict compares
 // runs, seed by seed, and is only given where nothing but the set-ups differs. Each reason not to
@@ -549,19 +559,19 @@ export function histogramTop(values: Float64Array): number {
 type Known = Origin & { readonly setup: Setup; readonly called: string };
 type Objection = (fast: Known, slow: Known) => string | undefined;
 
-/** Fields of runs.json that must be the same, and what stands behind their values. */
-const PLAN = {
-  rate: " a second",
-  clients: "",
-  maxRequests: "",
-  reconnect: "",
-  timeout: " s",
-  addresses: "",
-  fail: "",
-  hang: "",
-};
-/** What makes an answer take its time: a weight does not, it is the balancer's. */
-const KIND = { mean: " s", sd: " s", slots: "", slow: "" };
+/** Fields of runs.json that must be the same; a server's weight need not, it is the balancer's. */
+const PLAN = [
+  "rate",
+  "clients",
+  "maxRequests",
+  "reconnect",
+  "timeout",
+  "addresses",
+  "fail",
+  "hang",
+];
+const KIND = ["mean", "sd", "slots", "slow"];
+const UNITS: Fields = { rate: " a second", timeout: " s", mean: " s", sd: " s" };
 
 /** A field of runs.json in words. */
 function shown(value: unknown): string {
@@ -571,25 +581,30 @@ function shown(value: unknown): string {
 }
 
 /** "rate 310 and 150 a second": the first of `keys` in which two records differ. */
-function differenceIn(keys: Readonly<Record<string, string>>, a: Fields, b: Fields) {
-  const key = Object.keys(keys).find((one) => shown(a[one]) !== shown(b[one]));
-  return key && `${key} ${shown(a[key])} and ${shown(b[key])}${keys[key]}`;
+function differenceIn(keys: readonly string[], a: Fields, b: Fields): string | undefined {
+  const key = keys.find((one) => shown(a[one]) !== shown(b[one]));
+  return key && `${key} ${shown(a[key])} and ${shown(b[key])}${UNITS[key] ?? ""}`;
 }
 
 /** The Baseline has one server, which is one of the others' kinds. */
 function serverDifference(a: Known, b: Known): string | undefined {
-  const [alone] = isBaseline(a.setup) ? a.servers : isBaseline(b.setup) ? b.servers : [];
-  const others = isBaseline(a.setup) ? b.servers : a.servers;
-  if (alone && others.some((server) => !differenceIn(KIND, alone, server))) return undefined;
-  if (!alone && a.servers.length !== b.servers.length)
-    return `${a.servers.length} and ${b.servers.length} servers`;
+  const baseline = eitherOf(a, b, ({ setup }) => isBaseline(setup));
+  const others = baseline === a ? b : a;
+  const [alone] = baseline?.servers ?? [];
+  const isAlike = (server: Fields): boolean => !differenceIn(KIND, alone ?? {}, server);
+  if (alone && others.servers.some(isAlike)) return undefined;
+  const [one, other] = [a.servers.length, b.servers.length];
+  if (!alone && one !== other) return `${one} and ${other} servers`;
   return a.servers
     .map((server, place) => differenceIn(KIND, server, b.servers[place] ?? {}))
     .find((difference) => difference !== undefined);
 }
 
-const failedAmong = (called: string, setup: Setup): string =>
-  `${counted(failedOf(setup))} of ${called}${called.endsWith("s") ? "'" : "'s"} ${counted(setup.planned ?? 0)}`;
+/** "404 of Round Robin's 1,225", of which `called` is the possessor. */
+function failedAmong(called: string, setup: Setup): string {
+  const whose = called.endsWith("s") ? `${called}'` : `${called}'s`;
+  return `${counted(failedOf(setup))} of ${whose} ${counted(setup.planned ?? 0)}`;
+}
 
 const within = (what: string, difference: string | undefined): string | undefined =>
   difference && `the ${what} differ (${difference})`;
@@ -634,9 +649,10 @@ const seedsOf = ({ runs }: Known): string => runs.map(({ seed }) => seed).join()
 
 /** Why the two cannot be compared; undefined when they can. */
 function objectionTo(fast: Setup, slow: Setup, name: Namer): string | undefined {
-  const unknown = [fast, slow].filter(({ origin }) => !origin).map(name);
+  if (!fast.origin && !slow.origin)
+    return `${JOURNAL} does not tell how ${name(fast)} and ${name(slow)} were measured`;
   if (!fast.origin || !slow.origin)
-    return `${JOURNAL} does not tell how ${unknown.join(" and ")} ${unknown.length > 1 ? "were" : "was"} measured`;
+    return `${JOURNAL} does not tell how ${name(fast.origin ? slow : fast)} was measured`;
   const one = { ...fast.origin, setup: fast, called: name(fast) };
   const other = { ...slow.origin, setup: slow, called: name(slow) };
   return OBJECTIONS.map((objection) => objection(one, other)).find(
@@ -674,13 +690,15 @@ function finding(fast: Setup, slow: Setup, name: Namer): string {
   const interval = tInterval(each);
   const time = digitsFor(interval);
   const by = `${time(interval.mean)} s`;
-  const range = `95 % interval over ${each.length} paired runs ${time(interval.low)} to ${time(interval.high)} s`;
+  const span = `${time(interval.low)} to ${time(interval.high)} s`;
+  const range = `95 % interval over ${each.length} paired runs ${span}`;
   if (!(interval.low > 0) || interval.half < SHORTEST)
     return `No clear difference between ${name(fast)} and ${name(slow)}: ${by}, ${range}.`;
   const sooner = each.filter((value) => value > 0).length;
   const share = interval.mean / mean(slow.means);
   const much = percent(share, share < 0.01 ? 1 : 0);
-  return `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}: ${range}, sooner in ${sooner} of ${each.length}.`;
+  const claim = `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}`;
+  return `${claim}: ${range}, sooner in ${sooner} of ${each.length}.`;
 }
 
 const disturbedIn = ({ origin }: Setup): RunRecord[] =>
@@ -691,7 +709,8 @@ function disturbance(setups: readonly Setup[]): string {
   const runs = total(setups.map(({ origin }) => origin?.runs.length ?? 0));
   const disturbed = setups.flatMap(disturbedIn).length;
   if (disturbed === 0) return "";
-  return ` ${disturbed} of ${counted(runs)} run${runs === 1 ? "" : "s"} ${disturbed === 1 ? "was" : "were"} disturbed.`;
+  const all = runs === 1 ? "1 run" : `${counted(runs)} runs`;
+  return ` ${disturbed} of ${all} ${disturbed === 1 ? "was" : "were"} disturbed.`;
 }
 
 /** The comparison in one sentence, and what to know about it. */
@@ -730,7 +749,7 @@ export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval>
 
 const PERCENTILES = [0.5, 0.9, 0.95, 0.99];
 
-type Column<T> = { readonly head: string; readonly cell: (row: T) => string };
+type Column<T> = Readonly<{ head: string; cell: (row: T) => string }>;
 
 /** Rows under heads, the first column to the left, the others to the right. */
 function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[] {
@@ -747,14 +766,14 @@ function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[]
 }
 
 const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
 
 /** How many cells of a terminal a text takes. */
 const cellsOf = (text: string): number =>
   [...text.replace(/[\p{M}\p{Cf}]/gu, "").replace(WIDE, "ww")].length;
 
 /** How a table's times are written: in milliseconds where all are below 0.1 s. */
-type Unit = { readonly name: string; readonly factor: number };
+type Unit = Readonly<{ name: string; factor: number }>;
 const unitOf = (longest: number): Unit =>
   longest < 0.1 ? { name: "ms", factor: 1000 } : { name: "s", factor: 1 };
 
@@ -831,13 +850,14 @@ function remarks(setups: readonly Setup[], compared: number): string[] {
   ];
   return said.filter((remark) => remark !== false);
 }
+
 // ─── Scales and ticks ────────────────────────────────────────────────────────
 // All arithmetic from seconds and shares to the picture's units happens here: a scale is a
 // function, an axis a scale with the ticks whose labels fit beside each other.
 
 export type Scale = (value: number) => number;
 type Range = readonly [low: number, high: number];
-type Axis = { readonly at: Scale; readonly ticks: readonly number[] };
+type Axis = Readonly<{ at: Scale; ticks: readonly number[] }>;
 
 /** 1, 2, 5 or 10, by d3's rule: what is nearest to `error` on a logarithmic scale. */
 function roundFactor(error: number): number {
@@ -1002,10 +1022,10 @@ const entry = (x: number, y: number, { line: colour, dash, text: ink }: Look, co
 // What all pictures share: a title, prose, panels below each other with air between them, and a
 // conclusion. A panel is a function from where it begins to its markup and where it ends.
 
-type Panel = { readonly svg: readonly string[]; readonly bottom: number };
+type Panel = Readonly<{ svg: readonly string[]; bottom: number }>;
 type PanelAt = (top: number) => Panel;
 /** The plot itself. */
-type Frame = { readonly top: number; readonly bottom: number };
+type Frame = Readonly<{ top: number; bottom: number }>;
 
 /** Lines of prose over the whole width. */
 function prose(content: string, top: number, colour = INK): Panel {
@@ -1016,13 +1036,12 @@ function prose(content: string, top: number, colour = INK): Panel {
   };
 }
 
+/** `aside` stands at the right of the heading; `labels` lines come `gap` below the plot. */
 type Plot = {
   readonly title: string;
   readonly note: string;
-  /** At the right of the heading. */
   readonly aside?: string;
   readonly height: number;
-  /** Lines of labels below the plot, and what comes between it and them. */
   readonly labels?: number;
   readonly gap?: number;
   /** What is in the frame, and the labels, whose first base line is given. */
@@ -1030,15 +1049,14 @@ type Plot = {
 };
 
 /** A heading, a plot below it, and labels below that. */
-function plotAt(
-  { title, note, aside = "", height, labels = 1, gap = 8, draw }: Plot,
-  start: number,
-) {
+function plotAt(start: number, plot: Plot): Panel {
+  const { title, note, aside = "", height, labels = 1, gap = 8, draw } = plot;
   const y = start + CAPITAL;
   const frame = { top: y + 16, bottom: y + 16 + height };
   const first = frame.bottom + gap + CAPITAL;
   const bold = `<tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan>`;
-  const heading = `<text x="${MARGIN}" y="${round(y)}" ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
+  const place = `x="${MARGIN}" y="${round(y)}"`;
+  const heading = `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
   const svg = [heading, aside && text(COLUMN, y, aside, MUTED), ...draw(frame, first)];
   return { svg, bottom: first + LINE * (labels - 1) + DESCENT };
 }
@@ -1080,7 +1098,11 @@ function svgOf({ title, head, panels, conclusion, name, description, looks }: Pa
   const dark = colours.map(
     (one) => `.${id} .f-${one.name}{fill:${one.dark}}.${id} .s-${one.name}{stroke:${one.dark}}`,
   );
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}" style="max-width:100%;height:auto" class="${id}" role="img" aria-labelledby="${id}-title ${id}-desc" font-family="system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif" font-size="${FONT}">
+  const size = `width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"`;
+  const role = `role="img" aria-labelledby="${id}-title ${id}-desc"`;
+  const style = 'style="max-width:100%;height:auto"';
+  const font = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${style} class="${id}" ${role} ${font} font-size="${FONT}">
 <title id="${id}-title">${escape(name)}</title>
 <desc id="${id}-desc">${escape(description)}</desc>
 <style>@media (prefers-color-scheme: dark){${dark.join("")}}</style>
@@ -1144,15 +1166,8 @@ export function outline(shares: readonly number[], x: Scale, y: Scale): string {
   return steps.join("");
 }
 
-/** The axes of panel A: the bins, and a last bin for what lies beyond them, if any. */
-type Bins = {
-  readonly top: number;
-  readonly axis: Axis;
-  readonly bin: Scale;
-  readonly tailBin: Scale;
-  /** "> 3.5 s", or nothing. */
-  readonly tail: string;
-};
+/** The axes of panel A: the bins, then a gap and a last bin for what lies beyond them, if any. */
+type Bins = Readonly<{ top: number; axis: Axis; bin: Scale; tail: string }>;
 
 function binsOf(lists: readonly Float64Array[]): Bins {
   const pooled = new Float64Array(total(lists.map(({ length }) => length)));
@@ -1163,28 +1178,30 @@ function binsOf(lists: readonly Float64Array[]): Bins {
   }
   const top = histogramTop(pooled.sort());
   const tail = (pooled.at(-1) ?? 0) > top * (1 + SHORTEST) ? `> ${seconds(top)} s` : "";
-  const axis = linearAxis([0, top], [LEFT, tail ? RIGHT - 92 : RIGHT]);
-  const bin = linearScale([0, BINS], [axis.at(0), axis.at(top)]);
-  return { top, axis, bin, tailBin: linearScale([0, 1], [RIGHT - 64, RIGHT - 38]), tail };
+  const bin = linearScale([0, tail ? BINS + 3 : BINS], [LEFT, RIGHT]);
+  return { top, axis: linearAxis([0, top], [LEFT, bin(BINS)]), bin, tail };
 }
 
 /** Panel A: the histogram. Shares are of all of a set-up's answers, so nothing is dropped. */
 function histogramPanel(drawn: readonly Drawn[], start: number): Panel {
   const bins = binsOf(drawn.map(({ setup }) => setup.all));
-  const bars = drawn.map((one) => ({ ...one, ...histogram(one.setup.all, bins.top, BINS) }));
-  const highest = niceTop(Math.max(...bars.flatMap((bar) => [...bar.shares, bar.beyond])), 4);
+  const bars = drawn.map((one) => {
+    const { shares, beyond } = histogram(one.setup.all, bins.top, BINS);
+    return { ...one, shares: [...shares, 0, beyond], beyond };
+  });
+  const highest = niceTop(Math.max(...bars.flatMap(({ shares }) => shares)), 4);
   const { marks, rows } = medianMarks(drawn, bins);
-  const plot = {
+  return plotAt(start, {
     title: "Relative Frequency",
     note: `in ${BINS} equal bins; triangles mark the medians`,
     aside: bins.tail ? `${bins.tail}, max` : "Maximum",
     height: heightFor(drawn.length),
     gap: 8 + 11 * rows,
-    draw: (frame: Frame, labels: number) => {
+    draw: (frame, labels) => {
       const y = linearScale([0, highest], [frame.bottom, frame.top]);
       return [
         ...levels({ at: y, ticks: ticks(0, highest, 4) }, shareLabel),
-        ...shapes(bars, bins, y),
+        ...shapes(bars, bins.bin, y),
         ...marks.map((mark) => mark(frame.bottom)),
         ...binLabels(bins, frame.bottom, labels),
         ...bars.map((bar, row) =>
@@ -1192,48 +1209,45 @@ function histogramPanel(drawn: readonly Drawn[], start: number): Panel {
         ),
       ];
     },
-  };
-  return plotAt(plot, start);
+  });
 }
 
 /** The slowest first, so that the others are drawn over it. */
-function shapes(bars: readonly Bars[], { bin, tailBin }: Bins, y: Scale): string[] {
+function shapes(bars: readonly Bars[], bin: Scale, y: Scale): string[] {
   const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
   const slowestFirst = bars.toSorted((a, b) => mean(b.setup.all) - mean(a.setup.all));
-  return slowestFirst.map(({ look, shares, beyond }) => {
-    const path = outline(shares, bin, y) + outline([beyond], tailBin, y);
+  return slowestFirst.map(({ look, shares }) => {
     const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
-    return `<path d="${path}" ${pen} ${paint(look.line, look.line)}/>`;
+    return `<path d="${outline(shares, bin, y)}" ${pen} ${paint(look.line, look.line)}/>`;
   });
 }
 
 /** The base lines of the bins, and what stands below them. */
-function binLabels({ top, axis, tail, tailBin }: Bins, bottom: number, y: number): string[] {
-  const base = line([axis.at(0), bottom], [axis.at(top), bottom], MUTED, 1.5);
-  if (!tail) return [base, ...labelled(axis, y, TIME)];
-  return [
-    base,
-    line([tailBin(0), bottom], [tailBin(1), bottom], MUTED, 1.5),
-    ...labelled(axis, y, TIME, tailBin(0.5) - widthOf(`${tail} `) / 2),
-    text(tailBin(0.5), y, tail, MUTED, "middle"),
-  ];
+function binLabels({ axis, tail, bin }: Bins, bottom: number, y: number): string[] {
+  const base = (from: number, to: number): string =>
+    line([bin(from), bottom], [bin(to), bottom], MUTED, 1.5);
+  if (!tail) return [base(0, BINS), ...labelled(axis, y, TIME)];
+  const middle = bin(BINS + 1.5);
+  const limit = middle - widthOf(`${tail} `) / 2;
+  const label = text(middle, y, tail, MUTED, "middle");
+  return [base(0, BINS), base(BINS + 1, BINS + 2), ...labelled(axis, y, TIME, limit), label];
 }
 
 type Mark = (bottom: number) => string;
 
 /** Triangles below the axis; those that would lie on each other go into rows. */
-function medianMarks(drawn: readonly Drawn[], { top, axis, tailBin }: Bins) {
+function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
   const ends: number[] = [];
   const placed = drawn
     .map(({ setup, look }) => ({ median: quantile(setup.all, 0.5), look }))
     .toSorted((a, b) => a.median - b.median);
   const marks = placed.map(({ median, look }): Mark => {
-    const x = median > top ? tailBin(0.5) : axis.at(median);
+    const x = median > top ? bin(BINS + 1.5) : axis.at(median);
     const free = ends.findIndex((end) => x - end >= 14);
     const row = free < 0 ? ends.length : free;
     ends[row] = x;
-    return (bottom) =>
-      `<path d="M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z" stroke-width="1" ${paint(look.line, PAPER)}/>`;
+    const triangle = (bottom: number) => `M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z`;
+    return (y) => `<path d="${triangle(y)}" stroke-width="1" ${paint(look.line, PAPER)}/>`;
   });
   return { marks, rows: ends.length };
 }
@@ -1270,12 +1284,12 @@ function waitingPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel
   const floor = at(LADDER, rungBelow(Math.min(0.005, 0.5 / most)));
   const shares = [0.5, 0.05, 0.01, 1, 1e-3, 1e-4, 1e-5, 1e-6].filter((share) => share >= floor);
   const slowestFirst = drawn.toSorted((a, b) => tailOf(b) - tailOf(a));
-  const plot = {
+  return plotAt(start, {
     title: "Share still waiting after t",
     note: "both axes logarithmic",
     aside: "Slowest first",
     height: heightFor(drawn.length),
-    draw: (frame: Frame, labels: number) => {
+    draw: (frame, labels) => {
       const y = logScale([floor, 1], [frame.bottom, frame.top]);
       return [
         ...uprights(time, frame),
@@ -1289,8 +1303,7 @@ function waitingPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel
         ...labelled(time, labels, TIME),
       ];
     },
-  };
-  return plotAt(plot, start);
+  });
 }
 
 /** A lane of panel C. */
@@ -1304,7 +1317,8 @@ function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }
   const has = (p: number): boolean => carries(values.length, p);
   const x = (p: number): number => scale(quantile(values, p));
   const half = height / 2;
-  const box = `M${round(x(0.25))} ${round(y - half)}H${round(x(0.75))}v${height}H${round(x(0.25))}z`;
+  const [left, right] = [round(x(0.25)), round(x(0.75))];
+  const box = `M${left} ${round(y - half)}H${right}v${height}H${left}z`;
   const dots = [...(has(0.95) ? [] : values)].map((one) => circle(scale(one), y, 2.5, fill, edge));
   return [
     has(0.95) ? line([x(0.05), y], [x(0.95), y], edge, 2) : "",
@@ -1333,18 +1347,17 @@ function firstRow({ setup, look, label }: Drawn, time: Axis, bottom: number): st
 function firstPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
   const several = drawn.some(({ setup }) => setup.means.length > 1);
   const height = several ? 48 : 38;
-  const plot = {
+  return plotAt(start, {
     title: "First requests",
     note: "(filled) and later ones: p5 to p95, quartiles, median",
     aside: several ? "○ mean of each run" : "",
     height: height * drawn.length,
-    draw: (frame: Frame, labels: number) => [
+    draw: (frame, labels) => [
       ...uprights(time, frame),
       ...drawn.flatMap((one, row) => firstRow(one, time, frame.top + height * (row + 1))),
       ...labelled(time, labels, TIME),
     ],
-  };
-  return plotAt(plot, start);
+  });
 }
 
 /** n of a set-up: runs and clients. */
@@ -1475,14 +1488,9 @@ export function drawPicture(all: readonly Setup[]): string {
 // Folders of one rate each: what the first requests of each set-up take as the load grows.
 
 /** A set-up at one rate; its p95 is Infinity where too many failed, NaN where too few came. */
-export type Point = {
-  readonly rate: number;
-  readonly setup: Setup;
-  readonly mean: Interval;
-  readonly p95: Interval;
-};
+export type Point = Readonly<{ rate: number; setup: Setup; mean: Interval; p95: Interval }>;
 /** A set-up at all rates, by rate. */
-type Line = { readonly name: string; readonly title: string; readonly points: readonly Point[] };
+type Line = Readonly<{ name: string; title: string; points: readonly Point[] }>;
 
 export function pointOf(rate: number, setup: Setup): Point {
   const each = byRun(setup.firsts, setup.origin).map((run) => firstQuantile(run, 0.95));
@@ -1523,7 +1531,9 @@ export function kneeSentence(lines: readonly Line[], name: (line: Line) => strin
     const rate = kneeOf(one);
     return `${name(one)} ${counted(rate)}${rate === highest ? " (the highest tried)" : ""}`;
   });
-  return `Up to so many clients a second the p95 of first requests stays below twice that at ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
+  const claim =
+    "Up to so many clients a second the p95 of first requests stays below twice that at";
+  return `${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
 }
 
 function moreLoad(knees: readonly Line[], name: (line: Line) => string): string {
@@ -1531,7 +1541,8 @@ function moreLoad(knees: readonly Line[], name: (line: Line) => string): string 
   const [best, next] = balanced.length < 2 ? knees : balanced;
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
-  if (share > 0) return ` ${name(best)} carries ${share} % more load than ${name(next)}.`;
+  const least = kneeOf(best) === best.points.at(-1)?.rate ? "at least " : "";
+  if (share > 0) return ` ${name(best)} carries ${least}${share} % more load than ${name(next)}.`;
   return ` ${name(best)} and ${name(next)} carry the same load, as far as was tried.`;
 }
 
@@ -1553,11 +1564,7 @@ export function curveTable(lines: readonly Line[]): string {
 }
 
 /** One measure of all lines over the rates. */
-type Measure = {
-  readonly title: string;
-  readonly note: string;
-  readonly of: (point: Point) => Interval;
-};
+type Measure = Readonly<{ title: string; note: string; of: (point: Point) => Interval }>;
 const MEASURES: readonly Measure[] = [
   {
     title: "Mean of the first requests",
@@ -1586,11 +1593,11 @@ function measurePanel(curves: readonly Curve[], rates: Axis, measure: Measure, s
   const highest = Math.max(...means, ...finite(all.map(({ high }) => high)));
   const last = ({ line: { points } }: Curve): number =>
     Math.min(MAX_SECONDS, measure.of(at(points, points.length - 1)).mean || 0);
-  const plot = {
+  return plotAt(start, {
     ...measure,
     height: heightFor(curves.length),
     labels: 2,
-    draw: (frame: Frame, labels: number) => {
+    draw: (frame, labels) => {
       const y = logAxis(Math.min(...means), highest, [frame.bottom, frame.top], upright);
       return [
         ...uprights(rates, frame),
@@ -1603,8 +1610,7 @@ function measurePanel(curves: readonly Curve[], rates: Axis, measure: Measure, s
         ...loadLabels(curves, rates, labels + LINE),
       ];
     },
-  };
-  return plotAt(plot, start);
+  });
 }
 
 /** Below the rates, what they are of the capacity of the first set-up with a balancer. */
@@ -1669,7 +1675,7 @@ export type Timeline = {
   readonly window: Window | undefined;
 };
 /** The last server was away for so long. */
-type Window = { readonly what: string; readonly from: number; readonly to: number };
+type Window = Readonly<{ what: string; from: number; to: number }>;
 
 /** Throws a RunError when nothing tells when the clients arrived. */
 export function timelineOf(setup: Setup): Timeline {
@@ -1749,14 +1755,17 @@ export function phaseTable(timelines: readonly Timeline[]): string {
 const firstFailures = ({ first, firsts }: Setup): string =>
   `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
 
-/** How long after the window's beginning clients came who failed or waited longer than any before. */
+/**
+ * For how long clients came who failed, or waited twice as long as any before the window: the
+ * longest before is beaten by chance, if the window is as long.
+ */
 function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   let longest = 0;
   let last = from;
   for (const [place, arrival] of arrivals.entries()) {
     const time = at(times, place);
     if (arrival + time < from) longest = Math.max(longest, time);
-    if (arrival >= from && arrival < to && !(time <= longest)) last = arrival;
+    if (arrival >= from && arrival < to && !(time <= 2 * longest)) last = arrival;
   }
   return last - from;
 }
@@ -1766,7 +1775,9 @@ export function timeSentence(timelines: readonly Timeline[], name: Namer): strin
   const { window } = at(timelines, 0);
   if (window) {
     const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${name(one.setup)}`);
-    return `After the last server was ${window.what} at ${seconds(window.from)} s, clients came who failed or waited longer than any before for ${each.join(", ")}.`;
+    const since = `After the last server was ${window.what} at ${seconds(window.from)} s`;
+    const who = "clients came who failed or waited twice as long as any before";
+    return `${since}, ${who} for ${each.join(", ")}.`;
   }
   const end = endOf(timelines);
   const each = timelines.flatMap((one) => {
@@ -1777,7 +1788,8 @@ export function timeSentence(timelines: readonly Timeline[], name: Namer): strin
     return `from ${seconds(first)} to ${seconds(last)} s in ${name(one.setup)}`;
   });
   if (each.length === 0) return "Too few clients for a median in each third of the time.";
-  return `From the first third of the time to the last the median first request went ${each.join(", ")}.`;
+  const claim = "From the first third of the time to the last the median first request went";
+  return `${claim} ${each.join(", ")}.`;
 }
 
 /** A quantile in a moving window, a thirtieth of the time wide; broken where too few came. */
@@ -1826,11 +1838,11 @@ function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
 function timePanel(timeline: Timeline, { look, long }: Dress, x: Axis, span: Range, start: number) {
   const { setup, window } = timeline;
   const failed = setup.first.length < setup.firsts.length;
-  const plot = {
+  return plotAt(start, {
     title: long,
     note: `${sizeOf(setup)}${failed ? `, ${firstFailures(setup)} failed` : ""}`,
     height: 138,
-    draw: (whole: Frame, labels: number) => {
+    draw: (whole, labels) => {
       const frame = { ...whole, top: whole.top + 6 }; // for the marks
       const y = logAxis(...span, [frame.bottom, frame.top], upright);
       return [
@@ -1843,8 +1855,7 @@ function timePanel(timeline: Timeline, { look, long }: Dress, x: Axis, span: Ran
         ...labelled(x, labels, "Arrival (s)"),
       ];
     },
-  };
-  return plotAt(plot, start);
+  });
 }
 
 /** The whole SVG of at most eight. At least one has answers. */
@@ -1857,7 +1868,9 @@ export function drawOverTime(all: readonly Timeline[]): string {
   const span = spanOf(setups.map(({ first }) => first));
   const { window } = at(timelines, 0);
   const shaded = window && `Shaded: the last server was ${window.what}. `;
-  const about = `Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
+  const about =
+    "Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one " +
+    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
   const title = "First Requests Over Time";
   return svgOf({
     title,
@@ -1956,13 +1969,12 @@ async function checkIdentities(files: readonly string[], picture: string): Promi
   const known = new Set<string>();
   for (const file of files) {
     const identity = await identityOf(file);
-    if (known.has(identity))
-      throw new UsageError(`Bad file ${inQuotes(file)}: expected each file once`);
+    if (known.has(identity)) throw bad("file", file, "each file once");
     known.add(identity);
   }
   for (const file of files) known.add(await identityOf(join(dirname(file), JOURNAL)));
-  if (picture === "-" || !known.has(await identityOf(picture))) return;
-  throw new UsageError(`Bad --out ${inQuotes(picture)}: expected another file than those to read`);
+  if (picture !== "-" && known.has(await identityOf(picture)))
+    throw bad("--out", picture, "another file than those to read");
 }
 
 /** Reads `files` one after the other. One that cannot be read becomes a complaint. */
@@ -2015,7 +2027,7 @@ async function replaceFile(file: string, content: string): Promise<void> {
 }
 
 /** What is said, and what is drawn. */
-type Result = { readonly words: readonly string[]; readonly svg: () => string };
+type Result = Readonly<{ words: readonly string[]; svg: () => string }>;
 
 /** Words go to standard output, unless the picture does. Returns the exit code. */
 async function show({ words, svg }: Result, picture: string, complaints: readonly string[]) {
@@ -2042,47 +2054,47 @@ async function show({ words, svg }: Result, picture: string, complaints: readonl
 
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
 
-const OPTIONS = {
+/** Exported for tests, as is main. */
+export const OPTIONS = {
   data: {
     kind: anyText,
     value: "DIR",
-    help: `the folder of ${KNOWN.map((name) => `${name}.json`).join(", ")} and what else its ${JOURNAL} lists, when no file is named (default data)`,
+    help: `the folder of ${KNOWN.join(", ")} and what else its ${JOURNAL} lists (default data)`,
   },
   out: {
     kind: anyText,
     value: "FILE",
-    help: `where the picture goes, - for standard output (default ${PICTURE}, beside the first file)`,
+    help: "where the picture goes, - for standard output (default beside the first file)",
   },
   within: {
     kind: someSeconds,
     value: "SECONDS",
-    help: "a column with the share of the planned requests answered in this time",
+    help: "a column: the share answered within that",
   },
   curve: {
     kind: anyText,
     value: "DIR",
-    help: `load against first requests, from the folders rate-R in DIR, into DIR/${CURVE}`,
+    help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}`,
   },
   overTime: { help: `first requests at their scheduled arrivals, into ${OVER_TIME}` },
 } satisfies Options;
 
 type Arguments = Values<typeof OPTIONS>;
 
+const bad = (what: string, text: string, expected: string): UsageError =>
+  new UsageError(`Bad ${what} ${inQuotes(text)}: expected ${expected}`);
+
 /** Throws a UsageError for what does not go together, before anything is read. */
 function checkArguments(named: readonly string[], values: Arguments): void {
   const { data, out, curve, overTime, within: limit } = values;
   if (named.length > 0 && data !== undefined)
-    throw new UsageError(`Bad --data ${inQuotes(data)}: expected either --data or files, not both`);
-  if (named.includes("")) throw new UsageError('Bad file "": expected the name of a file');
+    throw bad("--data", data, "either --data or files, not both");
+  if (named.includes("")) throw bad("file", "", "the name of a file");
   const others = named.length > 0 || data !== undefined || overTime || limit !== undefined;
   if (curve !== undefined && others)
-    throw new UsageError(
-      `Bad --curve ${inQuotes(curve)}: expected no files, --data, --within or --over-time with it`,
-    );
+    throw bad("--curve", curve, "no files, --data, --within or --over-time with it");
   if (out !== undefined && out !== "-" && !/.\.svg$/i.test(basename(out)))
-    throw new UsageError(
-      `Bad --out ${inQuotes(out)}: expected a name that ends in .svg, or - for standard output`,
-    );
+    throw bad("--out", out, "a name that ends in .svg, or - for standard output");
 }
 
 /** Says so when the picture shows not all. */
@@ -2125,9 +2137,7 @@ async function ratesIn(folder: string): Promise<Map<string, number>> {
     .filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name))
     .map((name): [string, number] => [join(folder, name), Number(name.slice(5))]);
   if (rates.length > 0) return new Map(rates.sort(([, a], [, b]) => a - b));
-  throw new UsageError(
-    `Bad --curve ${inQuotes(folder)}: expected a folder with folders rate-R in it`,
-  );
+  throw bad("--curve", folder, "a folder with folders rate-R in it");
 }
 
 /** Table, sentence and picture of a sweep. */
@@ -2148,7 +2158,6 @@ async function showCurve(folder: string, picture: string, journals: Journals): P
   return show({ words, svg: () => drawCurve(lines) }, picture, journals.complaints);
 }
 
-/** Exported for tests, which call it with whole paths. */
 export async function main(named: string[], values: Arguments): Promise<number> {
   checkArguments(named, values);
   const { data = "data", curve, overTime } = values;

@@ -4553,25 +4553,25 @@ class Program {
       serversFile === undefined
         ? Directory.of(servers ?? parseServers(SERVERS))
         : await Directory.ofFile(serversFile);
+    const inherited = inheritedSocket(process.env);
+    if (inherited === undefined) this.#refuseItself(directory.specs, options);
     const started = await startLoadBalancer({
       ...options,
       algorithm: this.#algorithm,
       servers: directory.specs,
       maxConnections,
-      inherited: inheritedSocket(process.env),
+      inherited,
       ...(seed === undefined ? {} : { seed }),
     });
     this.#directory = directory;
     this.#balancer = started.balancer;
-    await this.#refuseItself(started);
     follow(started.balancer, directory);
     return started;
   }
 
-  async #refuseItself({ balancer, address }: Started): Promise<void> {
-    const problem = complaintAboutItself(balancer.options.servers, address);
+  #refuseItself(specs: readonly ServerSpec[], own: Address): void {
+    const problem = complaintAboutItself(specs, own);
     if (problem === undefined) return;
-    await balancer.stop(0);
     throw this.#options.serversFile === undefined ? new UsageError(problem) : new RunError(problem);
   }
 

@@ -13,23 +13,10 @@
  *   tsx stress_test.ts 500 5 --rate 300 --mean 0.05 --sd 0.02 --runs 6 --compare all
  *   tsx stress_test.ts 500 5 --rate 300 --compare "random,random --server-connections 10"
  */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import {
-  chmodSync,
-  chownSync,
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  readFileSync,
-  readlinkSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import fs from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -65,11 +52,53 @@ import {
   type Values,
   wholeNumber,
 } from "./lib.ts";
-import { ALGORITHMS, OPTIONS as BALANCER_OPTIONS } from "./load_balancer.ts";
-import { type Slow, slowPhase } from "./server.ts";
+import {
+  ALGORITHMS,
+  algorithms,
+  answered,
+  asked,
+  asks,
+  type Attempt,
+  type CheckResult,
+  type CheckSpec,
+  type Clock,
+  failed,
+  firstCheckIn,
+  forgotten,
+  type Guest,
+  Health as HealthWatch,
+  healthSettings,
+  judge,
+  newServer,
+  OPTIONS as BALANCER_OPTIONS,
+  ownPortOf,
+  type Patient,
+  Patients,
+  type Picker,
+  Places,
+  type Probe,
+  questionOf,
+  type Server,
+  type Sources,
+  type Stage as ConnectionStage,
+  STICKY,
+  sweepPeriod,
+  weigh,
+} from "./load_balancer.ts";
+import {
+  countPings,
+  drawSleep,
+  nothingAsked,
+  type Slow,
+  sleepOfNumber,
+  slowPhase,
+  type Work,
+} from "./server.ts";
 
-/** Clients that a run without an end keeps for its file, and the most that other runs have. */
+/** Most clients of a run; one without an end keeps as many for its file. */
 const MOST_CLIENTS = 100_000;
+/** In virtual time: clients, servers, and pairs of a balancer and a server. */
+const MOST_VIRTUAL = { clients: 10_000_000, servers: 10_000, pairs: 1_000_000 } as const;
 
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
@@ -103,8 +132,7 @@ function visitsFrom(maxRequests: number, rate: number, nextSeed: () => number): 
   let arrival = 0;
   return () => {
     if (rate > 0) arrival -= Math.log(1 - randomArrivals()) / rate;
-    const requests = 1 + Math.floor(randomRequests() * maxRequests);
-    return { requests, arrival };
+    return { requests: 1 + Math.floor(randomRequests() * maxRequests), arrival };
   };
 }
 
@@ -119,20 +147,14 @@ export function drawPlan(
   nextSeed: () => number,
 ): Plan {
   const nextVisit = visitsFrom(maxRequests, rate, nextSeed);
-  const requests: number[] = [];
-  const arrivals: number[] = [];
-  for (let client = 0; client < clients; client++) {
-    const visit = nextVisit();
-    requests.push(visit.requests);
-    arrivals.push(visit.arrival);
-  }
-  return { requests, arrivals, luck: nextSeed() };
+  const visits = Array.from({ length: clients }, nextVisit);
+  const requests = visits.map((visit) => visit.requests);
+  return { requests, arrivals: visits.map(({ arrival }) => arrival), luck: nextSeed() };
 }
 
-/** Who comes in a run, one after the other; `clients` is Infinity for a run without an end. */
+/** Who comes in a run, in turn. One without an end has Infinity clients, and nothing planned. */
 export type Visits = {
   readonly clients: number;
-  /** All their requests, and when the last of them arrives; 0 for a run without an end. */
   readonly planned: number;
   readonly lastArrival: number;
   readonly luck: number;
@@ -183,9 +205,8 @@ export function parseEntries(list: string): Entry[] {
   const texts = splitOutsideQuotes(list, /,/).map((text) => text.trim());
   const named = texts.flatMap((text) => (text === "all" ? all : [text]));
   const entries = named.map(parseEntry);
-  const twice = named.find(
-    (_, i) => entries.findIndex(({ name }) => name === entries[i]?.name) !== i,
-  );
+  const files = entries.map(({ name }) => name);
+  const twice = named.find((_, place) => files.indexOf(files[place] ?? "") !== place);
   if (twice !== undefined) throw badEntry(twice, "expected each entry once");
   return entries;
 }
@@ -214,9 +235,8 @@ function parseEntry(text: string): Entry {
     throw badEntry(text, `expected baseline, all, ${ALGORITHMS.join(", ")}`);
   if (isBaseline && balancerOptions.length > 0)
     throw badEntry(text, "expected no options: the baseline has no balancer");
-  const ours = balancerOptions.find((word) =>
-    /^--(host|port|servers|servers-file|log|help)(=|$)/.test(word),
-  );
+  const isOurs = /^--(host|port|servers|servers-file|log|help)(=|$)/;
+  const ours = balancerOptions.find((word) => isOurs.test(word));
   if (ours !== undefined) throw badEntry(text, `expected no ${ours}: --compare sets it itself`);
   const complaint = complaintAbout(balancerOptions);
   if (complaint !== undefined) throw badEntry(text, complaint);
@@ -247,8 +267,7 @@ export type Round = { readonly seed: number; readonly entries: readonly Entry[] 
 
 /**
  * Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
- * baseline says how slow one server is, which one run shows; of two entries it is the other half of
- * a pair.
+ * baseline says how slow one server is, which one run shows; of two entries it is half of a pair.
  */
 export function roundsOf(entries: readonly Entry[], seeds: readonly number[]): Round[] {
   const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
@@ -259,7 +278,7 @@ export function roundsOf(entries: readonly Entry[], seeds: readonly number[]): R
 }
 
 // ─── What was measured ───────────────────────────────────────────────────────
-// Types: what was asked of whom, and what came of it. `runs.json` holds them under these names.
+// What was asked of whom, and what came of it; `runs.json` holds it under these names.
 
 export type Window = { readonly from: number; readonly to: number };
 
@@ -295,16 +314,10 @@ export type Setup = {
  * How the tester itself fared: the share of time its event loop was busy, the longest time it stood
  * still, and how late the latest client was started (seconds).
  */
-export type Health = {
-  readonly utilization: number;
-  readonly stall: number;
-  readonly startLag: number;
-};
+export type Health = Readonly<Record<"utilization" | "stall" | "startLag", number>>;
 
-/** What came of one run; `firstFailed` holds the places of clients whose first request failed. */
-export type Outcome = {
-  readonly seed: number;
-  readonly address: string;
+/** What a run says of itself; `firstFailed`: the places of clients whose first request failed. */
+export type Observed = {
   readonly times: readonly (readonly number[])[];
   readonly planned: number;
   readonly errors: Readonly<Record<FailureKind, number>>;
@@ -312,9 +325,14 @@ export type Outcome = {
   readonly firstFailed: readonly number[];
   readonly seconds: number;
   readonly interrupted: boolean;
-  readonly simulated: boolean;
   readonly tester: Health;
-  /** What stood still, in words; nothing when nothing did. */
+};
+
+/** `disturbed` says in words what stood still; it is empty when nothing did. */
+export type Outcome = Observed & {
+  readonly seed: number;
+  readonly address: string;
+  readonly simulated: boolean;
   readonly disturbed: readonly string[];
 };
 
@@ -327,42 +345,46 @@ export type Measured = {
   readonly runs: readonly Outcome[];
 };
 
-export const countErrors = (errors: Outcome["errors"]): number =>
+const noErrors = (): Record<FailureKind, number> => ({
+  connect: 0,
+  timeout: 0,
+  reset: 0,
+  closed: 0,
+  wrong: 0,
+  shortage: 0,
+  interrupted: 0,
+});
+
+const countErrors = (errors: Observed["errors"]): number =>
   failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
+
+const countAnswers = (times: Observed["times"]): number =>
+  times.reduce((sum, { length }) => sum + length, 0);
 
 const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
 
 /** A standstill up to this long, in seconds, is what any machine has now and then. */
 const STANDSTILL = 0.05;
-const BUSY = 0.7;
 
 /** A run of less than half a second is mostly start-up: how busy the loop was says nothing then. */
-const isBottleneck = ({ tester, seconds }: Pick<Outcome, "tester" | "seconds">): boolean =>
-  tester.utilization > BUSY && seconds > 0.5;
+const isBottleneck = ({ tester, seconds }: Pick<Observed, "tester" | "seconds">): boolean =>
+  tester.utilization > 0.7 && seconds > 0.5;
 
-/**
- * What of the tester's own doing may have distorted a run, and which of the others `stalls` (in
- * seconds, by name) stood still.
- */
+/** What may have distorted a run: the tester's doing, and who else stood still for how long. */
 export function disturbances(
-  run: Pick<Outcome, "tester" | "seconds" | "errors">,
+  run: Pick<Observed, "tester" | "seconds" | "errors">,
   stalls: ReadonlyMap<string, number>,
 ): string[] {
-  const { tester, errors } = run;
-  const said: string[] = [];
-  if (isBottleneck(run))
-    said.push(
-      `the tester's loop was busy ${Math.round(tester.utilization * 100)} % of the time, ` +
-        "it was the bottleneck",
-    );
-  if (tester.startLag > STANDSTILL)
-    said.push(`the tester started a client ${tester.startLag.toFixed(2)} s late`);
-  for (const [who, stall] of [["the tester", tester.stall] as const, ...stalls]) {
-    if (stall > STANDSTILL) said.push(`${who} stood still for ${stall.toFixed(2)} s`);
-  }
-  if (errors.shortage > 0)
-    said.push(`the tester lacked descriptors or ports for ${plural(errors.shortage, "request")}`);
-  return said;
+  const { utilization, startLag, stall } = run.tester;
+  const { shortage } = run.errors;
+  const busy = `the tester's loop was busy ${Math.round(utilization * 100)} % of the time`;
+  const standing = [["the tester", stall] as const, ...stalls].filter(([, s]) => s > STANDSTILL);
+  return [
+    isBottleneck(run) ? `${busy}, it was the bottleneck` : "",
+    startLag > STANDSTILL ? `the tester started a client ${startLag.toFixed(2)} s late` : "",
+    ...standing.map(([who, seconds]) => `${who} stood still for ${seconds.toFixed(2)} s`),
+    shortage > 0 ? `the tester lacked descriptors or ports for ${plural(shortage, "request")}` : "",
+  ].filter(Boolean);
 }
 
 // ─── Summary ─────────────────────────────────────────────────────────────────
@@ -374,18 +396,16 @@ type Percentile = keyof typeof percentiles;
 const names: readonly Percentile[] = ["p50", "p90", "p95", "p99"];
 
 /** `null` where the sample does not carry it. */
-export type Spread = Readonly<Record<Percentile | "mean" | "max", number | null>> & {
-  readonly n: number;
-};
+export type Spread = Readonly<Record<Percentile | "mean" | "max", number | null> & { n: number }>;
 
 function spreadOf(times: readonly number[]): Spread {
   const sorted = times.toSorted((a, b) => a - b);
+  const n = sorted.length;
   const at = (name: Percentile): number | null =>
-    carries(sorted.length, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
-  const sum = sorted.reduce((total, seconds) => total + seconds, 0);
+    carries(n, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
   return {
-    n: sorted.length,
-    mean: sorted.length > 0 ? sum / sorted.length : null,
+    n,
+    mean: n > 0 ? sorted.reduce((sum, seconds) => sum + seconds, 0) / n : null,
     p50: at("p50"),
     p90: at("p90"),
     p95: at("p95"),
@@ -394,22 +414,18 @@ function spreadOf(times: readonly number[]): Spread {
   };
 }
 
-/** The times of first requests. A client whose first one failed has none: no later one is it. */
-function firstTimes({ times, firstFailed }: Outcome): number[] {
+/** First requests, or the `later` ones. Who failed with its first has none: no later one is it. */
+function timesOf({ times, firstFailed }: Observed, which: "first" | "later"): number[] {
   const failed = new Set(firstFailed);
-  return times.flatMap((of, client) => (failed.has(client) ? [] : of.slice(0, 1)));
-}
-
-function laterTimes({ times, firstFailed }: Outcome): number[] {
-  const failed = new Set(firstFailed);
-  return times.flatMap((of, client) => (failed.has(client) ? of : of.slice(1)));
+  return times.flatMap((of, client) => {
+    const firsts = failed.has(client) ? 0 : 1;
+    return which === "first" ? of.slice(0, firsts) : of.slice(firsts);
+  });
 }
 
 /** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
-export function capacityOf(servers: readonly ServerSetup[], maxRequests: number): number {
-  const requests = (maxRequests + 1) / 2;
-  return servers.reduce((sum, { slots, mean }) => sum + slots / (mean * requests), 0);
-}
+export const capacityOf = (servers: readonly ServerSetup[], maxRequests: number): number =>
+  servers.reduce((sum, { slots, mean }) => sum + slots / (mean * ((maxRequests + 1) / 2)), 0);
 
 export type Summary = ReturnType<typeof summarise>;
 
@@ -417,8 +433,12 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
   const total = (of: (run: Outcome) => number): number =>
     runs.reduce((sum, run) => sum + of(run), 0);
   const worst = (of: keyof Health): number => Math.max(0, ...runs.map(({ tester }) => tester[of]));
-  const answered = total(({ times }) => times.reduce((sum, { length }) => sum + length, 0));
-  const seconds = total((run) => run.seconds);
+  const errors = noErrors();
+  for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
+  const [answered, seconds] = [
+    total(({ times }) => countAnswers(times)),
+    total((run) => run.seconds),
+  ];
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
     name,
@@ -435,39 +455,22 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     servers: setup.servers?.length ?? null,
     planned: total(({ planned }) => planned),
     answered,
-    errors: errorsOf(runs),
+    errors,
     firstFailure: runs.find(({ firstFailure }) => firstFailure !== null)?.firstFailure ?? null,
     seconds,
     requestsPerSecond: seconds > 0 ? answered / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
-    first: spreadOf(runs.flatMap(firstTimes)),
-    later: spreadOf(runs.flatMap(laterTimes)),
+    first: spreadOf(runs.flatMap((run) => timesOf(run, "first"))),
+    later: spreadOf(runs.flatMap((run) => timesOf(run, "later"))),
     all: spreadOf(runs.flatMap(({ times }) => times.flat())),
     bottleneck: runs.some(isBottleneck),
     tester: {
       utilization: worst("utilization"),
       stall: worst("stall"),
       startLag: worst("startLag"),
-    } satisfies Health,
+    },
     disturbed: runs.flatMap(({ seed, disturbed }) => disturbed.map((what) => ({ seed, what }))),
   };
-}
-
-/** A new count of failures by kind, all zero. */
-const noErrors = (): Record<FailureKind, number> => ({
-  connect: 0,
-  timeout: 0,
-  reset: 0,
-  closed: 0,
-  wrong: 0,
-  shortage: 0,
-  interrupted: 0,
-});
-
-function errorsOf(runs: readonly Outcome[]): Outcome["errors"] {
-  const sum = noErrors();
-  for (const { errors } of runs) for (const kind of failureKinds) sum[kind] += errors[kind];
-  return sum;
 }
 
 /** Three significant digits, and all those before the point. */
@@ -491,28 +494,29 @@ export function formatSummary(summary: Summary): string {
 }
 
 function headingOf(summary: Summary): string {
-  const { name, simulated, seeds, runsAsked, address, servers, clients, reconnect } = summary;
-  const requests = summary.maxRequests === 1 ? "1 request" : `1–${summary.maxRequests} requests`;
-  const said = [`${plural(clients, "client")} × ${requests}`, arrivalOf(summary)];
-  if (reconnect) said.push("a connection each");
-  const [first = 0] = seeds;
+  const { name, simulated, seeds, runsAsked, address, servers, clients, seed } = summary;
   const isOne = runsAsked === 1;
-  said.push(isOne ? `seed ${first}` : `${plural(seeds.length, "run")} from seed ${first}`);
+  const requests = summary.maxRequests === 1 ? "1 request" : `1–${summary.maxRequests} requests`;
+  const said = [
+    `${plural(clients, "client")} × ${requests}`,
+    arrivalOf(summary),
+    ...(summary.reconnect ? ["a connection each"] : []),
+    isOne ? `seed ${seed}` : `${plural(seeds.length, "run")} from seed ${seed}`,
+  ];
   const whom = isOne || servers === null ? address : plural(servers, "server");
   return `${name}${simulated ? " (simulated)" : ""}   ${said.join(", ")} → ${whom}`;
 }
 
-function arrivalOf({ rate, shareOfCapacity }: Summary): string {
+function arrivalOf({ rate, shareOfCapacity: share }: Summary): string {
   if (rate === 0) return "all at once";
-  const share =
-    shareOfCapacity === null ? "" : ` (${Math.round(shareOfCapacity * 100)} % of capacity)`;
-  return `${rate} arriving a second${share}`;
+  const ofCapacity = share === null ? "" : ` (${Math.round(share * 100)} % of capacity)`;
+  return `${rate} arriving a second${ofCapacity}`;
 }
 
-function formatErrors(errors: Outcome["errors"]): string {
+function formatErrors(errors: Observed["errors"]): string {
   const kinds = failureKinds.filter((kind) => errors[kind] > 0);
-  if (kinds.length === 0) return "errors 0";
-  return `errors ${countErrors(errors)} (${kinds.map((kind) => `${kind} ${errors[kind]}`).join(", ")})`;
+  const said = kinds.map((kind) => `${kind} ${errors[kind]}`).join(", ");
+  return `errors ${countErrors(errors)}${said && ` (${said})`}`;
 }
 
 /**
@@ -520,22 +524,19 @@ function formatErrors(errors: Outcome["errors"]): string {
  * is remarked on. In milliseconds where no time is as long as 0.1 s.
  */
 function table({ first, later, all, reconnect }: Summary): string[] {
-  const columns = [
-    "mean" as const,
-    ...names.filter((name) => name !== "p99" || all.p99 !== null),
-    "max" as const,
-  ];
+  const shown = names.filter((name) => name !== "p99" || all.p99 !== null);
+  const columns = ["mean", ...shown, "max"] as const;
   const unit = all.max !== null && all.max < 0.1 ? "ms" : "s";
-  const cellsOf = (spread: Spread): string[] => [
-    String(spread.n),
-    ...columns.map((column) => figure(spread[column], unit)),
-  ];
+  const row = (label: string, spread: Spread, remark: string): Row => {
+    const figures = columns.map((column) => figure(spread[column], unit));
+    return { label, cells: [String(spread.n), ...figures], remark };
+  };
   const waits = "includes waiting for a slot";
   return align([
     { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
-    { label: "first request", cells: cellsOf(first), remark: waits },
-    { label: "later requests", cells: cellsOf(later), remark: reconnect ? waits : "" },
-    { label: "all", cells: cellsOf(all), remark: whatIsMissing(all) },
+    row("first request", first, waits),
+    row("later requests", later, reconnect ? waits : ""),
+    row("all", all, whatIsMissing(all)),
   ]);
 }
 
@@ -557,10 +558,9 @@ type Row = { readonly label: string; readonly cells: readonly string[]; readonly
 
 /** Columns as wide as their widest cell, and never narrower than those of an ordinary run. */
 function align(rows: readonly Row[]): string[] {
-  const widths = [6, 8, 8, 7, 7, 7, 7];
-  for (const { cells } of rows)
-    for (const [place, cell] of cells.entries())
-      widths[place] = Math.max(widths[place] ?? 0, cell.length + (place > 0 ? 1 : 0));
+  const widths = [6, 8, 8, 7, 7, 7, 7].map((usual, place) =>
+    Math.max(usual, ...rows.map(({ cells }) => (cells[place]?.length ?? 0) + 1)),
+  );
   return rows.map(({ label, cells, remark }) => {
     const padded = cells.map((cell, place) => cell.padStart(widths[place] ?? 0)).join("");
     return `${label.padEnd(17)}${padded}   ${remark}`.trimEnd();
@@ -575,14 +575,10 @@ function align(rows: readonly Row[]): string[] {
  * Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
  * `waiting`. `planned` and `toCome` are Infinity for a run without an end.
  */
-export type Progress = {
-  readonly planned: number;
-  readonly answered: number;
-  readonly failed: number;
-  readonly p50: number;
-  readonly seconds: number;
-} & Readonly<Record<Stage, number>>;
-export type Stage = "toCome" | "waiting" | "talking" | "done";
+export type Progress = Readonly<
+  Record<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage, number>
+>;
+type Stage = "toCome" | "waiting" | "talking" | "done";
 
 /** Which run it is among those of this call, and the seconds until all are done, where known. */
 export type Place = {
@@ -600,12 +596,8 @@ const WIDE = new RegExp(
 
 /** How many cells of a terminal `text` takes: East Asian wide characters take two, marks none. */
 export function cellsOf(text: string): number {
-  let cells = 0;
-  for (const character of text) {
-    if (/[\p{M}\p{Cf}]/u.test(character)) continue;
-    cells += WIDE.test(character) ? 2 : 1;
-  }
-  return cells;
+  const drawn = [...text].filter((character) => !/[\p{M}\p{Cf}]/u.test(character));
+  return drawn.length + drawn.filter((character) => WIDE.test(character)).length;
 }
 
 /** The beginning of `text`, in at most `cells` cells. */
@@ -621,29 +613,21 @@ const BAR = 20;
 /** What has failed is crossed out, one cell at least. */
 function barOf({ planned, answered, failed }: Progress): string {
   if (planned === Infinity) return "";
-  const cells = (n: number): number => Math.floor((BAR * n) / Math.max(1, planned));
-  const filled = cells(answered + failed);
-  const crossed = failed > 0 ? Math.max(1, cells(failed)) : 0;
-  const full = "█".repeat(Math.max(0, filled - crossed));
-  const bar = full + "×".repeat(crossed);
-  return `${bar}${"░".repeat(BAR - bar.length)}`;
-}
-
-function stagesOf({ toCome, waiting, talking, done }: Progress): string {
-  const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
-  return `   ${coming}${waiting} waiting · ${talking} talking · ${done} done`;
+  const filled = Math.floor((BAR * (answered + failed)) / planned);
+  const crossed = failed > 0 ? Math.max(1, Math.floor((BAR * failed) / planned)) : 0;
+  const bar = "█".repeat(Math.max(0, filled - crossed)) + "×".repeat(crossed);
+  return bar + "░".repeat(BAR - bar.length);
 }
 
 function shortFigure(seconds: number): string {
-  if (!(seconds >= 0)) return "- s";
-  const [value, unit] = seconds < 0.1 ? [seconds * 1000, "ms"] : [seconds, "s"];
-  return `${Number(three(Number(value)))} ${unit}`;
+  if (Number.isNaN(seconds)) return "- s";
+  return seconds < 0.1 ? `${Number(three(seconds * 1000))} ms` : `${Number(three(seconds))} s`;
 }
 
 /** Roughly: nobody can know better. */
 export function formatLeft(seconds: number | undefined): string {
   if (seconds === undefined || seconds < 0.5) return "";
-  if (seconds < 10) return `   about ${Math.max(1, Math.round(seconds))} s left`;
+  if (seconds < 10) return `   about ${Math.round(seconds)} s left`;
   if (seconds < 90) return `   about ${Math.round(seconds / 5) * 5} s left`;
   return `   about ${Math.round(seconds / 60)} min left`;
 }
@@ -659,41 +643,30 @@ export function liveLine(place: Place, progress: Progress, columns: number): str
   const parts = partsOf(place, progress);
   if (columns === Infinity) parts.bar = ""; // a file of lines has no use for it
   const room = columns - 1;
-  let line = joined(parts);
-  for (const part of OPTIONAL) {
-    if (cellsOf(line) <= room) return line;
-    parts[part] = "";
-    line = joined(parts);
-  }
-  const surplus = cellsOf(line) - room;
-  if (surplus <= 0) return line;
-  parts.name = shorten(parts.name, cellsOf(parts.name) - surplus);
-  line = joined(parts).trimStart();
-  return cellsOf(line) <= room ? line : line.slice(-Math.max(1, room));
+  const line = (): string => Object.values(parts).join("").trimStart();
+  for (const part of OPTIONAL) if (cellsOf(line()) > room) parts[part] = "";
+  const surplus = cellsOf(line()) - room;
+  if (surplus > 0) parts.name = shorten(parts.name, cellsOf(parts.name) - surplus);
+  return cellsOf(line()) <= room ? line() : line().slice(-Math.max(1, room));
 }
 
-type Part = (typeof OPTIONAL)[number] | "name" | "count" | "errors";
-
-function partsOf({ name, run, runs, left }: Place, progress: Progress): Record<Part, string> {
-  const { planned, answered, failed, p50, seconds } = progress;
-  const of = planned === Infinity ? " answered" : `/${planned}`;
-  const bar = barOf(progress);
+function partsOf({ name, run, runs, left }: Place, progress: Progress) {
+  const { planned, answered, failed, p50, seconds, toCome, waiting, talking, done } = progress;
+  const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
   return {
     name,
     place: runs > 1 ? `  run ${run} of ${runs}` : "",
-    bar: bar && `  ${bar}`,
-    count: `${bar ? " " : "  "}${answered}${of}`,
-    stages: stagesOf(progress),
-    p50: `   p50 ${answered > 0 ? shortFigure(p50) : "- s"}`,
+    bar: barOf(progress) && `  ${barOf(progress)}`,
+    count: planned === Infinity ? `  ${answered} answered` : ` ${answered}/${planned}`,
+    stages: `   ${coming}${waiting} waiting · ${talking} talking · ${done} done`,
+    p50: `   p50 ${shortFigure(p50)}`,
     errors: `   errors ${failed}`,
     seconds: `   ${seconds.toFixed(1)} s`,
     left: formatLeft(left),
   };
 }
 
-const joined = (parts: Record<Part, string>): string => Object.values(parts).join("");
-
-/** Failures in red, for a terminal that knows colours. */
+/** Failures in red, for a terminal. */
 const paint = (line: string): string =>
   line.replace(/×+(?=░* \d)|errors [1-9]\d*/g, (failures) => `\x1b[31m${failures}\x1b[39m`);
 
@@ -749,14 +722,11 @@ export type RunOptions = {
   readonly addresses?: number;
 };
 
-/** What a run alone can say of itself. */
-export type Observed = Omit<Outcome, "seed" | "address" | "simulated" | "disturbed">;
-
-/** The loopback address of client `place`, none when they all come from the usual one. */
-function sourceOf(place: number, addresses: number): { localAddress?: string } {
+/** The loopback address of a client, none when they all come from the usual one. */
+function sourceOf(client: number, addresses: number): { localAddress?: string } {
   if (addresses <= 1) return {};
-  const number = place % addresses;
-  return { localAddress: `127.1.${Math.floor(number / 250)}.${1 + (number % 250)}` };
+  const place = client % addresses;
+  return { localAddress: `127.1.${Math.floor(place / 250)}.${1 + (place % 250)}` };
 }
 
 export class Run {
@@ -800,11 +770,10 @@ export class Run {
       this.#finishIfDone(); // when it was stopped before
     });
     return {
-      times: this.#timesInOrder(),
+      ...this.#kept(),
       planned: this.#planned,
       errors: this.#errors,
       firstFailure: this.#firstFailure,
-      firstFailed: this.#firstFailedInOrder(),
       seconds: (performance.now() - this.#startedAt) / 1000,
       interrupted: this.#stopped && !this.#isEndless,
       tester: { ...stopWatching(), startLag: this.#startLag / 1000 },
@@ -838,22 +807,18 @@ export class Run {
     return this.#visits.clients === Infinity;
   }
 
-  /** A plan's clients that never arrived have no answers, too. */
-  #timesInOrder(): number[][] {
-    if (!this.#isEndless)
-      return Array.from({ length: this.#visits.clients }, (_, place) => this.#times[place] ?? []);
-    const oldest = Math.max(0, this.#arrived - MOST_CLIENTS) % MOST_CLIENTS;
-    return [...this.#times.slice(oldest), ...this.#times.slice(0, oldest)];
-  }
-
-  #firstFailedInOrder(): number[] {
+  /** The last clients of those that came; of a plan all, also who never came. */
+  #kept(): Pick<Observed, "times" | "firstFailed"> {
     const gone = Math.max(0, this.#arrived - MOST_CLIENTS);
-    return [...this.#firstFailed].map((client) => client - gone).sort((a, b) => a - b);
+    const clients = this.#isEndless ? this.#arrived - gone : this.#visits.clients;
+    const timesOf = (place: number): number[] => this.#times[(gone + place) % MOST_CLIENTS] ?? [];
+    return {
+      times: Array.from({ length: clients }, (_, place) => timesOf(place)),
+      firstFailed: [...this.#firstFailed].map((client) => client - gone).sort((a, b) => a - b),
+    };
   }
 
-  /**
-   * Starts the clients that are due. One timer, for the next arrival, serves any number of them.
-   */
+  /** Starts the clients that are due. One timer, for the next one, serves any number of them. */
   readonly #admit = (): void => {
     for (;;) {
       const visit = this.#nextVisit;
@@ -871,7 +836,7 @@ export class Run {
     }
   };
 
-  /** One client from its arrival to its leaving; its first request is timed from `since`, or now. */
+  /** One client from its arrival to its leaving; its first request is timed from `since`. */
   async #attend(requests: number, since: number | undefined): Promise<void> {
     const place = this.#arrived++;
     const { timeout, reconnect, numbered, addresses = 1 } = this.#options;
@@ -894,7 +859,7 @@ export class Run {
     this.#move(times.length > 0 ? "talking" : "waiting", "done");
   }
 
-  /** Returns the list for the times of client `place`; of a run without an end old ones go. */
+  /** Returns the list for the times of client `place`; of a run without an end, old ones go. */
   #welcome(place: number, requests: number): number[] {
     const times: number[] = [];
     this.#times[place % MOST_CLIENTS] = times;
@@ -981,7 +946,7 @@ type Child = {
   readonly closed: Promise<unknown>;
   /** What it has printed. */
   readonly output: { stdout: string; stderr: string };
-  /** We have ended it, or are about to. */
+  /** We have ended it. */
   isEnding: boolean;
   /** Until then it stands still because we said so. */
   hangsUntil: number;
@@ -989,7 +954,8 @@ type Child = {
 
 export class Children {
   readonly #running = new Set<Child>();
-  readonly #lost: string[] = [];
+  /** The labels of those that ended by themselves. */
+  readonly lost: string[] = [];
   #stopping = false;
 
   /**
@@ -998,51 +964,46 @@ export class Children {
    */
   async start(label: string, script: string, args: readonly string[]): Promise<Address> {
     const path = fileURLToPath(new URL(script, import.meta.url));
+    const words = [...process.execArgv, "--import", PRELOAD, path, ...args];
     // A process group of its own: a Ctrl-C on the terminal must reach the children only through us.
-    const process_ = spawn(
-      process.execPath,
-      [...process.execArgv, "--import", PRELOAD, path, ...args],
-      { detached: HAS_GROUPS, windowsHide: true, stdio: ["ignore", "pipe", "pipe", "ipc"] },
-    );
-    const child = this.#adopt(label, process_);
+    const started = spawn(process.execPath, words, {
+      detached: HAS_GROUPS,
+      windowsHide: true,
+      stdio: ["ignore", "pipe", "pipe", "ipc"],
+    });
+    const child = this.#adopt(label, started);
     const address = await firstWords(script, child);
     await stallOf(child); // that it took its time to start is no standstill
-    child.process.stderr?.on("data", (text: string) => process.stderr.write(text));
-    child.process.on("exit", (code, signal) => {
+    started.stderr?.on("data", (text: string) => process.stderr.write(text));
+    started.on("exit", (code, signal) => {
       if (child.isEnding || this.#stopping) return;
-      this.#lost.push(label);
+      this.lost.push(label);
       console.error(`${label} ended in the middle of the run: ${signal ?? `exit code ${code}`}`);
     });
     return address;
   }
 
-  #adopt(label: string, process_: ChildProcess): Child {
+  #adopt(label: string, started: ChildProcess): Child {
     const output = { stdout: "", stderr: "" };
     for (const name of ["stdout", "stderr"] as const)
-      process_[name]?.setEncoding("utf8").on("data", (text: string) => {
+      started[name]?.setEncoding("utf8").on("data", (text: string) => {
         output[name] = (output[name] + text).slice(-4096);
       });
-    const closed = new Promise((resolve) => process_.on("close", resolve));
-    const child = { label, process: process_, closed, output, isEnding: false, hangsUntil: 0 };
+    const closed = new Promise((resolve) => started.on("close", resolve));
+    const child = { label, process: started, closed, output, isEnding: false, hangsUntil: 0 };
     this.#running.add(child);
-    process_.on("close", () => this.#running.delete(child));
-    process_.on("error", () => undefined); // of a signal or a message that came too late
+    started.on("close", () => this.#running.delete(child));
+    started.on("error", () => undefined); // of a signal or a message that came too late
     return child;
   }
 
-  /** What `label` has said, and its process. */
-  get(label: string): { readonly pid: number | undefined; readonly said: string } {
-    const child = this.#find(label);
-    return { pid: child?.process.pid, said: child?.output.stdout ?? "" };
-  }
-
-  #find(label: string): Child | undefined {
+  find(label: string): Child | undefined {
     return [...this.#running].find((child) => child.label === label);
   }
 
   /** Ends one of them at once, as a crash would. */
   async crash(label: string): Promise<void> {
-    const child = this.#find(label);
+    const child = this.find(label);
     if (!child) return;
     child.isEnding = true;
     send("SIGKILL", child);
@@ -1051,7 +1012,7 @@ export class Children {
 
   /** Blocks the event loop of one of them. */
   hang(label: string, seconds: number): void {
-    const child = this.#find(label);
+    const child = this.find(label);
     if (!child?.process.connected) return;
     child.hangsUntil = performance.now() + seconds * 1000;
     child.process.send({ hang: seconds }, () => undefined);
@@ -1061,34 +1022,23 @@ export class Children {
   async stalls(): Promise<Map<string, number>> {
     const stalls = new Map<string, number>();
     const asked = [...this.#running].map(async (child) => {
-      const stall = await stallOf(child);
-      if (stall !== undefined) stalls.set(child.label, stall);
+      stalls.set(child.label, await stallOf(child));
     });
     await Promise.all(asked);
     return stalls;
   }
 
-  /** The labels of those that ended by themselves. */
-  get lost(): readonly string[] {
-    return this.#lost;
-  }
-
   /** Ends all of them, and waits until they have. */
   async stop(): Promise<void> {
-    this.#stopping = true;
     const closed = [...this.#running].map((child) => child.closed);
-    this.#signal("SIGTERM");
+    this.kill("SIGTERM");
     const timer = setTimeout(() => this.kill(), STOP_MS);
     await Promise.all(closed);
     clearTimeout(timer);
   }
 
-  kill(): void {
+  kill(signal: NodeJS.Signals = "SIGKILL"): void {
     this.#stopping = true;
-    this.#signal("SIGKILL");
-  }
-
-  #signal(signal: NodeJS.Signals): void {
     for (const child of this.#running) send(signal, child);
   }
 }
@@ -1096,30 +1046,29 @@ export class Children {
 const hangs = ({ hangsUntil }: Child): boolean => performance.now() < hangsUntil;
 
 /** To the whole group, where there are groups. Who hangs cannot heed a gentle signal. */
-function send(gentle: NodeJS.Signals, toWhom: Child): void {
-  const child = toWhom.process;
-  const signal = hangs(toWhom) ? "SIGKILL" : gentle;
-  const { pid, exitCode, signalCode } = child;
+function send(gentle: NodeJS.Signals, whom: Child): void {
+  const { pid, exitCode, signalCode } = whom.process;
   if (pid === undefined || exitCode !== null || signalCode !== null) return;
+  const signal = hangs(whom) ? "SIGKILL" : gentle;
   try {
     if (HAS_GROUPS) process.kill(-pid, signal);
-    else child.kill(signal);
+    else whom.process.kill(signal);
   } catch {
-    child.kill(signal); // it has just ended, or there are no groups after all
+    whom.process.kill(signal); // it has just ended, or there are no groups after all
   }
 }
 
-/** Who does not even answer has stood still for as long as it was waited for. */
-async function stallOf(whom: Child): Promise<number | undefined> {
+/** 0 for who has gone, or hangs; who does not answer has stood still while we waited. */
+async function stallOf(whom: Child): Promise<number> {
   const { process: child, closed } = whom;
-  if (!child.connected || hangs(whom)) return undefined;
+  if (!child.connected || hangs(whom)) return 0;
   const answer = once(child, "message").then(([stall]: unknown[]) => Number(stall));
   child.send("look", () => undefined);
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<number>((resolve) => {
     timer = setTimeout(resolve, REPORT_MS, REPORT_MS / 1000);
   });
-  const gone = closed.then(() => undefined);
+  const gone = closed.then(() => 0);
   return Promise.race([answer, late, gone]).finally(() => clearTimeout(timer));
 }
 
@@ -1134,12 +1083,11 @@ function firstWords(script: string, { process: child, output }: Child): Promise<
     const timer = setTimeout(() => fail(`not listening after ${READY_MS / 1000} s`), READY_MS);
     child.stdout?.on("data", () => {
       const address = parseAddress(/^Listening on (\S+)\n/m.exec(output.stdout)?.[1] ?? "");
-      if (!address) return;
-      clearTimeout(timer);
-      resolve(address);
+      if (address) resolve(address);
     });
     child
       .on("error", (error) => fail(reasonOf(error)))
+      .on("message", () => clearTimeout(timer))
       .on("close", (code, signal) => {
         clearTimeout(timer);
         const [complaint] = output.stderr.trim().split("\n");
@@ -1154,8 +1102,8 @@ type Lab = {
   readonly balancerOptions: readonly string[];
 };
 
-const serverLabel = (place: number): string => `server ${place + 1}`;
 const BALANCER = "the balancer";
+const serverLabel = (place: number): string => `server ${place + 1}`;
 
 /** The options of a server; `seed` is for what carries no number. */
 const serverArguments = ({ mean, sd, slots, slow }: ServerSetup, seed: number): string[] => [
@@ -1164,14 +1112,11 @@ const serverArguments = ({ mean, sd, slots, slow }: ServerSetup, seed: number): 
   ...(slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : []),
 ];
 
-/** What was started for an entry: whom to ask, and how to treat its last server. */
+/** Whom to ask, and how to start the last server again. */
 type Started = {
   readonly address: Address;
-  readonly lastServer: {
-    readonly label: string;
-    readonly address: Address;
-    readonly args: readonly string[];
-  };
+  readonly last: string;
+  readonly restart: () => Promise<unknown>;
 };
 
 /**
@@ -1187,47 +1132,1226 @@ async function startEntry(
   const balancerSeed = nextSeed();
   const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
   const commands = needed.map((server) => serverArguments(server, nextSeed()));
-  const started = commands.map((args, place) =>
-    children.start(serverLabel(place), "server.ts", ["127.0.0.1", "0", ...args]),
-  );
-  const addresses = await Promise.all(started);
-  const last = needed.length - 1;
-  const lastServer = {
-    label: serverLabel(last),
-    address: addresses[last]!,
-    args: commands[last]!,
+  const start = (place: number, port: number): Promise<Address> => {
+    const args = ["127.0.0.1", String(port), ...commands[place]!];
+    return children.start(serverLabel(place), "server.ts", args);
   };
-  if (algorithm === undefined) return { address: lastServer.address, lastServer };
-  const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]?.weight ?? 1}`);
-  const args = ["--port", "0", "--servers", list.join(), "--log", "none"];
-  const seed = ["--seed", String(balancerSeed), ...lab.balancerOptions];
-  const words = [algorithm, ...args, ...seed, ...balancerOptions];
-  return { address: await children.start(BALANCER, "load_balancer.ts", words), lastServer };
+  const addresses = await Promise.all(needed.map((_, place) => start(place, 0)));
+  const last = needed.length - 1;
+  const restart = (): Promise<unknown> => start(last, addresses[last]!.port);
+  const fate = { last: serverLabel(last), restart };
+  if (algorithm === undefined) return { address: addresses[0]!, ...fate };
+  const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]!.weight}`);
+  const usual = ["--port", "0", "--servers", list.join(), "--log", "none"];
+  const options = [...usual, "--seed", String(balancerSeed), ...lab.balancerOptions];
+  const words = [algorithm, ...options, ...balancerOptions];
+  return { address: await children.start(BALANCER, "load_balancer.ts", words), ...fate };
 }
 
-/**
- * Has the last server crash and come back, or stand still, in the windows of the plan. The returned
- * function gives up what has not happened yet.
- */
-function scheduleFaults(
-  children: Children,
-  { lastServer }: Started,
-  { fail, hang }: Workload,
-): () => void {
-  const { label, address, args } = lastServer;
+/** Lets faults happen in the windows of a plan; the returned function gives up what has not yet. */
+function schedule(children: Children, { last, restart }: Started, plan: Workload): () => void {
   const timers: NodeJS.Timeout[] = [];
   const at = (seconds: number, act: () => unknown): void =>
     void timers.push(setTimeout(act, seconds * 1000));
-  const restart = (): Promise<unknown> =>
-    children
-      .start(label, "server.ts", [address.host, String(address.port), ...args])
-      .catch((error: unknown) => console.error(`${label} did not come back: ${reasonOf(error)}`));
-  if (fail) {
-    at(fail.from, () => children.crash(label));
-    at(fail.to, restart);
-  }
-  if (hang) at(hang.from, () => children.hang(label, hang.to - hang.from));
+  const { fail, hang } = plan;
+  const complain = (error: unknown): void =>
+    console.error(`${last} did not come back: ${reasonOf(error)}`);
+  if (fail) at(fail.from, () => children.crash(last));
+  if (fail) at(fail.to, () => restart().catch(complain));
+  if (hang) at(hang.from, () => children.hang(last, hang.to - hang.from));
   return () => timers.forEach(clearTimeout);
+}
+
+// ─── In virtual time ─────────────────────────────────────────────────────────
+// A plan carried out without sockets and without waiting: the clock jumps from one event to the
+// next. Who goes where, who waits and which server is down is decided by the balancer's own parts,
+// and how long an answer takes by server.ts. What is simulated is what lies around them: clients,
+// slots, and connections that take no time.
+
+/** Seconds that an answer of server `place` takes; a check may have no number. */
+export type Sleep = (place: number, number: number | undefined, elapsed: number) => number;
+
+/** Whom the plan is carried out against, in which world. */
+export type VirtualSetup = {
+  readonly plan: Pick<Plan, "requests" | "arrivals">;
+  /** The numbers of a client's requests, one after the other. */
+  readonly numbers: (client: number) => () => number;
+  readonly addressOf: (client: number) => string;
+  readonly servers: readonly ServerSetup[];
+  readonly entry: Pick<Entry, "algorithm" | "balancerOptions">;
+  /** Balancers that do not know of each other. */
+  readonly balancers: number;
+  /** The first one's seed, unless the entry gives one to all. The other streams derive from it. */
+  readonly balancerSeed: number;
+  readonly timeout: number;
+  readonly reconnect: boolean;
+  readonly fail?: Window | null;
+  readonly hang?: Window | null;
+  /** In place of the sleeps of server.ts. */
+  readonly sleep?: Sleep;
+  /** Told of each connection that reaches a server. */
+  readonly met?: (client: number, place: number) => void;
+};
+
+/** Carries out a plan from beginning to end. */
+export function simulate(setup: VirtualSetup): Observed {
+  const run = new VirtualRun(setup);
+  while (!run.advance(1_000_000)) continue;
+  return run.observed();
+}
+
+/** The balancer's options that decide something here. */
+const DECIDING: readonly string[] = [
+  "--server-connections",
+  "--queue-timeout",
+  "--slow-start",
+  "--check",
+  "--check-interval",
+  "--fall",
+  "--rise",
+  "--connect-timeout",
+  "--retry-for",
+  "--seed",
+  "--max-connections",
+  "--client-connections",
+  "--on-down",
+];
+
+/** What is wrong with an entry's options in virtual time; undefined when nothing is. */
+export function complaintAboutVirtual(balancerOptions: readonly string[]): string | undefined {
+  const names = balancerOptions.map((word) => word.replace(/=.*/s, ""));
+  const idle = names.find((name) => name.startsWith("--") && !DECIDING.includes(name));
+  if (idle !== undefined)
+    return `expected no ${idle}, which decides nothing in virtual time; what does: ${DECIDING.join(", ")}`;
+  const { check } = parseCommandLine(BALANCER_OPTIONS, balancerOptions).values;
+  if (ownPortOf(check) === undefined) return undefined;
+  return `expected no port in --check ${check.text}: in virtual time nobody listens there`;
+}
+
+// --- the clock ---
+
+/** Something that happens at its time. */
+interface Happening {
+  happen(at: number): void;
+}
+
+/** A moment behind `time`, as near as numbers allow. */
+const justAfter = (time: number): number => time * (1 + Number.EPSILON) || Number.MIN_VALUE;
+
+/**
+ * What is to happen, in order: a binary heap. What was added first happens first among equals. Its
+ * clock stands at what happened last.
+ */
+class Agenda {
+  time = 0;
+  #times = new Float64Array(1024);
+  #turns = new Float64Array(1024);
+  readonly #events: Happening[] = [];
+  #added = 0;
+
+  readonly clock: Clock = {
+    now: () => this.time,
+    after: (seconds, action) => {
+      const alarm = new Alarm(action);
+      // whoever waits for a moment must find it past
+      const least = seconds > 0 ? justAfter(this.time) : this.time;
+      this.add(Math.max(this.time + seconds, least), alarm);
+      return () => alarm.cancel();
+    },
+  };
+
+  /** When the next thing happens; Infinity: never. */
+  get next(): number {
+    return this.#events.length === 0 ? Infinity : this.#times[0]!;
+  }
+
+  add(at: number, event: Happening): void {
+    let place = this.#events.length;
+    if (place === this.#times.length) this.#grow();
+    this.#events.push(event);
+    while (place > 0) {
+      const above = (place - 1) >> 1;
+      if (this.#times[above]! <= at) break;
+      this.#move(above, place);
+      place = above;
+    }
+    this.#put(place, at, this.#added, event);
+    this.#added += 1;
+  }
+
+  /** The clock jumps to the next event, and that happens. */
+  step(): void {
+    const at = this.#times[0]!;
+    const event = this.#events[0]!;
+    this.#removeFirst();
+    this.time = at;
+    event.happen(at);
+  }
+
+  #removeFirst(): void {
+    const last = this.#events.length - 1;
+    const at = this.#times[last]!;
+    const turn = this.#turns[last]!;
+    const event = this.#events.pop()!;
+    if (last === 0) return;
+    let place = 0;
+    for (;;) {
+      const below = this.#earlierBelow(place);
+      if (below === undefined || !this.#isBefore(below, at, turn)) break;
+      this.#move(below, place);
+      place = below;
+    }
+    this.#put(place, at, turn, event);
+  }
+
+  /** The earlier of the two places below `place`. */
+  #earlierBelow(place: number): number | undefined {
+    const left = 2 * place + 1;
+    const right = left + 1;
+    if (right < this.#events.length)
+      return this.#isBefore(right, this.#times[left]!, this.#turns[left]!) ? right : left;
+    return left < this.#events.length ? left : undefined;
+  }
+
+  #isBefore(place: number, at: number, turn: number): boolean {
+    const own = this.#times[place]!;
+    return own < at || (own === at && this.#turns[place]! < turn);
+  }
+
+  #move(from: number, to: number): void {
+    this.#put(to, this.#times[from]!, this.#turns[from]!, this.#events[from]!);
+  }
+
+  #put(place: number, at: number, turn: number, event: Happening): void {
+    this.#times[place] = at;
+    this.#turns[place] = turn;
+    this.#events[place] = event;
+  }
+
+  #grow(): void {
+    const [times, turns] = [this.#times, this.#turns];
+    this.#times = new Float64Array(2 * times.length);
+    this.#turns = new Float64Array(2 * times.length);
+    this.#times.set(times);
+    this.#turns.set(turns);
+  }
+}
+
+class Alarm implements Happening {
+  #action: (() => void) | undefined;
+
+  constructor(action: () => void) {
+    this.#action = action;
+  }
+
+  cancel(): void {
+    this.#action = undefined;
+  }
+
+  happen(): void {
+    this.#action?.();
+  }
+}
+
+/** What waits for something, but not for ever: a link of a chain, which its `Patience` makes. */
+interface Waiter {
+  /** Infinity while it does not wait. */
+  until: number;
+  before: Waiter | undefined;
+  behind: Waiter | undefined;
+  /** It has waited in vain. */
+  givesUp(): void;
+}
+
+/**
+ * Waiters that all wait equally long, so that the first in is the first to give up. One event
+ * serves them all, and to leave costs nothing, however many there are.
+ */
+class Patience implements Happening {
+  readonly #agenda: Agenda;
+  readonly #seconds: number;
+  #first: Waiter | undefined;
+  #last: Waiter | undefined;
+  #isAlarmSet = false;
+
+  constructor(agenda: Agenda, seconds: number) {
+    this.#agenda = agenda;
+    this.#seconds = seconds;
+  }
+
+  add(waiter: Waiter): void {
+    waiter.until = this.#agenda.time + this.#seconds;
+    waiter.before = this.#last;
+    if (this.#last === undefined) this.#first = waiter;
+    else this.#last.behind = waiter;
+    this.#last = waiter;
+    if (!this.#isAlarmSet) this.#setAlarm(waiter.until);
+  }
+
+  delete(waiter: Waiter): void {
+    if (waiter.until === Infinity) return;
+    const { before, behind } = waiter;
+    if (before === undefined) this.#first = behind;
+    else before.behind = behind;
+    if (behind === undefined) this.#last = before;
+    else behind.before = before;
+    waiter.until = Infinity;
+    waiter.before = undefined;
+    waiter.behind = undefined;
+  }
+
+  happen(at: number): void {
+    this.#isAlarmSet = false;
+    for (let first = this.#first; first !== undefined && first.until <= at; first = this.#first) {
+      this.delete(first);
+      first.givesUp();
+    }
+    if (this.#first !== undefined && !this.#isAlarmSet) this.#setAlarm(this.#first.until);
+  }
+
+  #setAlarm(at: number): void {
+    this.#isAlarmSet = true;
+    this.#agenda.add(at, this);
+  }
+}
+
+// --- servers ---
+
+/** A connection to a simulated server, as that sees it. */
+abstract class Call implements Happening {
+  target: VirtualServer | undefined = undefined;
+  hasSlot = false;
+  /** It has gone, or been cut: nothing that was to happen happens. */
+  hasLeft = false;
+  /** It has asked, and waits for the answer; and when that is due, once the server works on it. */
+  isAsking = false;
+  number: number | undefined = undefined;
+  dueAt = Infinity;
+  /** The answer has come. */
+  abstract answered(): void;
+  /** The server has died. */
+  abstract cut(): void;
+
+  happen(at: number): void {
+    if (at === this.dueAt) this.target?.wake(this);
+  }
+}
+
+/** A server with slots, as in server.ts: a connection keeps its slot until it leaves. */
+class VirtualServer {
+  readonly place: number;
+  readonly #agenda: Agenda;
+  readonly #slots: number;
+  readonly #sleep: Sleep;
+  readonly #served = new Set<Call>();
+  /** Who waits for a slot, from `#head` on; some of them have left. Before it there is nobody. */
+  #line: (Call | undefined)[] = [];
+  #head = 0;
+  /** Whose doings it has not seen yet, since it hangs. */
+  #unseen: Call[] = [];
+  #startedAt = 0;
+  #hangsUntil = 0;
+  isListening = true;
+
+  constructor(agenda: Agenda, place: number, slots: number, sleep: Sleep) {
+    this.#agenda = agenda;
+    this.place = place;
+    this.#slots = slots;
+    this.#sleep = sleep;
+  }
+
+  get isHanging(): boolean {
+    return this.#hangsUntil > 0;
+  }
+
+  /** Everybody who is connected to it. */
+  get calls(): Call[] {
+    const here: Call[] = [];
+    for (const call of new Set([...this.#served, ...this.#line, ...this.#unseen])) {
+      if (call !== undefined && !call.hasLeft) here.push(call);
+    }
+    return here;
+  }
+
+  enter(call: Call): void {
+    call.target = this;
+    if (this.isHanging) this.#unseen.push(call);
+    else this.#admit(call);
+  }
+
+  /** `call`, which is here already, asks for something. */
+  ask(call: Call): void {
+    if (this.isHanging) this.#unseen.push(call);
+    else this.#answer(call);
+  }
+
+  leave(call: Call): void {
+    call.hasLeft = true;
+    call.dueAt = Infinity;
+    if (this.isHanging) this.#unseen.push(call);
+    else this.#release(call);
+  }
+
+  /** The sleep of `call` is over. */
+  wake(call: Call): void {
+    if (this.isHanging) {
+      call.dueAt = this.#hangsUntil;
+      this.#agenda.add(call.dueAt, call);
+      return;
+    }
+    call.dueAt = Infinity;
+    call.isAsking = false;
+    call.answered();
+  }
+
+  #admit(call: Call): void {
+    if (this.#served.size < this.#slots) this.#serve(call);
+    else this.#line.push(call);
+  }
+
+  #serve(call: Call): void {
+    this.#served.add(call);
+    call.hasSlot = true;
+    this.#answer(call);
+  }
+
+  #answer(call: Call): void {
+    if (!call.hasSlot || !call.isAsking || call.dueAt < Infinity) return;
+    const now = this.#agenda.time;
+    const seconds = this.#sleep(this.place, call.number, now - this.#startedAt);
+    if (seconds === Infinity) return;
+    call.dueAt = now + seconds;
+    this.#agenda.add(call.dueAt, call);
+  }
+
+  #release(call: Call): void {
+    if (!this.#served.delete(call)) return;
+    const next = this.#nextInLine();
+    if (next !== undefined) this.#serve(next);
+  }
+
+  #nextInLine(): Call | undefined {
+    while (this.#head < this.#line.length) {
+      const call = this.#line[this.#head];
+      this.#line[this.#head] = undefined;
+      this.#head += 1;
+      if (this.#head > 64 && 2 * this.#head > this.#line.length) this.#shorten();
+      if (call !== undefined && !call.hasLeft) return call;
+    }
+    return undefined;
+  }
+
+  #shorten(): void {
+    this.#line = this.#line.slice(this.#head);
+    this.#head = 0;
+  }
+
+  /** It still accepts, as a kernel does, and sees and says nothing until then. */
+  hang(until: number): void {
+    if (!this.isListening) return;
+    this.#hangsUntil = until;
+    this.#agenda.clock.after(until - this.#agenda.time, () => this.#goOn());
+  }
+
+  /** What fell due while it hung is said first; then it looks at what has come. */
+  #goOn(): void {
+    this.#hangsUntil = 0;
+    this.#agenda.clock.after(0, () => this.#catchUp());
+  }
+
+  #catchUp(): void {
+    const unseen = this.#unseen;
+    this.#unseen = [];
+    for (const call of unseen) if (call.hasLeft) this.#release(call);
+    for (const call of new Set(unseen)) {
+      if (call.hasLeft) continue;
+      if (call.hasSlot) this.#answer(call);
+      else this.#admit(call);
+    }
+  }
+
+  die(): void {
+    const { calls } = this;
+    this.isListening = false;
+    this.#hangsUntil = 0;
+    this.#served.clear();
+    this.#line = [];
+    this.#head = 0;
+    this.#unseen = [];
+    for (const call of calls) this.#cut(call);
+  }
+
+  #cut(call: Call): void {
+    call.hasLeft = true;
+    call.dueAt = Infinity;
+    call.cut();
+  }
+
+  restart(): void {
+    this.isListening = true;
+    this.#startedAt = this.#agenda.time;
+  }
+}
+
+// --- checks ---
+
+/** What a check says to a ping server, and what that makes of it. */
+type Question = {
+  readonly holds: boolean;
+  /** The numbers of its pings, undefined for a plain one. */
+  readonly pings: readonly (number | undefined)[];
+  /** A byte of it belongs to no ping: the server resets it. */
+  readonly isWrong: boolean;
+};
+
+function virtualQuestion(check: CheckSpec): Question {
+  const pings = nothingAsked();
+  const isSecure = check.kind === "http" && check.isSecure; // no ping begins as TLS does
+  const wrong = countPings(pings, questionOf(check, ""));
+  const numbers = pings.waiting.flatMap(({ number, times }) => Array(times).fill(number));
+  return { holds: !asks(check), pings: numbers, isWrong: isSecure || wrong !== undefined };
+}
+
+const TIMED_OUT: CheckResult = { kind: "silent", why: "no answer in time", by: "time-out" };
+const WRONG: CheckResult = { kind: "silent", why: "another answer than expected", by: "wrong" };
+const CLOSED: CheckResult = { kind: "silent", why: "accepted, and closed", by: "close" };
+const REFUSED = {
+  kind: "refused",
+  why: "connection refused",
+  code: "ECONNREFUSED",
+} as const satisfies CheckResult;
+
+/** One check of a simulated server. It takes a slot there as any connection does. */
+class CheckCall extends Call {
+  readonly #check: CheckSpec;
+  readonly #question: Question;
+  readonly #report: (result: CheckResult) => void;
+  #answers = 0;
+  #isOver = false;
+  #cancelAlarm: () => void = () => undefined;
+
+  constructor(check: CheckSpec, question: Question, report: (result: CheckResult) => void) {
+    super();
+    this.#check = check;
+    this.#question = question;
+    this.#report = report;
+  }
+
+  /** A bare connection holds for `hold` seconds; a question has `seconds` to be answered. */
+  begin(target: VirtualServer, clock: Clock, hold: number, seconds: number): void {
+    const { holds, isWrong } = this.#question;
+    const verdictIn = (after: number, verdict: CheckResult): void => {
+      this.#cancelAlarm = clock.after(after, () => this.#finish(verdict));
+    };
+    if (!target.isListening) return verdictIn(0, REFUSED);
+    if (isWrong && !target.isHanging) return verdictIn(0, CLOSED);
+    if (holds && hold === 0) return verdictIn(0, { kind: "passed" });
+    if (holds) verdictIn(hold, { kind: "passed" });
+    else verdictIn(seconds, TIMED_OUT);
+    this.#askNext();
+    target.enter(this);
+  }
+
+  /** Lets go of it; nothing is reported any more. */
+  cancel(): void {
+    this.#isOver = true;
+    this.#cancelAlarm();
+    // what was asked is still answered, as the server does not see who has gone
+    if (!this.isAsking && !this.hasLeft) this.target?.leave(this);
+  }
+
+  answered(): void {
+    if (this.#isOver) return this.target?.leave(this);
+    this.#answers += 1;
+    const judgement = judge(this.#check, Buffer.from("PONG!".repeat(this.#answers)));
+    if (judgement === "passed") return this.#finish({ kind: "passed" });
+    if (judgement === "wrong") return this.#finish(WRONG);
+    this.#askNext();
+    this.target?.ask(this);
+  }
+
+  cut(): void {
+    if (!this.#isOver) this.#finish(this.#answers > 0 ? WRONG : CLOSED);
+  }
+
+  #askNext(): void {
+    const { pings } = this.#question;
+    this.isAsking = this.#answers < pings.length;
+    this.number = pings[this.#answers];
+  }
+
+  #finish(result: CheckResult): void {
+    const isLate = result === TIMED_OUT && this.#answers > 0;
+    this.cancel();
+    this.#report(isLate ? WRONG : result);
+  }
+}
+
+// --- balancers ---
+
+/** Where a client connects: a balancer, or the one server of the baseline. */
+interface Door {
+  accept(connection: Passage): void;
+  /** A dial of it was refused. */
+  refused(connection: Passage): void;
+  asks(connection: Passage): void;
+  answered(connection: Passage): void;
+  /** The server has died. */
+  lost(connection: Passage): void;
+  leave(connection: Passage): void;
+}
+
+/** A client's connection. */
+class Passage extends Call implements Guest, Patient, Waiter {
+  readonly door: Door;
+  readonly visitor: Visitor;
+  readonly clientAddress: string;
+  stage: ConnectionStage = "queued";
+  tried: readonly Attempt[] = NOT_TRIED;
+  /** Where the balancer has given it a place, since when, and since when it awaits its answer. */
+  server: Server | undefined = undefined;
+  dialledAt = 0;
+  askedAt = -1;
+  hasAnswer = false;
+  isCounted = false;
+  until = Infinity;
+  before: Waiter | undefined = undefined;
+  behind: Waiter | undefined = undefined;
+
+  constructor(door: Door, visitor: Visitor, clientAddress: string) {
+    super();
+    this.door = door;
+    this.visitor = visitor;
+    this.clientAddress = clientAddress;
+  }
+
+  override happen(at: number): void {
+    if (this.stage === "dialling") this.door.refused(this);
+    else super.happen(at);
+  }
+
+  queue(): void {
+    this.stage = "queued";
+  }
+
+  answered(): void {
+    this.door.answered(this);
+    this.visitor.answered();
+  }
+
+  cut(): void {
+    this.door.lost(this);
+    this.visitor.failed("closed");
+  }
+
+  /** It has waited in the balancer's queue for too long. */
+  givesUp(): void {
+    this.close();
+  }
+
+  /** The balancer resets it. */
+  close(): void {
+    this.leave();
+    this.visitor.failed("reset");
+  }
+
+  /** The client's doing, or because of what the balancer did. */
+  leave(): void {
+    if (this.stage === "ended") return;
+    this.door.leave(this);
+    this.stage = "ended";
+  }
+}
+const NOT_TRIED: readonly Attempt[] = [];
+
+/** No balancer: the one server there is. */
+class Baseline implements Door {
+  readonly #server: VirtualServer;
+  readonly #met: VirtualSetup["met"];
+
+  constructor(server: VirtualServer, met: VirtualSetup["met"]) {
+    this.#server = server;
+    this.#met = met;
+  }
+
+  accept(connection: Passage): void {
+    if (!this.#server.isListening) return this.refused(connection);
+    this.#met?.(connection.visitor.client, this.#server.place);
+    connection.stage = "relaying";
+    this.#server.enter(connection);
+  }
+
+  refused(connection: Passage): void {
+    connection.stage = "ended";
+    connection.visitor.failed("connect");
+  }
+
+  asks(connection: Passage): void {
+    this.#server.ask(connection);
+  }
+
+  answered(): void {}
+
+  lost(connection: Passage): void {
+    connection.stage = "ended";
+  }
+
+  leave(connection: Passage): void {
+    this.#server.leave(connection);
+  }
+}
+
+/** What all balancers of a run have in common. */
+type Shared = {
+  readonly agenda: Agenda;
+  readonly targets: readonly VirtualServer[];
+  readonly weights: readonly number[];
+  readonly algorithm: keyof typeof algorithms;
+  readonly options: ReturnType<typeof optionsOf>;
+  readonly met: VirtualSetup["met"];
+};
+
+const optionsOf = (words: readonly string[]) => parseCommandLine(BALANCER_OPTIONS, words).values;
+
+/** Servers have addresses, by which `source-hash` tells them apart. */
+const specOf = (place: number, weight: number) => ({
+  host: `10.0.${place >> 8}.${place & 255}`,
+  port: 65433,
+  weight,
+  backup: false,
+  configuredHost: "",
+  resolved: true,
+});
+
+/** Carries out, without sockets, what the parts of load_balancer.ts decide. */
+class VirtualBalancer implements Door {
+  readonly #shared: Shared;
+  readonly #servers: readonly Server[];
+  readonly #targets = new Map<Server, VirtualServer>();
+  readonly #places: Places<Passage>;
+  readonly #health: HealthWatch;
+  readonly #queue: Patience;
+  readonly #patients: Patients<Passage>;
+  readonly #question: Question;
+  readonly #addresses = new Map<string, number>();
+  #open = 0;
+
+  constructor(shared: Shared, seed: number) {
+    const { agenda, targets, weights, algorithm, options } = shared;
+    const { clock } = agenda;
+    this.#shared = shared;
+    this.#servers = weights.map((weight, place) => newServer(specOf(place, weight), agenda.time));
+    for (const [place, server] of this.#servers.entries())
+      this.#targets.set(server, targets[place]!);
+    this.#question = virtualQuestion(options.check);
+    this.#places = new Places(options.serverConnections);
+    this.#queue = new Patience(agenda, options.queueTimeout);
+    const patience = Math.min(options.retryFor, options.queueTimeout);
+    this.#patients = new Patients(patience, { place: (guest) => this.#place(guest) }, clock);
+    this.#health = new HealthWatch(healthSettings(options), clock, this.#probe, {
+      changed: (server) => this.#healthChanged(server),
+      stillDown: (server) => this.#resetConnectionsOf(server),
+    });
+    const make: (sources: Sources) => Picker = algorithms[algorithm];
+    const pick = make({ random: mulberry32(seed), now: clock.now });
+    this.#places.setPicker(pick, STICKY.has(algorithm));
+    this.#start();
+  }
+
+  #start(): void {
+    const { agenda, options } = this.#shared;
+    for (const [place, server] of this.#servers.entries()) {
+      const delay = firstCheckIn(place / this.#servers.length, options.checkInterval);
+      this.#health.watch(server, delay);
+    }
+    weigh(this.#servers, agenda.time, options.slowStart);
+    this.#places.setServers(this.#servers);
+    const looks = options.slowStart > 0 || options.retryFor > 0;
+    if (looks) agenda.clock.after(sweepPeriod(options), () => this.#sweep());
+  }
+
+  accept(connection: Passage): void {
+    this.#open += 1;
+    const { maxConnections = Infinity } = this.#shared.options;
+    if (this.#open > maxConnections) return connection.close();
+    this.#place(connection);
+  }
+
+  #place(connection: Passage): void {
+    if (!this.#admitsAddress(connection)) return connection.close();
+    const place = this.#places.enter(connection);
+    if (place === "none") return this.#noServerFor(connection);
+    if (place !== "waits") return this.#dial(connection, place);
+    connection.queue();
+    this.#queue.add(connection);
+  }
+
+  #noServerFor(connection: Passage): void {
+    if (!this.#patients.take(connection)) connection.close();
+  }
+
+  #admitsAddress(connection: Passage): boolean {
+    const most = this.#shared.options.clientConnections;
+    if (most === 0 || connection.isCounted) return true;
+    const open = this.#addresses.get(connection.clientAddress) ?? 0;
+    if (open >= most) return false;
+    this.#addresses.set(connection.clientAddress, open + 1);
+    connection.isCounted = true;
+    return true;
+  }
+
+  #dial(connection: Passage, server: Server): void {
+    const { agenda } = this.#shared;
+    const target = this.#targets.get(server)!;
+    connection.server = server;
+    connection.dialledAt = agenda.time;
+    connection.stage = "dialling";
+    if (target.isListening) this.#connected(connection, server, target);
+    else agenda.add(agenda.time, connection);
+  }
+
+  #connected(connection: Passage, server: Server, target: VirtualServer): void {
+    const { dialledAt } = connection;
+    const { health } = server;
+    connection.stage = "relaying";
+    this.#patients.served(connection);
+    if (health.refused > 0 || !health.reached)
+      this.#health.saw(server, { kind: "dial accepted", dialledAt });
+    this.#shared.met?.(connection.visitor.client, target.place);
+    this.#beginTurn(connection, server);
+    target.enter(connection);
+  }
+
+  refused(connection: Passage): void {
+    const { server, dialledAt } = connection;
+    const { agenda, options } = this.#shared;
+    if (server === undefined) return;
+    const why = REFUSED.why;
+    connection.tried = [...connection.tried, { server, why }];
+    server.stats.connectErrors += 1;
+    failed(server.cost, dialledAt, options.connectTimeout, agenda.time);
+    this.#health.saw(server, { kind: "dial failed", why, dialledAt });
+    this.#giveUpPlace(connection);
+    connection.queue();
+    this.#place(connection);
+  }
+
+  #beginTurn(connection: Passage, server: Server): void {
+    connection.askedAt = this.#shared.agenda.time;
+    asked(server.cost, connection.askedAt);
+  }
+
+  asks(connection: Passage): void {
+    if (connection.server !== undefined) this.#beginTurn(connection, connection.server);
+    connection.target?.ask(connection);
+  }
+
+  answered(connection: Passage): void {
+    const { server, dialledAt, askedAt } = connection;
+    if (server === undefined) return;
+    server.health.received += ANSWER_BYTES;
+    const isFirst = !connection.hasAnswer;
+    connection.hasAnswer = true;
+    if (isFirst && this.#health.caresForFirstBytes(server))
+      this.#health.saw(server, { kind: "first byte", dialledAt });
+    answered(server.cost, askedAt, this.#shared.agenda.time);
+    connection.askedAt = -1;
+  }
+
+  lost(connection: Passage): void {
+    const { server, dialledAt, hasAnswer } = connection;
+    const lasted = this.#shared.agenda.time - dialledAt;
+    if (server !== undefined && !hasAnswer && lasted < this.#health.hold)
+      this.#health.suspect(server);
+    connection.leave();
+  }
+
+  leave(connection: Passage): void {
+    this.#queue.delete(connection);
+    this.#places.forget(connection);
+    this.#patients.forget(connection);
+    if (connection.target !== undefined && !connection.hasLeft) connection.target.leave(connection);
+    this.#giveUpPlace(connection);
+    this.#open -= 1;
+    if (connection.isCounted) this.#releaseAddress(connection.clientAddress);
+  }
+
+  #giveUpPlace(connection: Passage): void {
+    const { server, askedAt } = connection;
+    if (server === undefined) return;
+    if (askedAt >= 0) forgotten(server.cost, askedAt);
+    connection.askedAt = -1;
+    connection.server = undefined;
+    this.#places.leave(server);
+    this.#admitOne(server);
+  }
+
+  #releaseAddress(address: string): void {
+    const left = (this.#addresses.get(address) ?? 1) - 1;
+    if (left > 0) this.#addresses.set(address, left);
+    else this.#addresses.delete(address);
+  }
+
+  #admitOne(server?: Server): boolean {
+    const admission = this.#places.admit(server);
+    if (admission === undefined) return false;
+    const { guest, to } = admission;
+    this.#queue.delete(guest);
+    if (to === "none") this.#noServerFor(guest);
+    else this.#dial(guest, to);
+    return true;
+  }
+
+  #serversChanged(): void {
+    weigh(this.#servers, this.#shared.agenda.time, this.#shared.options.slowStart);
+    this.#places.refresh();
+    while (this.#admitOne()) continue;
+  }
+
+  #healthChanged(server: Server): void {
+    const { up } = server.health;
+    if (up) server.warmSince = this.#shared.agenda.time;
+    else this.#resetConnectionsOf(server);
+    this.#serversChanged();
+    if (up) this.#patients.retry();
+  }
+
+  /** With `--on-down reset`, unless the server still gives bytes to somebody. */
+  #resetConnectionsOf(server: Server): void {
+    const { received, receivedBefore } = server.health;
+    if (this.#shared.options.onDown !== "reset" || received > receivedBefore) return;
+    for (const call of this.#targets.get(server)?.calls ?? []) {
+      if (call instanceof Passage && call.server === server) call.close();
+    }
+  }
+
+  readonly #probe: Probe = (server, hold, _, report) => {
+    const { agenda, options } = this.#shared;
+    const call = new CheckCall(options.check, this.#question, report);
+    call.begin(this.#targets.get(server)!, agenda.clock, hold, options.checkInterval);
+    return () => call.cancel();
+  };
+
+  #sweep(): void {
+    const { agenda, options } = this.#shared;
+    const { slowStart } = options;
+    if (slowStart > 0 && weigh(this.#servers, agenda.time, slowStart)) this.#places.refresh();
+    this.#patients.retry();
+    agenda.clock.after(sweepPeriod(options), () => this.#sweep());
+  }
+}
+const ANSWER_BYTES = 5;
+
+// --- clients ---
+
+/** What a client needs of its run. */
+interface Host {
+  readonly agenda: Agenda;
+  readonly timeouts: Patience;
+  readonly reconnect: boolean;
+  connect(visitor: Visitor): Passage;
+  record(visitor: Visitor, seconds: number): void;
+  recordFailure(visitor: Visitor, kind: FailureKind): void;
+  gone(visitor: Visitor): void;
+}
+
+/** A client that carries out its part of the plan, one request after the other. */
+class Visitor implements Waiter, Happening {
+  readonly client: number;
+  readonly door: Door;
+  readonly #host: Host;
+  readonly #nextNumber: () => number;
+  #left: number;
+  /** Requests that were answered or have failed, and how many were answered. */
+  made = 0;
+  answers = 0;
+  until = Infinity;
+  before: Waiter | undefined = undefined;
+  behind: Waiter | undefined = undefined;
+  #since = 0;
+  #connection: Passage | undefined = undefined;
+
+  constructor(
+    host: Host,
+    { client, requests }: { readonly client: number; readonly requests: number },
+    door: Door,
+    nextNumber: () => number,
+  ) {
+    this.#host = host;
+    this.client = client;
+    this.door = door;
+    this.#left = requests;
+    this.#nextNumber = nextNumber;
+  }
+
+  /** It makes the next request of its plan, on a new connection. */
+  happen(): void {
+    this.#begin();
+    const connection = this.#host.connect(this);
+    this.#connection = connection;
+    this.#ask(connection);
+    this.door.accept(connection);
+  }
+
+  #begin(): void {
+    this.#since = this.#host.agenda.time;
+    this.#host.timeouts.add(this);
+  }
+
+  #ask(connection: Passage): void {
+    connection.isAsking = true;
+    connection.number = this.#nextNumber();
+  }
+
+  answered(): void {
+    const connection = this.#connection;
+    this.#host.timeouts.delete(this);
+    this.#host.record(this, this.#host.agenda.time - this.#since);
+    this.made += 1;
+    this.answers += 1;
+    this.#left -= 1;
+    if (connection === undefined) return;
+    if (this.#left === 0) this.#leave(connection);
+    else if (this.#host.reconnect) this.#reconnect(connection);
+    else this.#goOn(connection);
+  }
+
+  #goOn(connection: Passage): void {
+    this.#begin();
+    this.#ask(connection);
+    this.door.asks(connection);
+  }
+
+  /** The balancer hears of the new connection before the old one has ended on both sides. */
+  #reconnect(old: Passage): void {
+    this.happen();
+    old.leave();
+  }
+
+  #leave(connection: Passage): void {
+    connection.leave();
+    this.#connection = undefined;
+    this.#host.gone(this);
+  }
+
+  givesUp(): void {
+    this.#connection?.leave();
+    this.failed("timeout");
+  }
+
+  /** The request failed, and its connection is gone. */
+  failed(kind: FailureKind): void {
+    this.#host.timeouts.delete(this);
+    this.#host.recordFailure(this, kind);
+    this.#connection = undefined;
+    this.made += 1;
+    this.#left -= 1;
+    if (this.#left === 0) this.#host.gone(this);
+    else this.#host.agenda.add(this.#host.agenda.time, this);
+  }
+}
+
+/** One run, step by step, so that somebody can look on and end it. */
+export class VirtualRun implements Host {
+  readonly agenda = new Agenda();
+  readonly timeouts: Patience;
+  readonly reconnect: boolean;
+  readonly #setup: VirtualSetup;
+  readonly #doors: readonly Door[];
+  readonly #nextDoor: () => number;
+  readonly #planned: number;
+  /** Each client's answers lie where all requests of those before it end. */
+  readonly #times: Float64Array;
+  readonly #starts: Float64Array;
+  readonly #counts: Uint32Array;
+  readonly #firstFailed: number[] = [];
+  readonly #errors = noErrors();
+  readonly #stages: Record<Stage, number>;
+  readonly #recent: number[] = [];
+  #firstFailure: string | null = null;
+  #answered = 0;
+  #arrived = 0;
+  #isStopped = false;
+
+  constructor(setup: VirtualSetup) {
+    const { plan, timeout, reconnect, balancerSeed } = setup;
+    const clients = plan.requests.length;
+    this.#setup = setup;
+    this.timeouts = new Patience(this.agenda, timeout);
+    this.reconnect = reconnect;
+    this.#starts = new Float64Array(clients);
+    this.#counts = new Uint32Array(clients);
+    this.#planned = this.#layOut(plan.requests);
+    this.#times = new Float64Array(this.#planned);
+    this.#stages = { toCome: clients, waiting: 0, talking: 0, done: 0 };
+    // not the balancer's own stream, from which it picks
+    const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
+    this.#nextDoor = mulberry32(nextSeed());
+    this.#doors = this.#open(nextSeed);
+  }
+
+  #layOut(requests: readonly number[]): number {
+    let planned = 0;
+    for (let client = 0; client < requests.length; client += 1) {
+      this.#starts[client] = planned;
+      planned += requests[client]!;
+    }
+    return planned;
+  }
+
+  #open(nextSeed: () => number): Door[] {
+    const { entry, servers, met } = this.#setup;
+    const algorithm = ALGORITHMS.find((name) => name === entry.algorithm);
+    const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
+    const sleep = this.#setup.sleep ?? sleepsOf(needed, nextSeed);
+    const targets = needed.map(
+      ({ slots }, place) => new VirtualServer(this.agenda, place, slots, sleep),
+    );
+    this.#scheduleFaults(targets.at(-1)!);
+    if (algorithm === undefined) return [new Baseline(targets[0]!, met)];
+    const shared: Shared = {
+      agenda: this.agenda,
+      targets,
+      weights: needed.map(({ weight }) => weight),
+      algorithm,
+      options: optionsOf(entry.balancerOptions),
+      met,
+    };
+    return this.#seeds(shared.options.seed, nextSeed).map(
+      (seed) => new VirtualBalancer(shared, seed),
+    );
+  }
+
+  /** One for all, where the entry gives one; else the first has its own as it has beside sockets. */
+  #seeds(given: number | undefined, nextSeed: () => number): number[] {
+    const { balancers, balancerSeed } = this.#setup;
+    return Array.from({ length: balancers }, (_, place) => {
+      if (given !== undefined) return given;
+      return place === 0 ? balancerSeed : nextSeed();
+    });
+  }
+
+  #scheduleFaults(last: VirtualServer): void {
+    const { fail, hang } = this.#setup;
+    const { clock } = this.agenda;
+    if (fail) {
+      clock.after(fail.from, () => last.die());
+      clock.after(fail.to, () => last.restart());
+    }
+    if (hang) clock.after(hang.from, () => last.hang(hang.to));
+  }
+
+  /** Lets at most so many events happen; true when all is over. */
+  advance(events: number): boolean {
+    const { arrivals } = this.#setup.plan;
+    const clients = arrivals.length;
+    for (let i = 0; i < events; i += 1) {
+      if (this.#stages.done === clients || this.#isStopped) return true;
+      const arrival = this.#arrived < clients ? arrivals[this.#arrived]! : Infinity;
+      if (arrival <= this.agenda.next) this.#arrive(arrival);
+      else this.agenda.step();
+    }
+    return false;
+  }
+
+  #arrive(at: number): void {
+    const client = this.#arrived;
+    this.#arrived += 1;
+    this.agenda.time = at;
+    const count = this.#doors.length;
+    const place = count === 1 ? 0 : Math.floor(this.#nextDoor() * count);
+    const requests = this.#setup.plan.requests[client]!;
+    const nextNumber = this.#setup.numbers(client);
+    this.#move("toCome", "waiting");
+    new Visitor(this, { client, requests }, this.#doors[place]!, nextNumber).happen();
+  }
+
+  connect(visitor: Visitor): Passage {
+    return new Passage(visitor.door, visitor, this.#setup.addressOf(visitor.client));
+  }
+
+  record({ client, answers }: Visitor, seconds: number): void {
+    this.#times[this.#starts[client]! + answers] = Math.round(seconds * 1e6) / 1e6;
+    this.#counts[client] = answers + 1;
+    if (answers === 0) this.#move("waiting", "talking");
+    this.#recent[this.#answered % RECENT] = seconds;
+    this.#answered += 1;
+  }
+
+  recordFailure({ client, made }: Visitor, kind: FailureKind): void {
+    this.#errors[kind] += 1;
+    if (made === 0) this.#firstFailed.push(client);
+    this.#firstFailure ??= this.#failureWords(kind);
+  }
+
+  #failureWords(kind: FailureKind): string {
+    if (kind === "connect") return "Cannot connect: connection refused";
+    if (kind === "timeout") return `No answer within ${this.#setup.timeout} s`;
+    if (kind === "reset") return "Lost the connection: connection reset by peer";
+    return "The connection was closed before its answer";
+  }
+
+  gone({ answers }: Visitor): void {
+    this.#move(answers > 0 ? "talking" : "waiting", "done");
+  }
+
+  #move(from: Stage, to: Stage): void {
+    this.#stages[from] -= 1;
+    this.#stages[to] += 1;
+  }
+
+  /** Requests in flight fail as interrupted; those that nobody has made yet count as nothing. */
+  stop(): void {
+    const isOver = this.#stages.done === this.#counts.length;
+    if (this.#isStopped || isOver) return;
+    this.#isStopped = true;
+    this.#errors.interrupted += this.#stages.waiting + this.#stages.talking;
+  }
+
+  get progress(): Progress {
+    return {
+      ...this.#stages,
+      planned: this.#planned,
+      answered: this.#answered,
+      failed: Object.values(this.#errors).reduce((sum, n) => sum + n, 0),
+      p50: quantile(
+        this.#recent.toSorted((a, b) => a - b),
+        0.5,
+      ),
+      seconds: this.agenda.time,
+    };
+  }
+
+  observed(): Observed {
+    return {
+      times: Array.from(this.#counts, (count, client) => this.#timesOf(client, count)),
+      planned: this.#planned,
+      errors: this.#errors,
+      firstFailure: this.#firstFailure,
+      firstFailed: this.#firstFailed.toSorted((a, b) => a - b),
+      seconds: this.agenda.time,
+      interrupted: this.#isStopped,
+      tester: { utilization: 0, stall: 0, startLag: 0 },
+    };
+  }
+
+  #timesOf(client: number, count: number): number[] {
+    const start = this.#starts[client]!;
+    const times = new Array<number>(count);
+    for (let i = 0; i < count; i += 1) times[i] = this.#times[start + i]!;
+    return times;
+  }
+}
+
+/** The sleeps of server.ts; what has no number is drawn from a stream of the server's own. */
+function sleepsOf(servers: readonly ServerSetup[], nextSeed: () => number): Sleep {
+  const works = servers.map(({ mean, sd, slow }): Work => ({ mean, sd, slow: slow ?? undefined }));
+  const streams = servers.map(() => mulberry32(nextSeed()));
+  return (place, number, elapsed) => {
+    const work = works[place]!;
+    if (number !== undefined) return sleepOfNumber(work, number, elapsed);
+    return drawSleep(work, streams[place]!, elapsed);
+  };
 }
 
 // ─── Files ───────────────────────────────────────────────────────────────────
@@ -1236,53 +2360,62 @@ function scheduleFaults(
 
 /** `path`, or what it links to, even where that does not exist yet. */
 function targetOf(path: string): string {
-  if (!lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink()) return path;
-  return existsSync(path) ? realpathSync(path) : resolve(dirname(path), readlinkSync(path));
+  if (!fs.lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink()) return path;
+  if (fs.existsSync(path)) return fs.realpathSync(path);
+  return resolve(dirname(path), fs.readlinkSync(path));
 }
 
 /** Written beside it and renamed, so that nobody ever reads half a file. Throws RunError. */
 export function writeWhole(file: string, text: string): void {
   const target = targetOf(file);
-  const draft = writeDraft(target, text);
-  try {
+  const draft = `${target}.${process.pid}.tmp`;
+  const failed = (error: unknown, kept: string): never => {
+    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}; what was to be written ${kept}`);
+  };
+  const problem = problemWith(() => writeDraft(draft, text));
+  if (problem) return failed(problem, keepElsewhere(draft, text));
+  const obstacle = problemWith(() => {
     takeAfter(target, draft);
-    renameSync(draft, target);
+    fs.renameSync(draft, target);
+  });
+  if (obstacle) failed(obstacle, `is in ${draft}`);
+}
+
+/** What `act` throws. */
+function problemWith(act: () => void): unknown {
+  try {
+    act();
+    return undefined;
   } catch (error) {
-    const kept = `what was to be written is in ${draft}`;
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}; ${kept}`);
+    return error;
   }
 }
 
-/** A draft beside `target`, or in the folder for temporary files where there is no room. */
-function writeDraft(target: string, text: string): string {
-  const reasons: unknown[] = [];
-  for (const folder of [dirname(target), tmpdir()]) {
-    const draft = join(folder, `${basename(target)}.${process.pid}.tmp`);
-    try {
-      makeFolder(folder);
-      writeFileSync(draft, text);
-      return draft;
-    } catch (error) {
-      reasons.push(error);
-      rmSync(draft, { force: true });
-    }
+/** Half a draft is none. */
+function writeDraft(draft: string, text: string): void {
+  try {
+    makeFolder(dirname(draft));
+    fs.writeFileSync(draft, text);
+  } catch (error) {
+    fs.rmSync(draft, { force: true });
+    throw error;
   }
-  process.stderr.write(text); // nobody else takes it
-  throw new RunError(
-    `Cannot write ${target}: ${reasonOf(reasons[0])}; what was to be written is above`,
-  );
+}
+
+/** Where temporary files are; failing that, in the hands of whoever reads our complaints. */
+function keepElsewhere(draft: string, text: string): string {
+  const other = join(tmpdir(), basename(draft));
+  if (!problemWith(() => writeDraft(other, text))) return `is in ${other}`;
+  process.stderr.write(text);
+  return "is above";
 }
 
 /** Mode and, where that is allowed, owner of the file that `draft` is to replace. */
 function takeAfter(target: string, draft: string): void {
-  const before = statSync(target, { throwIfNoEntry: false });
+  const before = fs.statSync(target, { throwIfNoEntry: false });
   if (!before?.isFile()) return;
-  try {
-    chownSync(draft, before.uid, before.gid);
-  } catch {
-    // only root may give files away
-  }
-  chmodSync(draft, before.mode);
+  problemWith(() => fs.chownSync(draft, before.uid, before.gid)); // only root may give files away
+  fs.chmodSync(draft, before.mode);
 }
 
 /**
@@ -1290,32 +2423,24 @@ function takeAfter(target: string, draft: string): void {
  * with ENOENT, as /proc does.
  */
 function makeFolder(folder: string): void {
-  if (existsSync(folder)) return;
+  if (fs.existsSync(folder)) return;
   makeFolder(dirname(folder));
-  mkdirSync(folder);
+  fs.mkdirSync(folder);
 }
 
-/**
- * Makes the folder and proves that `file` can be written, before a run is spent on it. Throws
- * RunError.
- */
+/** Makes the folder and proves that `file` can be written. Throws RunError. */
 function checkWritable(file: string): void {
-  try {
-    makeFolder(dirname(file));
-    const probe = `${file}.${process.pid}.tmp`;
-    writeFileSync(probe, "");
-    rmSync(probe);
-  } catch (error) {
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}`);
-  }
-  if (statSync(file, { throwIfNoEntry: false })?.isDirectory())
+  const probe = `${file}.${process.pid}.tmp`;
+  const problem = problemWith(() => writeDraft(probe, ""));
+  if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
+  fs.rmSync(probe);
+  if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
     throw new RunError(`Cannot write ${file}: it is a folder`);
 }
 
 function isAlive(pid: number): boolean {
   try {
-    process.kill(pid, 0);
-    return true;
+    return pid > 0 && process.kill(pid, 0);
   } catch (error) {
     return error instanceof Error && "code" in error && error.code === "EPERM";
   }
@@ -1327,21 +2452,15 @@ function isAlive(pid: number): boolean {
  */
 function lock(file: string): () => void {
   const path = `${file}.lock`;
-  const take = (): void => writeFileSync(path, String(process.pid), { flag: "wx" });
-  try {
-    take();
-  } catch (error) {
-    if (!existsSync(path)) throw new RunError(`Cannot write ${path}: ${reasonOf(error)}`);
-    const owner = Number(readFileSync(path, "utf8"));
-    if (owner !== process.pid && owner > 0 && isAlive(owner))
-      throw new RunError(
-        `Cannot write ${file}: process ${owner} is measuring under this name ` +
-          `(if it is not, remove ${path})`,
-      );
-    rmSync(path, { force: true });
-    take();
-  }
-  return () => rmSync(path, { force: true });
+  const owner = fs.existsSync(path) ? Number(fs.readFileSync(path, "utf8")) : 0;
+  if (owner !== process.pid && isAlive(owner))
+    throw new RunError(
+      `Cannot write ${file}: process ${owner} is measuring under this name ` +
+        `(if it is not, remove ${path})`,
+    );
+  fs.rmSync(path, { force: true });
+  fs.writeFileSync(path, String(process.pid), { flag: "wx" });
+  return () => fs.rmSync(path, { force: true });
 }
 
 /** A line for each client, so that two runs can be compared by eye and by diff. */
@@ -1351,90 +2470,78 @@ const formatTimes = (runs: Measured["runs"]): string =>
 const sha256 = (text: string | Buffer): string => createHash("sha256").update(text).digest("hex");
 
 /** How a file was made, as `runs.json` has it. */
-const recordOf = (
-  { setup, plan, runsAsked, runs }: Measured,
-  session: string,
-  text: string,
-): Record<string, unknown> => ({
+const recordOf = ({ runs, ...asked }: Measured, session: string, text: string): Records => ({
   sha256: sha256(text),
   session,
-  setup,
-  plan,
-  runsAsked,
+  setup: asked.setup,
+  plan: asked.plan,
+  runsAsked: asked.runsAsked,
   simulated: runs.some(({ simulated }) => simulated),
-  runs: runs.map(({ times, ...run }) => ({
-    seed: run.seed,
+  runs: runs.map(({ times, address, firstFailure, tester, ...run }) => ({
+    ...run,
     clients: times.length,
-    planned: run.planned,
-    answered: times.reduce((sum, { length }) => sum + length, 0),
-    errors: run.errors,
-    firstFailed: run.firstFailed,
-    seconds: run.seconds,
-    simulated: run.simulated,
-    interrupted: run.interrupted,
-    disturbed: run.disturbed,
+    answered: countAnswers(times),
   })),
 });
 
-type Records = Record<string, unknown>;
+type Records = Readonly<Record<string, unknown>>;
 const isObject = (value: unknown): value is Records =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** What `runs.json` holds; nothing where there is none. One that is malformed is put aside. */
-function readRecords(file: string): Records {
-  if (!existsSync(file)) return {};
+const recordsFile = (folder: string): string => join(folder, "runs.json");
+
+/** What a folder's `runs.json` holds; nothing where there is none. A malformed one is put aside. */
+function readRecords(folder: string): Records {
+  const file = recordsFile(folder);
+  if (!fs.existsSync(file)) return {};
   try {
-    const records: unknown = JSON.parse(readFileSync(file, "utf8"));
+    const records: unknown = JSON.parse(fs.readFileSync(file, "utf8"));
     if (isObject(records)) return records;
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
   }
-  renameSync(file, `${file}.malformed`);
+  fs.renameSync(file, `${file}.malformed`);
   console.error(`${file} was malformed: it is ${file}.malformed now, and begun anew`);
   return {};
 }
 
 /** A line for each field, and for each run. */
 function formatRecords(records: Records): string {
-  const list = (values: readonly unknown[]): string =>
-    `[\n      ${values.map((value) => JSON.stringify(value)).join(",\n      ")}\n    ]`;
-  const field = ([key, value]: [string, unknown]): string =>
-    `    ${JSON.stringify(key)}: ${key === "runs" && Array.isArray(value) ? list(value) : JSON.stringify(value)}`;
+  const list = (values: readonly unknown[], indent: string): string =>
+    values.map((value) => `\n${indent}${JSON.stringify(value)}`).join();
+  const field = ([key, value]: [string, unknown]): string => {
+    const text = Array.isArray(value) ? `[${list(value, "      ")}\n    ]` : JSON.stringify(value);
+    return `\n    ${JSON.stringify(key)}: ${text}`;
+  };
   const entry = ([name, record]: [string, unknown]): string =>
-    isObject(record)
-      ? `  ${JSON.stringify(name)}: {\n${Object.entries(record).map(field).join(",\n")}\n  }`
-      : `  ${JSON.stringify(name)}: ${JSON.stringify(record)}`;
-  return `{\n${Object.entries(records).map(entry).join(",\n")}\n}\n`;
+    `\n  ${JSON.stringify(name)}: {${Object.entries(record ?? {})
+      .map(field)
+      .join()}\n  }`;
+  return `{${Object.entries(records).map(entry).join()}\n}\n`;
 }
-
-const recordsFile = (folder: string): string => join(folder, "runs.json");
 
 /** Adds an entry, and drops those whose files have gone. */
 function addRecord(folder: string, name: string, record: Records): void {
-  const file = recordsFile(folder);
-  const unlock = lock(file);
+  const unlock = lock(recordsFile(folder));
   try {
-    const kept = Object.entries(readRecords(file)).filter(
-      ([other]) => other !== name && existsSync(join(folder, `${other}.json`)),
+    const kept = Object.entries(readRecords(folder)).filter(
+      ([other]) => other !== name && fs.existsSync(join(folder, `${other}.json`)),
     );
-    writeWhole(file, formatRecords(Object.fromEntries([...kept, [name, record]])));
+    writeWhole(recordsFile(folder), formatRecords(Object.fromEntries([...kept, [name, record]])));
   } finally {
     unlock();
   }
 }
 
-/** Whether `file` holds answers of a run that came to its end, as far as one can know. */
-function isWhole(file: string): boolean {
-  if (!statSync(file, { throwIfNoEntry: false })?.isFile()) return false;
-  const text = readFileSync(file);
-  if (!/\d/.test(text.toString("latin1"))) return false;
-  const records = existsSync(recordsFile(dirname(file)))
-    ? readRecords(recordsFile(dirname(file)))
-    : {};
-  const record = records[basename(file, ".json")];
-  if (!isObject(record) || record["sha256"] !== sha256(text)) return true;
-  const runs = Array.isArray(record["runs"]) ? record["runs"] : [];
-  return !runs.some((run) => isObject(run) && run["interrupted"] === true);
+/** Whether a file holds answers of runs that came to their end, as far as one can know. */
+function isWhole(folder: string, name: string): boolean {
+  const file = join(folder, `${name}.json`);
+  if (!fs.statSync(file, { throwIfNoEntry: false })?.isFile()) return false;
+  const text = fs.readFileSync(file);
+  const record = readRecords(folder)[name];
+  if (!isObject(record) || record["sha256"] !== sha256(text)) return /\d/.test(text.toString());
+  const runs: unknown = record["runs"];
+  return !JSON.stringify(runs).includes('"interrupted":true') && /\d/.test(text.toString());
 }
 
 /** `hasRecord` is false for a file by itself, beside which there is no `runs.json`. */
@@ -1449,7 +2556,7 @@ function store(measured: Measured, { folder, hasRecord, session }: Shelf): strin
   const file = join(folder, `${name}.json`);
   const text = formatTimes(runs);
   const isPartial = runs.some(({ interrupted }) => interrupted) || !/\d/.test(text);
-  if (isPartial && isWhole(file)) {
+  if (isPartial && isWhole(folder, name)) {
     const partial = join(folder, `${name}.partial.json`);
     writeWhole(partial, text);
     return `${partial} (${file} stays as it was)`;
@@ -1462,6 +2569,9 @@ function store(measured: Measured, { folder, hasRecord, session }: Shelf): strin
 // ─── Display ─────────────────────────────────────────────────────────────────
 // Where the whole call stands, on standard error: a live line on a terminal, elsewhere a line a run
 // and a sign of life now and then.
+
+/** A run, with sockets or without, as far as somebody looks on and may end it. */
+type Watchable = { readonly progress: Progress; stop(): void };
 
 const LIVE_MS = 250;
 const HEARTBEAT_MS = 30_000;
@@ -1481,8 +2591,8 @@ class Display {
     this.#quiet = quiet;
   }
 
-  /** Shows where `run` stands until the returned function is called with what came of it. */
-  watch(name: string, run: Run, lastArrival: number): (outcome?: Observed) => void {
+  /** Shows where `run` stands until the returned function is called. */
+  watch(name: string, run: Watchable, lastArrival: number): () => void {
     if (this.#quiet) return () => undefined;
     const lineOf = (columns: number): string => {
       const { progress } = run;
@@ -1490,16 +2600,15 @@ class Display {
       return liveLine({ name, run: this.#done + 1, runs: this.#runs, left }, progress, columns);
     };
     const show = (): void => {
-      const columns = process.stderr.columns || USUAL_COLUMNS;
-      if (this.#isLive) process.stderr.write(`\r\x1b[K${paint(lineOf(columns))}`);
-      else process.stderr.write(`${lineOf(Infinity)}\n`);
+      if (!this.#isLive) return console.error(lineOf(Infinity));
+      process.stderr.write(`\r\x1b[K${paint(lineOf(process.stderr.columns || USUAL_COLUMNS))}`);
     };
     const timer = setInterval(show, this.#isLive ? LIVE_MS : HEARTBEAT_MS);
     return () => {
       clearInterval(timer);
-      const last = lineOf(Infinity);
+      if (this.#isLive) process.stderr.write("\r\x1b[K");
+      else show();
       this.#done += 1;
-      process.stderr.write(this.#isLive ? "\r\x1b[K" : `${last}\n`);
     };
   }
 
@@ -1509,7 +2618,7 @@ class Display {
     if (left === undefined) return undefined;
     const elapsed = (performance.now() - this.#startedAt) / 1000 - progress.seconds;
     const usual = this.#done > 0 ? elapsed / this.#done : progress.seconds + left;
-    return left + usual * Math.max(0, this.#runs - this.#done - 1);
+    return left + usual * (this.#runs - this.#done - 1);
   }
 }
 
@@ -1518,37 +2627,47 @@ class Display {
 // Ctrl-C does at any moment of it.
 
 const INTERRUPTED = 130;
+const PLAIN_NAME = "response_times";
 
 /** The runs of one folder: one rate. */
-export type Series = { readonly folder: string; readonly plan: Workload };
+type Series = { readonly folder: string; readonly plan: Workload };
 
-export type Job = {
+type Job = {
   /** More than one only with --compare: a rate each. */
   readonly series: readonly Series[];
   /** Without entries, one run against `target`. */
   readonly entries: readonly Entry[];
-  readonly seeds: readonly number[];
+  readonly rounds: readonly Round[];
   readonly lab: Lab;
+  /** In virtual time, with so many balancers. */
+  readonly isSimulated: boolean;
+  readonly balancers: number;
   readonly target: Address;
   /** Undefined where the file has no `runs.json` beside it. */
   readonly name: string | undefined;
+  readonly seed: number;
   readonly json: boolean;
   readonly quiet: boolean;
   /** The page of --admin is to be named, with what to try there. */
   readonly hasPage: boolean;
 };
 
-/** Whom one run asks. */
-type Target = {
+/** Between two looks at the world outside a simulated run. */
+const EVENTS_AT_ONCE = 200_000;
+
+/** One run: its place in the whole, whom it asks, and what it has started for that. */
+type Lot = {
+  readonly name: string;
+  readonly seed: number;
+  readonly plan: Workload;
+  readonly visits: Visits;
   readonly addresses: readonly Address[];
-  readonly children: Children | undefined;
-  readonly started: Started | undefined;
+  readonly children?: Children;
+  readonly started?: Started;
 };
 
 /** What a folder's runs have come to so far: whole seeds, and those of a seed that is not done. */
-type Harvest = { readonly whole: Map<string, Outcome[]>; readonly begun: Map<string, Outcome[]> };
-
-const PLAIN_NAME = "response_times";
+type Harvest = { readonly whole: Map<string, Outcome[]>; readonly begun: Map<string, Outcome> };
 
 class Session {
   readonly #job: Job;
@@ -1559,16 +2678,15 @@ class Session {
   readonly #written: string[] = [];
   #interrupted = false;
   #failedToWrite = false;
-  #run: Run | undefined;
+  #run: Watchable | undefined;
   #children: Children | undefined;
-  /** Puts away what the folder at hand has come to; once. */
+  /** Puts away what the folder at hand has come to. */
   #putAway: () => void = () => undefined;
 
   constructor(job: Job) {
     this.#job = job;
-    const { entries, seeds, series } = job;
-    const rounds = roundsOf(entries, seeds).reduce((sum, round) => sum + round.entries.length, 0);
-    this.#display = new Display(Math.max(1, rounds) * series.length, job.quiet);
+    const runs = job.rounds.reduce((sum, { entries }) => sum + entries.length, 0);
+    this.#display = new Display(Math.max(1, runs) * job.series.length, job.quiet);
     const interrupt = (): void => this.#interrupt();
     onStopSignals(interrupt, () => process.exit(INTERRUPTED));
     process.on("SIGHUP", interrupt); // the terminal has gone
@@ -1577,7 +2695,7 @@ class Session {
 
   /** Everything, to the exit code. Throws RunError. */
   async carryOut(): Promise<number> {
-    const { series, json } = this.#job;
+    const { series, json, quiet } = this.#job;
     for (const { folder } of series) this.#reserve(folder);
     let failure: unknown;
     try {
@@ -1586,7 +2704,7 @@ class Session {
       failure = error;
     }
     if (json) this.#printJson();
-    else this.#sayWhere();
+    else if (!quiet) this.#sayWhere();
     if (failure !== undefined) throw failure;
     return this.#exitCode();
   }
@@ -1604,6 +2722,12 @@ class Session {
     if (this.#isEndless) return 0;
     if (this.#interrupted) return INTERRUPTED;
     return this.#summaries.every(({ answered, planned }) => answered === planned) ? 0 : 1;
+  }
+
+  #interrupt(): void {
+    this.#interrupted = true;
+    if (this.#run) this.#run.stop();
+    else void this.#children?.stop();
   }
 
   /** At the very end, even after an error or a second Ctrl-C. */
@@ -1625,10 +2749,9 @@ class Session {
 
   async #carryOutSeries(series: Series): Promise<void> {
     const harvest: Harvest = { whole: new Map(), begun: new Map() };
-    let isDone = false;
     this.#putAway = () => {
-      if (!isDone) this.#putAwayAll(series, harvest);
-      isDone = true;
+      this.#putAway = () => undefined;
+      this.#putAwayAll(series, harvest);
     };
     try {
       if (this.#isComparing) await this.#compare(series, harvest);
@@ -1639,105 +2762,109 @@ class Session {
   }
 
   async #askTarget({ plan }: Series, { whole }: Harvest): Promise<void> {
-    const { target, name = PLAIN_NAME, seeds } = this.#job;
-    const [seed = 0] = seeds;
+    const { target, name = PLAIN_NAME, seed } = this.#job;
     const addresses = await resolveAddresses(target);
-    const asked = { addresses, children: undefined, started: undefined };
-    const nextSeed = seedsFrom(seed);
-    const visits = drawVisits(plan, nextSeed);
-    whole.set(name, [await this.#measure(name, seed, plan, visits, asked)]);
+    const visits = drawVisits(plan, seedsFrom(seed));
+    whole.set(name, [await this.#measure({ name, seed, plan, visits, addresses })]);
   }
 
   /** Seed by seed; what an interrupted seed has come to is not part of the whole. */
   async #compare({ plan }: Series, { whole, begun }: Harvest): Promise<void> {
-    const { entries, seeds } = this.#job;
-    for (const { seed, entries: inTurn } of roundsOf(entries, seeds)) {
+    for (const { seed, entries } of this.#job.rounds) {
       begun.clear();
-      for (const entry of inTurn) {
-        if (this.#interrupted) return;
-        const outcome = await this.#measureEntry(entry, seed, plan);
-        if (outcome) begun.set(entry.name, [outcome]);
+      for (const entry of entries) {
+        const outcome = this.#interrupted ? null : await this.#measureEntry(entry, seed, plan);
+        if (outcome) begun.set(entry.name, outcome);
       }
-      const outcomes = [...begun.values()].flat();
-      if (outcomes.length < inTurn.length || outcomes.some((run) => run.interrupted)) return;
-      for (const [name, runs] of begun) whole.set(name, [...(whole.get(name) ?? []), ...runs]);
-      begun.clear();
+      const isWhole = [...begun.values()].every(({ interrupted }) => !interrupted);
+      if (begun.size < entries.length || !isWhole) return;
+      for (const [name, run] of begun) whole.set(name, [...(whole.get(name) ?? []), run]);
     }
   }
 
-  /** Starts everything afresh for one entry, and stops it again. */
-  async #measureEntry(entry: Entry, seed: number, plan: Workload): Promise<Outcome | undefined> {
+  /** Carries out one entry in virtual time, some hundred thousand events at a time. */
+  async #simulateEntry(entry: Entry, seed: number, plan: Workload): Promise<Outcome> {
+    const { clients, maxRequests, rate, addresses, ...rest } = plan;
+    const nextSeed = seedsFrom(seed);
+    const drawn = drawPlan(clients, maxRequests, rate, nextSeed);
+    const run = new VirtualRun({
+      ...rest,
+      plan: drawn,
+      numbers: (client) => numbersOf(drawn.luck, client),
+      addressOf: (client) => sourceOf(client, addresses).localAddress ?? "127.0.0.1",
+      servers: this.#job.lab.servers,
+      entry,
+      balancers: this.#job.balancers,
+      balancerSeed: nextSeed(),
+    });
+    this.#run = run;
+    const hide = this.#display.watch(entry.name, run, drawn.arrivals.at(-1) ?? 0);
+    while (!run.advance(EVENTS_AT_ONCE)) await new Promise(setImmediate);
+    this.#run = undefined;
+    hide();
+    return { ...run.observed(), seed, address: "virtual time", simulated: true, disturbed: [] };
+  }
+
+  /** Starts everything afresh for one entry, and stops it again; null when it was interrupted. */
+  async #measureEntry(entry: Entry, seed: number, plan: Workload): Promise<Outcome | null> {
+    if (this.#job.isSimulated) return this.#simulateEntry(entry, seed, plan);
     const children = new Children();
     this.#children = children;
     const nextSeed = seedsFrom(seed);
     const visits = drawVisits(plan, nextSeed);
     try {
-      const started = await startEntry(children, entry, this.#job.lab, nextSeed).catch(
-        (error: unknown) => {
-          if (!this.#interrupted) throw error;
-          return undefined; // it did not start because we stopped it
-        },
-      );
-      if (!started) return undefined;
+      const started = await startEntry(children, entry, this.#job.lab, nextSeed);
       if (this.#job.hasPage) this.#sayWhatToTry(children);
-      const target = { addresses: [started.address], children, started };
-      return await this.#measure(entry.name, seed, plan, visits, target);
+      const asked = { name: entry.name, seed, plan, visits, addresses: [started.address] };
+      return await this.#measure({ ...asked, children, started });
+    } catch (error) {
+      if (this.#interrupted) return null; // it did not start because we stopped it
+      throw error;
     } finally {
       await children.stop();
     }
   }
 
-  /** Carries out one plan against `target`. */
-  async #measure(
-    name: string,
-    seed: number,
-    plan: Workload,
-    visits: Visits,
-    { addresses, children, started }: Target,
-  ): Promise<Outcome> {
+  async #measure({ name, seed, plan, visits, addresses, ...lot }: Lot): Promise<Outcome> {
+    const { children, started } = lot;
     const run = new Run(addresses, visits, { ...plan, numbered: children !== undefined });
     this.#run = run;
     if (this.#interrupted) run.stop();
     await children?.stalls(); // from here on they count
-    const cancelFaults = children && started ? scheduleFaults(children, started, plan) : undefined;
+    const giveUpFaults = children && started && schedule(children, started, plan);
     const hide = this.#display.watch(name, run, visits.lastArrival);
     const observed = await run.start().finally(() => {
-      hide();
-      cancelFaults?.();
       this.#run = undefined;
+      giveUpFaults?.();
+      hide();
     });
     const stalls = (await children?.stalls()) ?? new Map<string, number>();
-    const lost = children?.lost ?? [];
-    const disturbed = [
-      ...disturbances(observed, stalls),
-      ...lost.map((label) => `${label} ended in the middle of the run`),
-    ];
-    warnOf(name, seed, disturbed);
+    const lost = children?.lost.map((label) => `${label} ended in the middle of the run`) ?? [];
+    const disturbed = [...disturbances(observed, stalls), ...lost];
+    if (disturbed.length > 0) console.error(warning(name, seed, disturbed));
     const address = addresses.map(formatAddress).join(" or ");
     return { ...observed, seed, address, simulated: false, disturbed };
   }
 
-  /** Writes and prints what the folder's runs have come to. */
+  /** Writes and prints what the folder's runs have come to; what is not whole is only printed. */
   #putAwayAll({ folder, plan }: Series, { whole, begun }: Harvest): void {
     for (const [name, runs] of whole) {
       const measured = this.#measuredOf(name, plan, runs);
       this.#report(measured, this.#store(measured, folder));
     }
     if (whole.size > 0) return;
-    for (const [name, runs] of begun) this.#report(this.#measuredOf(name, plan, runs), null);
+    for (const [name, run] of begun) this.#report(this.#measuredOf(name, plan, [run]), null);
   }
 
   #measuredOf(name: string, plan: Workload, runs: readonly Outcome[]): Measured {
-    const { entries, seeds, lab } = this.#job;
+    const { entries, rounds, lab } = this.#job;
     const entry = entries.find((each) => each.name === name);
-    const asked = roundsOf(entries, seeds).filter(
-      (round) => entry && round.entries.includes(entry),
-    );
-    const setup = entry ? setupOf(entry, lab) : BY_HAND;
-    return { name, setup, plan, runsAsked: Math.max(1, asked.length), runs };
+    if (!entry) return { name, setup: BY_HAND, plan, runsAsked: 1, runs };
+    const runsAsked = rounds.filter((round) => round.entries.includes(entry)).length;
+    return { name, setup: setupOf(entry, lab, this.#job.balancers), plan, runsAsked, runs };
   }
 
-  /** Where it was written; null where it could not be, which has been said then. */
+  /** Where it was written; null where it could not be, which is said at once. */
   #store(measured: Measured, folder: string): string | null {
     const hasRecord = this.#isComparing || this.#job.name !== undefined;
     try {
@@ -1745,9 +2872,7 @@ class Session {
       this.#written.push(file);
       return file;
     } catch (error) {
-      if (!(error instanceof Error)) throw error;
-      const message = error instanceof RunError ? error.message : reasonOf(error);
-      console.error(message);
+      console.error(error instanceof RunError ? error.message : reasonOf(error));
       this.#failedToWrite = true;
       return null;
     }
@@ -1756,8 +2881,8 @@ class Session {
   #report(measured: Measured, file: string | null): void {
     const summary = summarise(measured);
     const { json, quiet } = this.#job;
-    if (!json && !quiet)
-      console.log(`${this.#summaries.length > 0 ? "\n" : ""}${formatSummary(summary)}`);
+    const gap = this.#summaries.length > 0 ? "\n" : "";
+    if (!json && !quiet) console.log(`${gap}${formatSummary(summary)}`);
     this.#summaries.push({ ...summary, file });
   }
 
@@ -1767,25 +2892,19 @@ class Session {
   }
 
   #sayWhere(): void {
-    if (this.#job.quiet || this.#written.length === 0) return;
+    if (this.#written.length === 0) return;
     console.log(`\nWritten: ${this.#written.join(", ")}`);
     if (this.#isComparing) for (const line of drawingCommands(this.#job)) console.log(line);
   }
 
   #sayWhatToTry(children: Children): void {
-    const [, page = ""] = /^Admin on (\S+)/m.exec(children.get(BALANCER).said) ?? [];
-    const last = this.#job.lab.servers.length - 1;
-    const { pid } = children.get(serverLabel(last));
+    const said = children.find(BALANCER)?.output.stdout ?? "";
+    const [, page = ""] = /^Admin on (\S+)/m.exec(said) ?? [];
+    const { pid } = children.find(serverLabel(this.#job.lab.servers.length - 1))?.process ?? {};
     console.error(
       `Open ${page} and watch. Switch the algorithm there, and look at p95; drain a server;\n` +
         `stop one: kill -STOP ${pid} (and on again: kill -CONT ${pid}). Ctrl-C ends it all.`,
     );
-  }
-
-  #interrupt(): void {
-    this.#interrupted = true;
-    if (this.#run) this.#run.stop();
-    else void this.#children?.stop();
   }
 }
 
@@ -1796,20 +2915,18 @@ const drawVisits = ({ clients, maxRequests, rate }: Workload, nextSeed: () => nu
 
 const BY_HAND: Setup = { algorithm: null, options: [], servers: null, balancers: 1 };
 
-const setupOf = ({ algorithm = "baseline", balancerOptions }: Entry, { servers }: Lab): Setup => ({
-  algorithm,
-  options: balancerOptions,
-  servers: algorithm === "baseline" ? servers.slice(0, 1) : servers,
-  balancers: 1,
-});
+const setupOf = (
+  { algorithm, balancerOptions: options }: Entry,
+  { servers }: Lab,
+  balancers: number,
+): Setup =>
+  algorithm === undefined
+    ? { algorithm: "baseline", options, servers: servers.slice(0, 1), balancers: 1 }
+    : { algorithm, options, servers, balancers };
 
-function warnOf(name: string, seed: number, disturbed: readonly string[]): void {
-  if (disturbed.length === 0) return;
-  console.error(
-    `Warning: ${name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its times may be ` +
-      `too long by as much. To repeat it: --seed ${seed}`,
-  );
-}
+const warning = (name: string, seed: number, disturbed: readonly string[]): string =>
+  `Warning: ${name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its times may be too ` +
+  `long by as much. To repeat it: --seed ${seed}`;
 
 /** A word of a command line that a shell reads as it is. */
 const shellWord = (word: string): string =>
@@ -1819,20 +2936,16 @@ const shellWord = (word: string): string =>
 function drawingCommands({ series, entries }: Job): string[] {
   const script = fileURLToPath(new URL("generate_graphs.ts", import.meta.url));
   const draw = `To draw it: npx tsx ${shellWord(relative(".", script))}`;
-  const [first] = series;
-  if (!first) return [];
-  if (series.length > 1) return [`${draw} --curve ${shellWord(dirname(first.folder))}`];
-  const ours = entries.map(({ name }) => shellWord(join(first.folder, `${name}.json`)));
-  const others = Object.keys(readRecords(recordsFile(first.folder))).filter(
-    (name) => !entries.some((entry) => entry.name === name),
-  );
-  const files = others.length > 0 ? ours.join(" ") : `--data ${shellWord(first.folder)}`;
-  const { fail, hang } = first.plan;
-  const overTime = fail || hang ? [`${draw} ${ours.join(" ")} --over-time`] : [];
-  return [`${draw} ${files}`, ...overTime];
+  const { folder, plan } = series[0]!;
+  if (series.length > 1) return [`${draw} --curve ${shellWord(dirname(folder))}`];
+  const ours = entries.map(({ name }) => shellWord(join(folder, `${name}.json`))).join(" ");
+  const isAlone = Object.keys(readRecords(folder)).length <= entries.length;
+  const command = `${draw} ${isAlone ? `--data ${shellWord(folder)}` : ours}`;
+  return plan.fail || plan.hang ? [command, `${draw} ${ours} --over-time`] : [command];
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
+// Options, and all that can be said against them before anything is started.
 
 const plainName: Kind<string> = {
   expected: "a plain file name other than runs",
@@ -1841,27 +2954,23 @@ const plainName: Kind<string> = {
     return /^(?!(\.{1,2}|runs)$)[^/\\\p{Cc}]+$/u.test(name) ? name : undefined;
   },
 };
-/** A value of `kind`, or a list of them with commas between; `each` says what they are for. */
+/** A value of `kind`, or a list of them with commas between, one for `each`. */
 const listOf = <T>(kind: Kind<T>, each: string): Kind<readonly T[]> => ({
   expected: `${kind.expected}, or a list of them, one a ${each}, with commas between`,
   read(text) {
-    const values = text
-      .split(",")
-      .map(kind.read)
-      .filter((value) => value !== undefined);
-    return values.length === text.split(",").length ? values : undefined;
+    const values = text.split(",").map(kind.read);
+    const good = values.filter((value) => value !== undefined);
+    return good.length === values.length ? good : undefined;
   },
 });
-const sleeps = listOf(amount("seconds"), "server");
 
 /** `FROM-TO`, in seconds of a run. */
 const secondsWindow: Kind<Window> = {
   expected: "FROM-TO in seconds, such as 4-8",
   read(text) {
-    const seconds = amount("seconds");
     const [, first = "", second = ""] = /^([\d.]+)-([\d.]+)$/.exec(text) ?? [];
-    const from = seconds.read(first);
-    const to = seconds.read(second);
+    const from = amount("seconds").read(first);
+    const to = amount("seconds").read(second);
     return from === undefined || to === undefined || from >= to ? undefined : { from, to };
   },
 };
@@ -1872,196 +2981,131 @@ const slowOrNot: Kind<Slow | null> = {
   read: (text) => (text === "-" ? null : slowPhase.read(text)),
 };
 
+/** As the balancer reads it, who gets the text. */
 const adminAddress: Kind<string> = {
   expected: BALANCER_OPTIONS.admin.kind.expected,
   read: (text) => (BALANCER_OPTIONS.admin.kind.read(text) === undefined ? undefined : text),
 };
 
+const option = <T>(value: string, kind: Kind<T>, help: string) => ({ value, kind, help });
+const eachServer = <T>(kind: Kind<T>): Kind<readonly T[]> => listOf(kind, "server");
+const seconds = eachServer(amount("seconds"));
+const rates = listOf(amount("clients a second"), "folder");
+
 export const OPTIONS = {
-  host: { kind: hostName, value: "HOST", help: "whom to ask (default 127.0.0.1)" },
-  port: { kind: wholeNumber(1, 65535), value: "PORT", help: "and where (default 65432)" },
-  name: {
-    kind: plainName,
-    value: "NAME",
-    help: "write DIR/NAME.json (default: response_times.json here)",
-  },
-  seed: {
-    kind: seedNumber,
-    value: "N",
-    fallback: "1",
-    help: "the plan: how many requests each client makes, when it arrives, the luck of each request",
-  },
-  runs: {
-    kind: wholeNumber(1, 10_000),
-    value: "K",
-    help: "with --compare: so many runs, with the seeds N to N+K-1 (default 1)",
-  },
+  host: option("HOST", hostName, "whom to ask (default 127.0.0.1)"),
+  port: option("PORT", wholeNumber(1, 65535), "and where (default 65432)"),
+  name: option("NAME", plainName, "write DIR/NAME.json, not response_times.json"),
+  seed: { ...option("N", seedNumber, "requests, arrivals and luck of the plan"), fallback: "1" },
+  runs: option("K", wholeNumber(1, 10_000), "--compare: the seeds N to N+K-1 (default 1)"),
   rate: {
-    kind: listOf(amount("clients a second"), "folder"),
-    value: "R",
+    ...option("R", rates, "clients arriving a second, Poisson; 0 = at once; a list: DIR/rate-R/"),
     fallback: "0",
-    help: "clients arriving a second, Poisson; 0 = all at once; a list with --compare: DIR/rate-R/",
   },
   reconnect: { help: "a new connection for every request" },
-  timeout: {
-    kind: someSeconds,
-    value: "SECONDS",
-    fallback: "30",
-    help: "for one answer, connecting included",
-  },
-  compare: {
-    kind: anyText,
-    value: "LIST",
-    help: 'start servers and the balancer afresh for each of: baseline, ALGORITHM, "ALGORITHM --balancer-option ...", all; write DIR/Baseline.json, ...',
-  },
-  servers: {
-    kind: wholeNumber(1, 100),
-    value: "N",
-    help: "how many (default 5); the baseline is the first of them alone",
-  },
-  mean: {
-    kind: sleeps,
-    value: "SECONDS",
-    help: "of these servers' sleeps; one, or a list with one a server (default 0.5)",
-  },
-  sd: { kind: sleeps, value: "SECONDS", help: "their standard deviation, likewise (default 0.2)" },
-  slots: {
-    kind: listOf(wholeNumber(1), "server"),
-    value: "N",
-    help: "connections that each of them serves at once, likewise (default 10)",
-  },
-  weights: {
-    kind: listOf(wholeNumber(1, 1000), "server"),
-    value: "LIST",
-    help: "their weights, likewise (default 1)",
-  },
-  slow: {
-    kind: listOf(slowOrNot, "server"),
-    value: "FROM-TO:MEAN",
-    help: "another mean for the last server, from one second to another after its start; or a list, - for none",
-  },
-  fail: {
-    kind: secondsWindow,
-    value: "FROM-TO",
-    help: "with --compare: the last server is killed, and started again, in these seconds of each run",
-  },
-  hang: {
-    kind: secondsWindow,
-    value: "FROM-TO",
-    help: "with --compare: the last server stands still from one second of each run to another",
-  },
-  addresses: {
-    kind: wholeNumber(1, 60_000),
-    value: "N",
-    help: "with --compare: clients come from so many loopback addresses in turn (default 1)",
-  },
-  admin: {
-    kind: adminAddress,
-    value: "[HOST:]PORT",
-    help: "with --compare: the admin interface of each balancer in turn",
-  },
-  data: {
-    kind: anyText,
-    value: "DIR",
-    help: "where --name and --compare write (default data; --compare: data/compare)",
-  },
+  timeout: { ...option("SECONDS", someSeconds, "for one answer"), fallback: "30" },
+  compare: option(
+    "LIST",
+    anyText,
+    "start servers and balancer afresh for each of: baseline, all, ALGORITHM with its options",
+  ),
+  simulate: { help: "--compare: in virtual time, without sockets and without waiting" },
+  balancers: option(
+    "M",
+    wholeNumber(1, 1000),
+    "--simulate: M balancers that do not know of each other (default 1)",
+  ),
+  servers: option(
+    "N",
+    wholeNumber(1, MOST_VIRTUAL.servers),
+    "how many (default 5); baseline: the first alone",
+  ),
+  mean: option("SECONDS", seconds, "of their sleeps: one, or a list, one a server (default 0.5)"),
+  sd: option("SECONDS", seconds, "their standard deviation, likewise (default 0.2)"),
+  slots: option("N", eachServer(wholeNumber(1)), "clients served at once, likewise (default 10)"),
+  weights: option("LIST", eachServer(wholeNumber(1, 1000)), "of the servers (default 1)"),
+  slow: option(
+    "FROM-TO:MEAN",
+    eachServer(slowOrNot),
+    "another mean from second to second, of the last server; or a list, - for none",
+  ),
+  fail: option("FROM-TO", secondsWindow, "--compare: the last server is dead in these seconds"),
+  hang: option("FROM-TO", secondsWindow, "--compare: the last server stands still, likewise"),
+  addresses: option("N", wholeNumber(1, 60_000), "--compare: clients come from N addresses"),
+  admin: option("[HOST:]PORT", adminAddress, "--compare: the page of each balancer in turn"),
+  data: option("DIR", anyText, "where files go (default data; --compare: data/compare)"),
   json: { help: "the summary as JSON in place of the table; an array with --compare" },
   quiet: { help: "no live line, no table" },
 } as const;
 
 type Given = Values<typeof OPTIONS>;
 
+const STARTED = ["servers", "mean", "sd", "slots", "weights", "slow", "fail", "hang"] as const;
+
+function refuseIf(isBad: boolean, what: string, expected: string): void {
+  if (isBad) throw new UsageError(`Bad ${what}: expected ${expected}`);
+}
+
 /** Options that would silently do nothing are refused. */
 function checkTogether(values: Given): void {
-  const refuse = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
-    const name = names.find((name) => values[name] !== undefined);
-    if (name) throw new UsageError(`Bad option "--${name}": expected only ${expected}`);
+  const { compare, name } = values;
+  const only = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
+    const given = names.find((key) => values[key] !== undefined);
+    refuseIf(given !== undefined, `option "--${given}"`, `only ${expected}`);
   };
-  if (values.compare === undefined) {
-    const started = ["servers", "mean", "sd", "slots", "weights", "slow", "fail", "hang"] as const;
-    refuse(started, "with --compare, which starts the servers");
-    refuse(["runs", "addresses", "admin"], "with --compare");
-  } else {
-    refuse(["host", "port", "name"], "without --compare, which starts and names what it asks");
-  }
-  if (values.compare === undefined && values.name === undefined)
-    refuse(["data"], "with --name or --compare");
+  const itself = "without --compare, which starts and names what it asks";
+  if (!values.simulate) only(["balancers"], "with --simulate");
+  else only(["admin"], "without --simulate, where nobody could ask");
+  refuseIf(values.simulate && compare === undefined, 'option "--simulate"', "it with --compare");
+  if (compare !== undefined) return only(["host", "port", "name"], itself);
+  only(STARTED, "with --compare, which starts the servers");
+  only(["runs", "addresses", "admin"], "with --compare");
+  if (name === undefined) only(["data"], "with --name or --compare");
 }
 
-/** The value of each of `servers` servers. Throws UsageError when a list gives more or fewer. */
-function spread<T>(name: string, values: readonly T[], servers: number): T[] {
-  if (values.length !== 1 && values.length !== servers)
-    throw new UsageError(
-      `Bad --${name} ${JSON.stringify(values.join())}: expected one value, or one for each of ${servers} servers`,
-    );
-  return Array.from({ length: servers }, (_, i) => values[i % values.length]!);
-}
-
-function labOf(values: Given): Lab {
-  const { servers = 5, mean = [0.5], sd = [0.2], slots = [10], weights = [1], admin } = values;
-  const means = spread("mean", mean, servers);
-  const sds = spread("sd", sd, servers);
-  const places = spread("slots", slots, servers);
-  const shares = spread("weights", weights, servers);
-  const slow = slowPhases(values, servers);
-  return {
-    servers: means.map((mean, i) => ({
-      mean,
-      sd: sds[i]!,
-      slots: places[i]!,
-      weight: shares[i]!,
-      slow: slow[i]!,
-    })),
-    balancerOptions: admin === undefined ? [] : ["--admin", admin],
-  };
-}
-
-/** One phase alone is the last server's. */
-function slowPhases({ slow = [null] }: Given, servers: number): (Slow | null)[] {
-  if (slow.length > 1) return spread("slow", slow, servers);
-  const [phase = null] = slow;
-  return Array.from({ length: servers }, (_, i) => (i === servers - 1 ? phase : null));
-}
-
-/** Throws UsageError when a sweep has a rate twice, or one that is none, or has nothing to sweep. */
+/** A sweep has no rate twice, none that is no rate, and something to sweep. */
 function checkRates({ rate, compare }: Given): void {
-  const bad = (expected: string): never => {
-    throw new UsageError(`Bad --rate ${JSON.stringify(rate.join())}: expected ${expected}`);
-  };
-  if (rate.length === 1) return;
-  if (compare === undefined) bad("one rate; several only with --compare");
-  if (rate.includes(0)) bad("rates above 0 in a list");
-  if (new Set(rate).size < rate.length) bad("each rate once");
+  const what = `--rate "${rate.join()}"`;
+  refuseIf(rate.length > 1 && compare === undefined, what, "one rate; several only with --compare");
+  refuseIf(rate.length > 1 && rate.includes(0), what, "rates above 0 in a list");
+  refuseIf(new Set(rate).size < rate.length, what, "each rate once");
+}
+
+/** How large a laboratory may be, with sockets and without. Throws UsageError. */
+function checkSize(clients: number, { simulate, servers = 5, balancers = 1 }: Given): void {
+  const pairs = servers * balancers;
+  const { pairs: most } = MOST_VIRTUAL;
+  const sockets = "with sockets; more only with --simulate";
+  refuseIf(!simulate && servers > 100, `--servers "${servers}"`, `at most 100 ${sockets}`);
+  const tooMany = !simulate && clients > MOST_CLIENTS;
+  refuseIf(tooMany, `clients "${clients}"`, `at most ${MOST_CLIENTS} ${sockets}`);
+  refuseIf(pairs > most, `--balancers "${balancers}"`, `at most ${most} pairs with a server`);
+  refuseIf(simulate && clients === 0, 'clients "0"', "at least 1 with --simulate");
+}
+
+/** Options of entries that would decide nothing in virtual time are refused. */
+function checkVirtual(entries: readonly Entry[]): void {
+  for (const { name, balancerOptions } of entries) {
+    const complaint = complaintAboutVirtual(balancerOptions);
+    if (complaint !== undefined) throw badEntry(name, complaint);
+  }
 }
 
 /** A run without an end is one run of one set-up, whose clients do not all come at once. */
-function checkEndless({ rate, compare, runs }: Given, entries: readonly Entry[]): void {
-  const bad = (expected: string): never => {
-    throw new UsageError(`Bad clients "0": expected ${expected}`);
-  };
-  if (rate.length > 1 || rate[0] === 0)
-    bad("at least 1, or one --rate above 0 for a run without an end");
-  if (compare !== undefined && entries.length > 1) bad("one entry of --compare without an end");
-  if (runs !== undefined) bad("no --runs without an end");
+function checkEndless({ rate, runs }: Given, entries: readonly Entry[]): void {
+  const isAtOnce = rate.length > 1 || rate[0] === 0;
+  const what = 'clients "0"';
+  refuseIf(isAtOnce, what, "at least 1, or one --rate above 0 for a run without an end");
+  refuseIf(entries.length > 1, what, "one entry of --compare without an end");
+  refuseIf(runs !== undefined, what, "no --runs without an end");
 }
 
 /** Descriptors that this process may have open; Infinity where the system does not say. */
 function descriptorLimit(): number {
-  try {
-    const limits = readFileSync("/proc/self/limits", "utf8");
-    return Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Infinity);
-  } catch {
-    return limitOfShell();
-  }
-}
-
-function limitOfShell(): number {
-  try {
-    const said = execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8", stdio: "pipe" });
-    return Number(said) || Infinity;
-  } catch {
-    return Infinity;
-  }
+  const report: unknown = process.report.getReport();
+  const limits = isObject(report) ? report["userLimits"] : undefined;
+  const open = isObject(limits) ? limits["open_files"] : undefined;
+  return (isObject(open) && Number(open["soft"])) || Infinity;
 }
 
 /** What this process, or a balancer, has open besides its clients. */
@@ -2076,11 +3120,41 @@ export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: nu
   const most = Math.max(0, Math.floor((limit - OTHER_DESCRIPTORS) / each));
   if (plan.clients <= most) return;
   const allows = `the limit of ${limit} file descriptors allows ${most} clients at once`;
-  if (plan.rate === 0)
-    throw new UsageError(
-      `Bad clients "${plan.clients}": expected fewer: ${allows}; raise it with ulimit -n`,
-    );
-  console.error(`Warning: ${allows}, and ${plan.clients} are to come; raise it with ulimit -n`);
+  const cure = "raise it with ulimit -n";
+  refuseIf(plan.rate === 0, `clients "${plan.clients}"`, `fewer: ${allows}; ${cure}`);
+  console.error(`Warning: ${allows}, and ${plan.clients} are to come; ${cure}`);
+}
+
+/** The value of each of `servers` servers. Throws UsageError when a list gives more or fewer. */
+function spread<T>(name: string, values: readonly T[], servers: number): T[] {
+  const isBad = values.length !== 1 && values.length !== servers;
+  const expected = `one value, or one for each of ${servers} servers`;
+  refuseIf(isBad, `--${name} "${values.join()}"`, expected);
+  return Array.from({ length: servers }, (_, i) => values[i % values.length]!);
+}
+
+function labOf(values: Given): Lab {
+  const { servers = 5, mean = [0.5], sd = [0.2], slots = [10], weights = [1], admin } = values;
+  const sds = spread("sd", sd, servers);
+  const slotsOf = spread("slots", slots, servers);
+  const shares = spread("weights", weights, servers);
+  const slow = slowPhases(values, servers);
+  return {
+    servers: spread("mean", mean, servers).map((mean, i) => ({
+      mean,
+      sd: sds[i]!,
+      slots: slotsOf[i]!,
+      weight: shares[i]!,
+      slow: slow[i]!,
+    })),
+    balancerOptions: admin === undefined ? [] : ["--admin", admin],
+  };
+}
+
+/** One phase alone is the last server's. */
+function slowPhases({ slow = [null] }: Given, servers: number): (Slow | null)[] {
+  if (slow.length > 1) return spread("slow", slow, servers);
+  return Array.from({ length: servers }, (_, i) => (i === servers - 1 ? slow[0]! : null));
 }
 
 function seriesOf(clients: number, maxRequests: number, values: Given): Series[] {
@@ -2093,52 +3167,52 @@ function seriesOf(clients: number, maxRequests: number, values: Given): Series[]
   }));
 }
 
+function readCounts(positionals: readonly string[]): { clients: number; maxRequests: number } {
+  const [clientsText, requestsText, extra] = positionals;
+  const requestNumber = wholeNumber(1, 1_000_000);
+  if (clientsText === undefined) throw new UsageError("");
+  const clients = readValue("clients", wholeNumber(0, MOST_VIRTUAL.clients), clientsText);
+  const missing = `Missing max_requests after "${clientsText}": expected ${requestNumber.expected}`;
+  if (requestsText === undefined) throw new UsageError(missing);
+  const maxRequests = readValue("max_requests", requestNumber, requestsText);
+  const what = `argument ${JSON.stringify(extra)}`;
+  refuseIf(extra !== undefined, what, "clients and max_requests only");
+  return { clients, maxRequests };
+}
+
 /** All that is to be done, checked before anything is started. Throws UsageError. */
 export function readJob(positionals: readonly string[], values: Given): Job {
   const { clients, maxRequests } = readCounts(positionals);
   checkTogether(values);
   checkRates(values);
   const { seed, runs = 1, compare, name, json, quiet, admin } = values;
-  const { host = "127.0.0.1", port = 65432 } = values;
-  if (seed + runs > 2 ** 32)
-    throw new UsageError(`Bad --runs "${runs}": expected seeds up to ${2 ** 32 - 1}`);
+  refuseIf(seed + runs > 2 ** 32, `--runs "${runs}"`, `seeds up to ${2 ** 32 - 1}`);
   const entries = compare === undefined ? [] : parseEntries(compare);
+  checkSize(clients, values);
+  if (values.simulate) checkVirtual(entries);
   if (clients === 0) checkEndless(values, entries);
+  const seeds = Array.from({ length: runs }, (_, i) => seed + i);
   return {
     series: seriesOf(clients, maxRequests, values),
     entries,
-    seeds: Array.from({ length: runs }, (_, i) => seed + i),
+    rounds: roundsOf(entries, seeds),
     lab: labOf(values),
-    target: { host, port },
+    isSimulated: values.simulate,
+    balancers: values.balancers ?? 1,
+    target: { host: values.host ?? "127.0.0.1", port: values.port ?? 65432 },
     name,
+    seed,
     json,
     quiet,
     hasPage: admin !== undefined && clients === 0,
   };
 }
 
-function readCounts(positionals: readonly string[]): { clients: number; maxRequests: number } {
-  const [clientsText, requestsText, extra] = positionals;
-  if (clientsText === undefined) throw new UsageError("");
-  const clients = readValue("clients", wholeNumber(0, MOST_CLIENTS), clientsText);
-  const requestNumber = wholeNumber(1, 1_000_000);
-  if (requestsText === undefined)
-    throw new UsageError(
-      `Missing max_requests after ${JSON.stringify(clientsText)}: expected ${requestNumber.expected}`,
-    );
-  const maxRequests = readValue("max_requests", requestNumber, requestsText);
-  if (extra !== undefined)
-    throw new UsageError(
-      `Bad argument ${JSON.stringify(extra)}: expected clients and max_requests only`,
-    );
-  return { clients, maxRequests };
-}
-
 async function main(positionals: string[], values: Given): Promise<number> {
   const job = readJob(positionals, values);
   const hasBalancer = job.entries.some(({ algorithm }) => algorithm !== undefined);
-  const limit = descriptorLimit();
-  for (const { plan } of job.series) checkDescriptors(plan, hasBalancer, limit);
+  for (const { plan } of job.isSimulated ? [] : job.series)
+    checkDescriptors(plan, hasBalancer, descriptorLimit());
   return new Session(job).carryOut();
 }
 

@@ -95,6 +95,8 @@ status("gives everything there is to know of the balancer and its servers as JSO
   });
   assert.equal([code, type], [200, "application/json; charset=utf-8"]);
   assert.equal(known, {
+    maxConnections: balancer.options.maxConnections,
+    serverConnections: 0,
     algorithm: "round-robin",
     algorithms: ALGORITHMS,
     draining: false,
@@ -283,6 +285,14 @@ status("shows who has waited longest in the queue", async () => {
   assert.is(waiting.length, 2);
   assert.is(waiting[0].client, `127.0.0.1:${second?.socket.localPort}`);
   assert.ok(waiting[0].seconds >= waiting[1].seconds && waiting[0].seconds < 10);
+});
+
+status("shows the first ten of the queue, whoever else waits", async () => {
+  const server = await serving();
+  const { balancer, port } = await startBalancer([server.address], { serverConnections: 1 });
+  for (let i = 0; i < 13; i += 1) await dial(port);
+  await until(() => balancer.status().queued === 12, "twelve in the queue");
+  assert.is(balancer.status().waiting.length, 10);
 });
 
 status.run();
@@ -515,6 +525,22 @@ switches("a server of weight 0 cannot be made ready: 409", async () => {
   const { code, body } = await call(admin, `/servers/${address}/ready`, "POST");
   assert.equal([code, body], [409, "Its weight is 0: its configuration drains it\n"]);
   assert.is(balancer.status().servers[0]?.state, "draining");
+});
+
+switches("a name that no URL can hold is an unknown server", async () => {
+  const { admin } = await startBalancer([(await echoing()).address], { admin: ADMIN });
+  for (const path of ["/servers/%zz/drain", "/algorithm/%zz"])
+    assert.is(await codeOf(admin, path, "POST"), 404);
+});
+
+switches("every address of 127.0.0.0/8 is loopback", async () => {
+  const { admin } = await startBalancer([(await echoing()).address], {
+    admin: { host: "127.0.0.2", port: 0 },
+  });
+  const options = { host: "127.0.0.2", port: admin, path: "/algorithm/random", method: "POST" };
+  const [response] = await within(once(request(options).end(), "response"), "an answer");
+  response.resume();
+  assert.is(response.statusCode, 200);
 });
 
 switches("beyond loopback nothing is switched, unless that is allowed", async () => {

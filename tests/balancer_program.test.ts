@@ -203,6 +203,7 @@ usage(
       ["--fall", "1"],
     );
     for (let i = 0; i < 3; i += 1) assert.is(await ask(program.port), "hello");
+    await until(() => program.output.stderr.endsWith("\n"), "the resolver giving up");
     assert.is(
       program.output.stderr,
       "Cannot look up no-such-name.invalid: the name does not resolve; no connection goes there\n",
@@ -336,6 +337,23 @@ logs("in json says everything in objects, each with a time and an event", async 
   ]);
   assert.is(program.output.stderr, "");
 });
+
+logs("in json gives the time of the connect alone, to the microsecond", async () => {
+  const program = await startProgram(
+    [(await echoing()).address],
+    ["--log", "json", "--accept-proxy", "127.0.0.0/8", "--seed", IN_ORDER],
+  );
+  const client = await dial(program.port);
+  await new Promise((resolve) => setTimeout(resolve, 200)); // as long as the header lets us wait
+  client.socket.end("PROXY UNKNOWN\r\nhello");
+  await outcomeOf(client);
+  await program.printed(/"event":"end"/);
+  const end = entriesOf(program).find(({ event }) => event === "end");
+  const [seconds, connect] = [Number(end?.["seconds"]), Number(end?.["connect"])];
+  assert.ok(seconds >= 0.19, `${seconds} s`);
+  assert.ok(connect > 0 && connect <= seconds - 0.19, `${connect} of ${seconds} s`);
+});
+
 /** The code that a POST is answered with. */
 async function post(admin: number, path: string): Promise<number> {
   const client = await dial(admin);
@@ -397,11 +415,13 @@ logs("says when a server that was removed is gone", async () => {
   await writeFile(file, `${stays.address}\n`);
   program.child.kill("SIGHUP");
   await program.printed(/was removed: 1 of its connections go on\n/);
+  assert.is(await ask(Number(port)), "hello", "and that is no end of the other one");
   assert.not.match(program.output.stdout, /is gone/);
   for (const { socket } of [client, held]) socket.end();
   await program.printed(
     new RegExp(`Server ${leaving.address} is gone: its last connection has ended\n`),
   );
+  assert.is(program.output.stdout.match(/is gone/g)?.length, 1);
 });
 
 logs("says nothing but where it listens when told so", async () => {
@@ -446,7 +466,65 @@ logs("may have a reader that is stuck without harm", async () => {
   );
 });
 
+logs("lines that a stuck reader costs are counted, and said when it reads again", async () => {
+  const code = `import { LineWriter } from ${JSON.stringify(new URL("../lib.ts", import.meta.url).href)};
+    const writer = new LineWriter();
+    for (let i = 0; i < 30; i += 1) writer.write("x".repeat(100_000));
+    const look = setInterval(() => {
+      if (process.stdout.writableLength < 2_000_000) return;
+      clearInterval(look);
+      for (let i = 0; i < 10; i += 1) writer.write("lost");
+      console.error("full");
+    }, 5);`;
+  const program = startNode(
+    ["--import", import.meta.resolve("tsx"), "--input-type=module", "-e", code],
+    "a writer",
+  );
+  program.child.stdout?.pause();
+  await until(() => program.output.stderr === "full\n", "more than the reader's share");
+  program.child.stdout?.resume();
+  assert.is(await exitOf(program), 0);
+  assert.is(program.output.stderr, "full\n10 log lines were dropped: their reader was too slow\n");
+  assert.is(program.output.stdout.length, 30 * 100_001, "what was taken arrives");
+});
+
 logs.run();
+
+// ─── A socket that is handed down ────────────────────────────────────────────
+
+const sockets = suite("a socket that is handed down");
+sockets.after.each(cleanUp);
+
+/** Runs the program to its end as systemd would start it, with `count` sockets. */
+async function asked(pid: string, count: string, ...options: string[]) {
+  const under = ["sh", "-c", `LISTEN_FDS=${count} LISTEN_PID=${pid} exec "$0" "$@"`];
+  const program = start(SCRIPT, ["random", "--check", "none", ...options], undefined, under);
+  const code = await within(program.exited, "the program's end", 30);
+  return { code, stderr: program.output.stderr };
+}
+
+sockets("leaves no choice of host and port", async () => {
+  for (const option of ["--port=0", "--host=127.0.0.1"]) {
+    const { code, stderr } = await asked("$$", "1", option);
+    assert.is(code, 2);
+    assert.ok(stderr.startsWith(`Bad option "${option}": expected none beside LISTEN_FDS`), stderr);
+  }
+});
+
+sockets("is one socket", async () => {
+  const { code, stderr } = await asked("$$", "2");
+  assert.equal([code, stderr], [1, 'Bad LISTEN_FDS "2": expected one socket\n']);
+});
+
+sockets("for another process is left alone", async () => {
+  const taken = await listening(() => undefined);
+  const { code, stderr } = await asked("1", "1", `--port=${taken.port}`);
+  assert.is(code, 1);
+  assert.match(stderr, /^The inherited socket is for process 1, and this is \d+\n/);
+  assert.match(stderr, /\nCannot listen on .*: address already in use\n$/);
+});
+
+sockets.run();
 
 // ─── Signals ─────────────────────────────────────────────────────────────────
 

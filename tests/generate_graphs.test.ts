@@ -25,6 +25,7 @@ import * as graphs from "../generate_graphs.ts";
 import { UsageError } from "../lib.ts";
 import {
   boxesOf,
+  call,
   checkXml,
   clients,
   collision,
@@ -365,7 +366,7 @@ const PICTURES: Readonly<Record<string, graphs.Setup[]>> = {
 
 picture("is, to the byte, the golden one", async () => {
   const folder = await temporaryFolder();
-  const { code } = await script([GOLDEN, "--out", join(folder, "it.svg")]);
+  const { code } = await call([GOLDEN, "--out", "it.svg"], folder);
   assert.is(code, 0);
   assert.fixture(
     await readFile(join(folder, "it.svg"), "utf8"),
@@ -564,9 +565,9 @@ const exists = (file: string): Promise<boolean> =>
     () => true,
     () => false,
   );
-function script(args: readonly string[], cwd?: string): ReturnType<typeof run> {
-  return run("generate_graphs.ts", args, cwd);
-}
+/** The script as a process of its own. */
+const script = (args: readonly string[], cwd?: string): ReturnType<typeof run> =>
+  run("generate_graphs.ts", args, cwd);
 command("reads data/ without arguments, prints table, verdict and path", async () => {
   const folder = await temporaryFolder();
   await mkdir(join(folder, "data"));
@@ -587,7 +588,7 @@ command("reads data/ without arguments, prints table, verdict and path", async (
 
 command("draws the missing three's others, names the missing one and exits 1", async () => {
   const folder = await folderOf({ "RoundRobin.json": [[1]], "LeastConnections.json": [[2]] });
-  const { code, stderr } = await script(["--data", folder]);
+  const { code, stderr } = await call(["--data", folder], folder);
   assert.is(code, 1);
   assert.is(stderr, `Cannot draw ${join(folder, "Baseline.json")}: no such file or directory\n`);
   assert.ok(await exists(join(folder, "response_times.svg")));
@@ -597,7 +598,7 @@ command("reads what runs.json lists, and misses nothing that it does not", async
   const folder = await temporaryFolder();
   await writeRuns(folder, { RoundRobin: runsOf([1]), Random: runsOf([2]) });
   await writeFile(join(folder, "LeastConnections.json"), "[[3]]");
-  const { code, stdout, stderr } = await script(["--data", folder]);
+  const { code, stdout, stderr } = await call(["--data", folder], folder);
   assert.equal([code, stderr], [0, ""]);
   assert.match(stdout, /\nRound Robin .*\nLeast Connections +\?.*\nRandom /);
 });
@@ -609,7 +610,7 @@ command(
       "runs.json": { Gone: entryOf(runsOf([1])), "../Other": entryOf(runsOf([1])) },
       "Random.json": [[1]],
     });
-    const { code, stderr } = await script(["--data", folder]);
+    const { code, stderr } = await call(["--data", folder], folder);
     assert.equal(
       [code, stderr],
       [1, `Cannot draw ${join(folder, "Gone.json")}: no such file or directory\n`],
@@ -619,7 +620,7 @@ command(
 
 command("survives a runs.json that is not one, and says so once", async () => {
   const folder = await folderOf({ "runs.json": "[", "a.json": [[1]], "b.json": [[2]] });
-  const { code, stdout, stderr } = await script(["a.json", "b.json"], folder);
+  const { code, stdout, stderr } = await call(["a.json", "b.json"], folder);
   assert.is(code, 1);
   assert.match(stderr, /^Cannot read runs\.json: not JSON: .*\n$/);
   assert.match(stdout, /\n\nNo verdict: runs\.json does not tell how a and b were measured\.\n/);
@@ -629,7 +630,7 @@ command("takes an edited file for one of unknown origin", async () => {
   const folder = await temporaryFolder();
   await writeRuns(folder, { RoundRobin: runsOf([1]), LeastConnections: runsOf([2]) });
   await writeFile(join(folder, "RoundRobin.json"), JSON.stringify(runsOf([1.5]).flat()));
-  const { code, stdout } = await script([folder]);
+  const { code, stdout } = await call([folder], folder);
   assert.is(code, 0);
   assert.match(stdout, /No verdict: runs\.json does not tell how Round Robin was measured\./);
 });
@@ -642,17 +643,17 @@ command("takes a folder as its runs, but no partial ones", async () => {
     "a.partial.json": [[1]],
     ".draft.json": [[1]],
   });
-  const { code, stdout } = await script([folder]);
+  const { code, stdout } = await call([folder], folder);
   assert.is(code, 0);
   assert.match(stdout, /^response time .*\nRound Robin .*\na .*\nb .*\n-: /);
   await mkdir(join(folder, "empty"));
-  const { stderr } = await script(["empty", "a.json"], folder);
+  const { stderr } = await call(["empty", "a.json"], folder);
   assert.is(stderr, "Cannot draw empty: there are no runs in it\n");
 });
 
 command("has more than eight in the table, and says what the picture shows", async () => {
   const files = Object.fromEntries([..."123456789"].map((name) => [`${name}.json`, [[1]]]));
-  const { code, stdout } = await script([await folderOf(files)]);
+  const { code, stdout } = await call(["."], await folderOf(files));
   assert.is(code, 0);
   assert.match(stdout, /\n9 +\? /);
   assert.match(stdout, /\nThe picture shows the first 8 of 9\.\n/);
@@ -664,16 +665,16 @@ command("reads UTF-16 with a byte order mark", async () => {
   await writeFile(join(folder, "le.json"), text);
   await writeFile(join(folder, "be.json"), Buffer.from(text).swap16());
   await writeFile(join(folder, "u8.json"), "\ufeff[[1],[2.5]]");
-  const { code, stdout, stderr } = await script(["le.json", "be.json", "u8.json"], folder);
+  const { code, stdout, stderr } = await call(["le.json", "be.json", "u8.json"], folder);
   assert.equal([code, stderr], [0, ""]);
   assert.is(stdout.match(/ 2\.50$/gm)?.length, 3);
 });
 
 command("writes beside the first named file, or where --out says", async () => {
   const folder = await folderOf({ "a.json": [[1]], "b.json": [[2]] });
-  const first = await script([join(folder, "b.json"), join(folder, "a.json")]);
+  const first = await call([join(folder, "b.json"), join(folder, "a.json")], folder);
   assert.is(first.stdout.trim().split("\n").at(-1), join(folder, "response_times.svg"));
-  assert.is((await script(["a.json", "--out", "other.svg"], folder)).code, 0);
+  assert.is((await call(["a.json", "--out", "other.svg"], folder)).code, 0);
   assert.ok(await exists(join(folder, "response_times.svg")));
   assert.ok(await exists(join(folder, "other.svg")));
 });
@@ -744,7 +745,7 @@ command("replaces a link's target and keeps its mode", async () => {
   await symlink("real.svg", join(folder, "link.svg"));
   await symlink("later.svg", join(folder, "dangling.svg"));
   for (const out of ["link.svg", "dangling.svg"])
-    assert.is((await script(["a.json", "--out", out], folder)).code, 0);
+    assert.is((await call(["a.json", "--out", out], folder)).code, 0);
   assert.ok((await lstat(join(folder, "link.svg"))).isSymbolicLink());
   assert.is((await stat(join(folder, "real.svg"))).mode & 0o777, 0o600);
   assert.match(await readFile(join(folder, "real.svg"), "utf8"), /^<svg/);
@@ -779,7 +780,7 @@ command("names each malformed file and the place in it, and draws the rest", asy
   };
   const contents = Object.entries(bad).map(([name, [content]]) => [name, content]);
   const folder = await folderOf({ "good.json": [[0.5]], ...Object.fromEntries(contents) });
-  const { code, stdout, stderr } = await script(["good.json", ...Object.keys(bad)], folder);
+  const { code, stdout, stderr } = await call(["good.json", ...Object.keys(bad)], folder);
   const lines = stderr.trim().split("\n");
   assert.equal([code, lines.length], [1, Object.keys(bad).length]);
   for (const [place, [name, [, complaint]]] of Object.entries(bad).entries()) {
@@ -804,17 +805,17 @@ command("refuses null, nested arrays, milliseconds since 1970 and long texts as 
 
 command("writes no picture when no file can be drawn", async () => {
   const folder = await folderOf({ "a.json": "[" });
-  const { code, stdout, stderr } = await script(["a.json", "missing.json"], folder);
+  const { code, stdout, stderr } = await call(["a.json", "missing.json"], folder);
   assert.equal([code, stdout, stderr.trim().split("\n").length], [1, "", 2]);
   assert.not(await exists(join(folder, "response_times.svg")));
 });
 
 command("lists runs without answers, and says so when there are no others", async () => {
   const folder = await folderOf({ "a.json": [], "b.json": [[], []], "c.json": [[1]] });
-  const some = await script(["a.json", "b.json", "c.json"], folder);
+  const some = await call(["a.json", "b.json", "c.json"], folder);
   assert.equal([some.code, some.stderr], [0, ""]);
   assert.match(some.stdout, /\na +\? +0 +0 of \? +-.*\nb +\? +2 +0 of \? +-/);
-  const none = await script(["a.json", "b.json", "--out", "none.svg"], folder);
+  const none = await call(["a.json", "b.json", "--out", "none.svg"], folder);
   assert.equal(
     [none.code, none.stderr],
     [1, "Cannot write none.svg: there are no answers to draw\n"],
@@ -824,7 +825,7 @@ command("lists runs without answers, and says so when there are no others", asyn
 
 command("reports a picture that cannot be written in one line, on one line", async () => {
   const folder = await folderOf({ "a.json": [[1]] });
-  const { code, stderr } = await script(["a.json", "--out", "no\u0007where/picture.svg"], folder);
+  const { code, stderr } = await call(["a.json", "--out", "no\u0007where/picture.svg"], folder);
   assert.equal(
     [code, stderr],
     [1, "Cannot write no\\u0007where/picture.svg: no such file or directory\n"],

@@ -2,19 +2,22 @@
  * Thousands of odd inputs, the same ones each time: whatever a file holds, there is a picture that
  * is XML and keeps its texts in place, or a complaint of one line; never neither.
  */
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import * as graphs from "../generate_graphs.ts";
 import { mulberry32, RunError } from "../lib.ts";
-import { boxesOf, checkXml, collision, entryOf, overflow } from "./graphs_fixtures.ts";
+import { boxesOf, call, checkXml, collision, entryOf, overflow } from "./graphs_fixtures.ts";
+import { cleanUp, temporaryFolder } from "./helpers.ts";
 
 const fuzz = suite("generate_graphs: thousands of odd inputs");
 
 type Random = () => number;
 const pick = <T>(random: Random, list: readonly T[]): T => {
-  const one = list[Math.floor(random() * list.length)];
-  if (one === undefined) throw new Error("nothing to pick from");
-  return one;
+  const place = Math.floor(random() * list.length);
+  for (const one of list.slice(place)) return one;
+  throw new Error("nothing to pick from");
 };
 const upTo = (random: Random, most: number): number => Math.floor(random() * (most + 1));
 
@@ -99,7 +102,7 @@ function checkPicture(svg: string, seed: number): void {
 }
 
 fuzz("gives a picture, a table and a sentence for whatever times and names there are", () => {
-  for (let seed = 1; seed <= 1500; seed++) {
+  for (let seed = 1; seed <= 1000; seed++) {
     const setups = setupsFrom(mulberry32(seed));
     const words = graphs.verdict(setups, ({ title }) => title);
     assert.match(words, /\.$/, `seed ${seed}`);
@@ -112,7 +115,7 @@ fuzz("gives a picture, a table and a sentence for whatever times and names there
 });
 
 fuzz("draws a curve and a time line of whatever there is", () => {
-  for (let seed = 1; seed <= 600; seed++) {
+  for (let seed = 1; seed <= 400; seed++) {
     const random = mulberry32(seed + 10_000);
     const setups = setupsFrom(random);
     if (!setups.slice(0, 8).some(({ first }) => first.length > 0)) continue;
@@ -172,5 +175,42 @@ fuzz("takes a text as times, or says in one line what is wrong with it", () => {
   }
   assert.ok(taken > 50, `${taken}`);
 });
+
+/** A file that is right, or wrong in some way, or not there. */
+function contentFrom(random: Random): Uint8Array | undefined {
+  const good = Buffer.from(JSON.stringify(clientsFrom(random)));
+  const bad = Buffer.from(pick(random, TEXTS));
+  const wide = Buffer.concat([Buffer.from([0xff, 0xfe]), Buffer.from(good.toString(), "utf16le")]);
+  return pick(random, [good, good, good, wide, bad, good.subarray(0, 20), undefined]);
+}
+
+fuzz(
+  "draws what can be drawn of a folder, complains of the rest, and never does neither",
+  async () => {
+    for (let seed = 1; seed <= 150; seed++) {
+      const random = mulberry32(seed + 20_000);
+      const folder = await temporaryFolder();
+      const names = Array.from({ length: 1 + upTo(random, 8) }, () => nameFrom(random));
+      const files = [...new Set(names.map((name) => name.replace(/[/\0\ud800]/g, "_") + ".json"))];
+      for (const file of files) {
+        const content = contentFrom(random);
+        if (content) await writeFile(join(folder, file), content);
+      }
+      const { code, stdout, stderr } = await call(
+        files.map((file) => `./${file}`),
+        folder,
+      );
+      const svg = await readFile(join(folder, "response_times.svg"), "utf8").catch(() => "");
+      if (svg) checkPicture(svg, seed);
+      const complaints = stderr.split("\n").filter(Boolean);
+      assert.is(code, complaints.length > 0 ? 1 : 0, `seed ${seed}: ${stderr}`);
+      assert.ok(complaints.length > 0 || svg, `seed ${seed}`);
+      assert.ok(complaints.length <= files.length + 1, `seed ${seed}`);
+      assert.ok(stdout !== "" || !svg, `seed ${seed}`);
+      assert.not.match(stdout + stderr, /[\0-\x09\x0b-\x1f\x7f]/, `seed ${seed}`);
+      await cleanUp();
+    }
+  },
+);
 
 fuzz.run();

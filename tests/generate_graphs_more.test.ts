@@ -1,6 +1,6 @@
 /**
  * The load curve and first requests over time: their tables, their sentences and their pictures,
- * and files of a million answers. The golden pictures are renewed, once looked at, by
+ * and large files. The golden pictures are renewed, once looked at, by
  *   npx tsx generate_graphs.ts --curve tests/golden/sweep
  *   npx tsx generate_graphs.ts --over-time tests/golden/sweep/rate-300
  */
@@ -13,6 +13,7 @@ import * as graphs from "../generate_graphs.ts";
 import { mulberry32 } from "../lib.ts";
 import {
   boxesOf,
+  call,
   checkXml,
   collision,
   measured,
@@ -73,7 +74,7 @@ curves("does not call a set-up better than the baseline, which has one server", 
     lineOf("a", { 1: 1, 2: 1 }),
     lineOf("b", { 1: 1, 2: 2 }),
   );
-  assert.match(text, / a carries 100 % more load than b\.$/);
+  assert.match(text, / a carries at least 100 % more load than b\.$/);
 });
 
 curves("takes failed first requests for ones that never end", () => {
@@ -96,9 +97,8 @@ curves("says so when too few clients carry no p95", () => {
 });
 
 curves("has the interval over runs of mean and p95, to the digit of the mean", async () => {
-  const { stdout } = await script(["--curve", SWEEP, "--out", "-"]).then(({ stderr }) => ({
-    stdout: stderr,
-  }));
+  const folder = await temporaryFolder();
+  const { stdout } = await call(["--curve", SWEEP, "--out", "it.svg"], folder);
   const lines = stdout.split("\n");
   assert.match(
     lines[0] ?? "",
@@ -116,7 +116,7 @@ curves("has the interval over runs of mean and p95, to the digit of the mean", a
 
 curves("is, to the byte, the golden one", async () => {
   const folder = await temporaryFolder();
-  const { code, stdout } = await script(["--curve", SWEEP, "--out", join(folder, "it.svg")]);
+  const { code, stdout } = await call(["--curve", SWEEP, "--out", "it.svg"], folder);
   assert.is(code, 0);
   assert.match(stdout, /\n\nUp to so many clients a second .*\n.*it\.svg\n$/);
   const svg = await readFile(join(folder, "it.svg"), "utf8");
@@ -127,10 +127,10 @@ curves("is, to the byte, the golden one", async () => {
 curves("refuses a folder without rates, and one that is not there", async () => {
   const folder = await temporaryFolder();
   await mkdir(join(folder, "rate-x"));
-  const none = await script(["--curve", "."], folder);
+  const none = await call(["--curve", "."], folder);
   assert.is(none.code, 2);
   assert.match(none.stderr, /^Bad --curve "\.": expected a folder with folders rate-R in it\n/);
-  const missing = await script(["--curve", "gone"], folder);
+  const missing = await call(["--curve", "gone"], folder);
   assert.equal(
     [missing.code, missing.stderr],
     [1, "Cannot read gone: no such file or directory\n"],
@@ -189,7 +189,7 @@ times("says for how long clients suffered after a server was killed", () => {
   const timeline = graphs.timelineOf(struck("RoundRobin"));
   assert.match(
     graphs.timeSentence([timeline], ({ title }) => title),
-    /^After the last server was killed at 1 s, clients came who failed or waited longer than any before for (1\.9\d|2) s in Round Robin\.$/,
+    /^After the last server was killed at 1 s, clients came who failed or waited twice as long as any before for (1\.9\d|2) s in Round Robin\.$/,
   );
   const table = graphs.phaseTable([timeline]);
   assert.match(table, /before: p50 +p95 +while killed: p50 +p95 +after: p50 +p95\n/);
@@ -216,7 +216,7 @@ times("compares the first third of the time with the last where nothing was done
 times("is, to the byte, the golden one", async () => {
   const folder = await temporaryFolder();
   const picture = join(folder, "it.svg");
-  const { code } = await script([join(SWEEP, "rate-300"), "--over-time", "--out", picture]);
+  const { code } = await call([join(SWEEP, "rate-300"), "--over-time", "--out", picture], folder);
   assert.is(code, 0);
   const svg = await readFile(picture, "utf8");
   assert.fixture(svg, await readFile(join(SWEEP, "rate-300", "over_time.svg"), "utf8"));
@@ -227,7 +227,7 @@ times("draws the others when one cannot be, says why, and exits 1", async () => 
   const folder = await temporaryFolder();
   await writeFile(join(folder, "a.json"), "[[1]]");
   const rate = join(SWEEP, "rate-200", "RoundRobin.json");
-  const { code, stdout, stderr } = await script(["a.json", rate, "--over-time"], folder);
+  const { code, stdout, stderr } = await call(["a.json", rate, "--over-time"], folder);
   assert.is(code, 1);
   assert.is(stderr, "Cannot draw a over time: runs.json does not tell when its clients arrived\n");
   assert.match(stdout, /\nover_time\.svg\n$/);
@@ -240,18 +240,18 @@ times.run();
 const large = suite("generate_graphs: large files");
 large.after.each(cleanUp);
 
-large("draws two set-ups of a million answers without taking a minute, or a gigabyte", async () => {
+large("draws two set-ups of 300,000 answers without delay", async () => {
   const folder = await temporaryFolder();
   for (const seed of [1, 2]) {
     const random = mulberry32(seed);
-    const clients = Array.from({ length: 333_334 }, () => `[${random().toFixed(4)},0.5012,0.4987]`);
+    const clients = Array.from({ length: 100_000 }, () => `[${random().toFixed(4)},0.5012,0.4987]`);
     await writeFile(join(folder, `m${seed}.json`), `[${clients.join(",")}]`);
   }
   const started = performance.now();
   const { code, stdout } = await script(["m1.json", "m2.json"], folder);
   assert.is(code, 0);
-  assert.match(stdout, /\nm1 +\? +333,334 +1,000,002 of \? /);
-  assert.ok(performance.now() - started < 20_000, "6 s are the aim on a machine that is idle");
+  assert.match(stdout, /\nm1 +\? +100,000 +300,000 of \? /);
+  assert.ok(performance.now() - started < 10_000, "a second on a machine that is idle");
   assert.ok((await readFile(join(folder, "response_times.svg"))).length < 100_000);
 });
 

@@ -112,6 +112,13 @@ verdicts("finds no clear difference where the interval holds zero", () => {
   );
 });
 
+verdicts("takes five runs for enough", () => {
+  const five = [0, 1].map((place) =>
+    measured(`S${place}`, runsOf([1, 1.1, 1.2, 1.3, 1.45].map((time) => time * (1 + place)))),
+  );
+  assert.match(say(...five), /over 5 paired runs/);
+});
+
 verdicts("finds no clear difference where there is no spread at all", () => {
   const later = measured("TwoChoices", runsOf(FAST.map((time) => time + 0.01)));
   assert.match(say(later, least()), /^No clear difference between .*: 0\.0100 s, 95 % interval/);
@@ -162,8 +169,8 @@ verdicts("gives none, and says why", () => {
   const cases: [reason: string, setups: graphs.Setup[]][] = [
     ["one run is one observation; --runs 6 gives one", [one("A", 1), one("B", 2)]],
     [
-      "3 runs are too few; --runs 6 gives one",
-      [measured("A", runsOf([1, 2, 3])), measured("B", runsOf([2, 3, 5]))],
+      "4 runs are too few; --runs 6 gives one",
+      [measured("A", runsOf([1, 2, 3, 4])), measured("B", runsOf([2, 3, 5, 6]))],
     ],
     [
       "only 6 of the 8 runs asked for of Round Robin are there",
@@ -286,6 +293,7 @@ tables("says milliseconds where all is below 0.1 s, to three digits", () => {
     .split("\n");
   assert.match(lines[0] ?? "", /^response time \(ms\)/);
   assert.match(lines[1] ?? "", /^fast .* 0\.510  0\.510  0\.510  0\.510  0\.510$/);
+  assert.match(graphs.table(unknown({ fast: [[0.0999]] })), /response time \(ms\)/);
   assert.match(graphs.table(unknown({ slow: [[0.1]] })), /response time \(s\)/);
 });
 

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import * as graphs from "../generate_graphs.ts";
-import { mulberry32 } from "../lib.ts";
+import { mulberry32, parseCommandLine, RunError, UsageError } from "../lib.ts";
 import { drawPlan, seedsFrom } from "../stress_test.ts";
 
 export type Clients = readonly (readonly number[])[];
@@ -204,4 +204,30 @@ export function overflow(svg: string, boxes: readonly Box[]): string | undefined
   return boxes.find(
     ({ left, right, top, bottom }) => left < 0 || right > 960 || top < 0 || bottom > height,
   )?.content;
+}
+
+/** The script in this process, which is much faster than a process of its own. */
+export async function call(
+  args: readonly string[],
+  folder: string,
+): Promise<{ code: number; stdout: string; stderr: string }> {
+  const said = { stdout: "", stderr: "" };
+  const { log, error } = console;
+  const home = process.cwd();
+  console.log = (words: string) => (said.stdout += `${words}\n`);
+  console.error = (words: string) => (said.stderr += `${words}\n`);
+  process.chdir(folder);
+  try {
+    const { positionals, values } = parseCommandLine(graphs.OPTIONS, args);
+    const code = await graphs.main(positionals, values);
+    return { code, ...said };
+  } catch (failure) {
+    if (!(failure instanceof UsageError || failure instanceof RunError)) throw failure;
+    console.error(failure.message);
+    return { code: failure instanceof UsageError ? 2 : 1, ...said };
+  } finally {
+    process.chdir(home);
+    console.log = log;
+    console.error = error;
+  }
 }

@@ -282,7 +282,7 @@ names("in a servers file that is read again give the same servers, with their co
   const added = await naming();
   await replace(program.file, `localhost:${serverPort}\n${added}\n`);
   program.child.kill("SIGHUP");
-  await program.printed(/was added/);
+  await program.printed(new RegExp(`Server ${added} was added`));
   assert.match(
     await pageOf(Number(admin), "/status.json"),
     new RegExp(`"server":"${address}","state":"up".*?"total":1,.*"server":"${added}"`),

@@ -13,12 +13,7 @@ import {
   startLoadBalancer,
 } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
-import {
-  complaintAboutVirtual,
-  simulate,
-  VirtualRun,
-  type VirtualSetup,
-} from "../simulate_section.ts";
+import { complaintAboutVirtual, simulate, VirtualRun, type VirtualSetup } from "../stress_test.ts";
 import {
   drawPlan,
   numbersOf,

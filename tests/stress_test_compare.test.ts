@@ -171,7 +171,7 @@ standing("a child that was stopped for 0.3 s says so; one that was not, does not
     "two servers",
   );
   await children.stalls();
-  const { pid = 0 } = children.get("server 2");
+  const { pid = 0 } = children.find("server 2")?.process ?? {};
   process.kill(pid, "SIGSTOP");
   await new Promise((resolve) => setTimeout(resolve, 300));
   process.kill(pid, "SIGCONT");
@@ -186,7 +186,7 @@ standing("a child that is still stopped does not keep a run from its end", async
   const children = new Children();
   later(() => children.kill());
   await within(children.start("server 1", "server.ts", ["127.0.0.1", "0"]), "a server");
-  process.kill(children.get("server 1").pid ?? 0, "SIGSTOP");
+  children.find("server 1")?.process.kill("SIGSTOP");
   assert.is((await within(children.stalls(), "the standstills")).get("server 1"), 1);
   await within(children.stop(), "stopping", 8);
 });
@@ -204,12 +204,12 @@ ends("Ctrl-C keeps whole seeds", async () => {
     "2 1 --mean 0 --timeout 1000 --compare baseline,random --runs 500",
     folder,
   );
-  await until(() => /run 4 of 1000/.test(output.stderr), "two seeds", 60);
+  await until(() => /run 2 of 1000/.test(output.stderr), "a seed", 60);
   child.kill("SIGINT");
   assert.is(await within(exited, "stress_test.ts"), 130);
   const { Baseline, Random } = readJson(join(folder, "data/compare/runs.json"));
   assert.is(Baseline.runs.length, Random.runs.length);
-  assert.ok(Random.runs.length >= 2);
+  assert.ok(Random.runs.length >= 1);
   assert.is(Random.runsAsked, 500);
 });
 

@@ -20,6 +20,7 @@ import {
   serving,
   startBalancer,
   until,
+  within,
 } from "./helpers.ts";
 
 const BROKEN = /ECONNRESET|EPIPE/;
@@ -46,6 +47,17 @@ patience("lets clients wait for the only server, and serves them all when it is 
   await echoing(back);
   assert.equal(await Promise.all(asking), ["hello", "hello", "hello"]);
   await assertEnded(balancer, { ok: 3 });
+});
+
+patience("lets all go on as soon as one of them has been served", async () => {
+  const back = await freed();
+  const { balancer, port } = await startBalancer([`127.0.0.1:${back}`], { retryFor: 15 });
+  const asking = Array.from({ length: 8 }, () => ask(port));
+  await until(() => balancer.status().queued === 8, "eight waiting");
+  await echoing(back);
+  // one dials each second: eight that were served one by one would take eight
+  const answers = await within(Promise.all(asking), "eight answers", 5);
+  assert.equal([...new Set(answers)], ["hello"]);
 });
 
 patience("ends with no_server when nobody comes in time", async () => {
