@@ -13,14 +13,17 @@ import {
   startLoadBalancer,
 } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
-import { complaintAboutVirtual, simulate, VirtualRun, type VirtualSetup } from "../stress_test.ts";
 import {
+  complaintAboutVirtual,
   drawPlan,
   numbersOf,
   type Observed,
   Run,
   seedsFrom,
   type ServerSetup,
+  simulate,
+  VirtualRun,
+  type VirtualSetup,
   visitsOf,
 } from "../stress_test.ts";
 import { cleanUp, later, until, within } from "./helpers.ts";
