@@ -1221,8 +1221,8 @@ const DECIDING: readonly string[] = [
 export function complaintAboutVirtual(balancerOptions: readonly string[]): string | undefined {
   const names = balancerOptions.map((word) => word.replace(/=.*/s, ""));
   const idle = names.find((name) => name.startsWith("--") && !DECIDING.includes(name));
-  if (idle !== undefined)
-    return `expected no ${idle}, which decides nothing in virtual time; what does: ${DECIDING.join(", ")}`;
+  const words = "which decides nothing in virtual time; what does";
+  if (idle !== undefined) return `expected no ${idle}, ${words}: ${DECIDING.join(", ")}`;
   const { check } = parseCommandLine(BALANCER_OPTIONS, balancerOptions).values;
   if (ownPortOf(check) === undefined) return undefined;
   return `expected no port in --check ${check.text}: in virtual time nobody listens there`;
@@ -2222,7 +2222,7 @@ export class VirtualRun implements Host {
     );
   }
 
-  /** One for all, where the entry gives one; else the first has its own as it has beside sockets. */
+  /** One for all, where the entry gives one; else the first has the one that sockets give it. */
   #seeds(given: number | undefined, nextSeed: () => number): number[] {
     const { balancers, balancerSeed } = this.#setup;
     return Array.from({ length: balancers }, (_, place) => {

@@ -13,14 +13,17 @@ import {
   startLoadBalancer,
 } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
-import { complaintAboutVirtual, simulate, VirtualRun, type VirtualSetup } from "../stress_test.ts";
 import {
+  complaintAboutVirtual,
   drawPlan,
   numbersOf,
   type Observed,
   Run,
   seedsFrom,
   type ServerSetup,
+  simulate,
+  VirtualRun,
+  type VirtualSetup,
   visitsOf,
 } from "../stress_test.ts";
 import { cleanUp, later, until, within } from "./helpers.ts";
@@ -205,6 +208,40 @@ clients("who is reconnecting queues anew for every request", () => {
   ]);
 });
 
+clients("a later request that fails is no first one", () => {
+  const sleeps = [1, 10, 1];
+  const plan = { requests: [3], arrivals: [0] };
+  const observed = simulate(
+    setupOf(1, 1, 0, { plan, sleep: () => sleeps.shift() ?? NaN, timeout: 5 }),
+  );
+  assert.equal(observed.times, [[1, 1]]);
+  assert.equal(failuresOf(observed), { timeout: 1 });
+  assert.equal(observed.firstFailed, []);
+});
+
+clients("of what happens at the same moment, what was begun first comes first", () => {
+  const met: number[] = [];
+  const setup = setupOf(1, 1, 0, {
+    plan: { requests: many(8, 2), arrivals: many(8, 0) },
+    entry: entry("baseline"),
+    sleep: () => 1,
+    reconnect: true,
+    met: (client) => met.push(client),
+  });
+  simulate(setup);
+  const once = [0, 1, 2, 3, 4, 5, 6, 7];
+  assert.equal(met, [...once, ...once]);
+});
+
+clients("a balancer hears of a new connection before the old one has gone, as with sockets", () => {
+  const setup = setupOf(1, 1, 0, {
+    plan: { requests: [3], arrivals: [0] },
+    entry: entry("random --max-connections 1"),
+    reconnect: true,
+  });
+  assert.equal(failuresOf(simulate(setup)), { reset: 1 });
+});
+
 clients("a slow phase counts from the start of the server", () => {
   const slow = { from: 1, to: 2, mean: 0.5 };
   const setup = setupOf(1, 1, 0, {
@@ -249,14 +286,43 @@ balancers("who finds no place queues, and is reset when that takes too long", ()
   assert.equal(failuresOf(observed), { reset: 2 });
 });
 
-balancers("limits refuse: clients at once, and of one address", () => {
+balancers("limits refuse clients at once, and those of one address, for as long as needed", () => {
   const words = ["random --max-connections 3", "random --client-connections 3"];
   for (const text of words) {
-    const setup = setupOf(5, 1, 0, { entry: entry(text), addressOf: () => "127.0.0.1" });
-    const observed = simulate(setup);
-    assert.is(countOf(observed), 3, text);
+    const observed = simulate(
+      setupOf(1, 1, 0, {
+        plan: { requests: many(6, 1), arrivals: [0, 0, 0, 0, 0, 10] },
+        entry: entry(text),
+        addressOf: () => "127.0.0.1",
+      }),
+    );
     assert.equal(failuresOf(observed), { reset: 2 }, text);
+    assert.equal(observed.firstFailed, [3, 4], text);
   }
+});
+
+balancers("who gives up in the queue is not served later", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [2, 1, 1], arrivals: [0, 0, 3] },
+      entry: entry("random --server-connections 1"),
+      servers: many(1, server),
+      sleep: () => 1.9,
+      timeout: 2.8,
+    }),
+  );
+  assert.equal(observed.times, [[1.9, 1.9], [], [2.7]]);
+});
+
+balancers("who belongs to a full server waits for it, by source-hash alone", () => {
+  const places = (algorithm: string): number => {
+    const met = new Set<number>();
+    const setup = setupOf(20, 1, 0, { addressOf: () => "127.0.0.1", met: (_, at) => met.add(at) });
+    simulate({ ...setup, entry: entry(`${algorithm} --server-connections 1`) });
+    return met.size;
+  };
+  assert.is(places("source-hash"), 1);
+  assert.is(places("random"), 5);
 });
 
 balancers("weights share out clients", () => {
@@ -380,9 +446,23 @@ faults("connections of a server that goes down are reset where that is asked for
   assert.ok((failuresOf(lastMet(`${words} --on-down reset`, more).all)["reset"] ?? 0) > 30);
 });
 
-faults("an http check takes every ping server for silent", () => {
-  const { met } = lastMet("round-robin --check http --check-interval 1", {});
-  assert.ok(Math.min(...met.slice(5, 25)) > 10, "with none up, all are tried");
+faults("an http check takes every ping server for silent, and all are tried then", () => {
+  const { met, all } = lastMet("round-robin --check http --check-interval 1 --on-down reset", {});
+  assert.ok(Math.min(...met.slice(5, 25)) > 10);
+  assert.equal(failuresOf(all), {}, "who gives bytes is not reset");
+});
+
+faults("a check that nobody waits for any more keeps its slot until it is answered", () => {
+  const sleep: VirtualSetup["sleep"] = (_, number) => (number === undefined ? 2 : 1);
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1], arrivals: [0.1] },
+      entry: entry("random --check ping --check-interval 0.5"),
+      servers: [{ ...server, slots: 1 }],
+      sleep,
+    }),
+  );
+  assert.equal(observed.times, [[2.9]]);
 });
 
 faults(
@@ -409,12 +489,71 @@ faults("least-latency leaves a server that has slowed down, or says nothing", ()
   assert.ok(whileHung < 5, String(whileHung));
 });
 
-faults("least-latency does not go back at once to a server that refuses", () => {
-  const more = { fail: { from: 5, to: 15 }, timeout: 5 };
-  const words = "least-latency --check none --fall 1000";
-  const { all } = lastMet(words, more);
-  // nobody takes it down, so that only its cost keeps clients away
-  assert.ok(countOf(all) > 2990, String(countOf(all)));
+faults("a full server whose line moves is not taken for a silent one", () => {
+  const met: number[] = [];
+  const setup = setupOf(300, 1, 20, {
+    entry: entry("round-robin --check ping --check-interval 1 --fall 2"),
+    servers: many(2, { ...server, slots: 1 }),
+    sleep: () => 0.3,
+    timeout: 100,
+    met: (client, place) => (met[client] = place),
+  });
+  assert.is(countOf(simulate(setup)), 300);
+  assert.ok(met.every((place, client) => client === 0 || place !== met[client - 1]));
+});
+
+faults("a patient client is served as soon as a check finds its server up again", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1], arrivals: [5.2] },
+      entry: entry("random --retry-for 10 --check-interval 0.1 --rise 1"),
+      servers: [{ ...server, sd: 0 }],
+      fail: { from: 4, to: 5.5 },
+    }),
+  );
+  const [seconds = NaN] = firstsOf(observed);
+  assert.ok(seconds >= 0.35 && seconds < 0.5, String(seconds)); // the next look is at 6
+});
+
+faults("a patient client that has left is not sent anywhere", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1, 1], arrivals: [5, 8] },
+      entry: entry("random --retry-for 10"),
+      servers: [{ ...server, slots: 1 }],
+      fail: { from: 4, to: 6.5 },
+      timeout: 1,
+    }),
+  );
+  assert.equal(failuresOf(observed), { timeout: 1 });
+});
+
+faults("who queues is admitted when another server comes up", () => {
+  const sleeps = [10, 1];
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1, 1], arrivals: [0.5, 1] },
+      entry: entry("random --server-connections 1 --check-interval 0.1 --rise 1"),
+      servers: many(2, server),
+      fail: { from: 0.05, to: 3 },
+      sleep: () => sleeps.shift() ?? NaN,
+    }),
+  );
+  const [, second = NaN] = firstsOf(observed);
+  assert.ok(second >= 3 && second < 3.2, String(second));
+});
+
+faults("the slot of who gave up while a server hung is free afterwards", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1, 1, 1], arrivals: [0, 1, 6] },
+      servers: [{ ...server, slots: 1 }],
+      hang: { from: 0.2, to: 5 },
+      sleep: () => 0.5,
+      timeout: 1,
+    }),
+  );
+  assert.equal(observed.times, [[], [], [0.5]]);
 });
 
 faults.run();
@@ -503,12 +642,14 @@ for (const algorithm of ["round-robin", "random"] as const)
     const { met, observed } = await overSockets(setup, algorithm);
     assert.equal(metOf(setup), met);
     const times = simulate(setup).times.flat();
-    const later = observed.times.flat().map((seconds, i) => seconds - times[i]!);
+    const late = observed.times.flat().map((seconds, i) => seconds - times[i]!);
+    // timers round to the millisecond; a busy machine is late, but never early
+    assert.ok(Math.min(...late) > -0.0025, String(Math.min(...late)));
     const median = quantile(
-      later.sort((a, b) => a - b),
+      late.sort((a, b) => a - b),
       0.5,
     );
-    assert.ok(median > -0.002 && median < 0.02, String(median));
+    assert.ok(median < 0.2, String(median));
   });
 
 for (const algorithm of ["least-connections", "two-choices"] as const)
