@@ -20,7 +20,7 @@ import { lstat, open, readdir, readFile, readlink, rename, rm, stat } from "node
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { anyText, carries, isMain, type Options, quantile, reasonOf, RunError } from "./lib.ts";
 import { runScript, someSeconds, UsageError, type Values } from "./lib.ts";
-import { drawPlan, seedsFrom } from "./stress_test.ts";
+import { capacityOf, drawPlan, seedsFrom } from "./stress_test.ts";
 
 /** The files to read when none are named; the first is one server without a balancer. */
 const KNOWN = ["Baseline", "RoundRobin", "LeastConnections"];
@@ -1370,13 +1370,14 @@ function sizeOf({ origin, firsts, all }: Setup): string {
   return `n = ${runs.length} × ${counted(firsts.length / runs.length)}`;
 }
 
-/** The offered load as a share of capacity: slots over the mean time of a client. */
+/** The offered load as a share of capacity. */
 function loadOf(origin: Origin | undefined): number | undefined {
   if (!origin) return undefined;
-  const requests = (1 + Number(origin.plan["maxRequests"])) / 2;
-  const capacity = total(
-    origin.servers.map(({ slots, mean: each }) => Number(slots) / (Number(each) * requests)),
-  );
+  const servers = origin.servers.map(({ slots, mean: each }) => ({
+    slots: Number(slots),
+    mean: Number(each),
+  }));
+  const capacity = capacityOf(servers, Number(origin.plan["maxRequests"]));
   const share = Number(origin.plan["rate"]) / capacity;
   return Number.isFinite(share) && share > 0 ? share : undefined;
 }

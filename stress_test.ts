@@ -424,7 +424,10 @@ function timesOf({ times, firstFailed }: Observed, which: "first" | "later"): nu
 }
 
 /** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
-export const capacityOf = (servers: readonly ServerSetup[], maxRequests: number): number =>
+export const capacityOf = (
+  servers: readonly Pick<ServerSetup, "slots" | "mean">[],
+  maxRequests: number,
+): number =>
   servers.reduce((sum, { slots, mean }) => sum + slots / (mean * ((maxRequests + 1) / 2)), 0);
 
 export type Summary = ReturnType<typeof summarise>;
