@@ -16,7 +16,13 @@ claims("between a set-up and itself, with other luck, are as rare as 95 % promis
 
 claims("hold the true difference, and find it with the same luck", () => {
   const algorithms = ["least-connections", "round-robin"] as const;
-  const { claimed, held, truth } = ask({ ...size, pairs: 100, clients: 150, algorithms, luck: "the same" });
+  const { claimed, held, truth } = ask({
+    ...size,
+    pairs: 100,
+    clients: 150,
+    algorithms,
+    luck: "the same",
+  });
   assert.ok(truth > 0.001, `truth ${truth}`);
   assert.ok(held > 0.89, `held ${held}`);
   assert.ok(claimed > 0.8, `claimed ${claimed}`);
