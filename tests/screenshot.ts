@@ -1,0 +1,26 @@
+/**
+ * screenshot.ts - the picture of a page that has been open for a while, 1280 px wide:
+ *
+ *     node --import tsx tests/screenshot.ts URL FILE.png [SECONDS]
+ */
+import { writeFile } from "node:fs/promises";
+import { findChromium, openTab } from "./chromium.ts";
+import { cleanUp } from "./helpers.ts";
+
+const WIDTH = 1280;
+const [url, file, seconds = "60"] = process.argv.slice(2);
+const chromium = findChromium();
+if (url === undefined || file === undefined || chromium === undefined) {
+  console.error("How to Use: node --import tsx tests/screenshot.ts URL FILE.png [SECONDS]");
+  console.error("It needs a Chromium.");
+  process.exit(2);
+}
+
+const tab = await openTab(chromium, url);
+await tab.resize(WIDTH, 800);
+await new Promise((resolve) => setTimeout(resolve, Number(seconds) * 1000));
+const height = Number(await tab.value("document.documentElement.scrollHeight"));
+await tab.resize(WIDTH, height);
+const { data } = await tab.send("Page.captureScreenshot", { format: "png" });
+await writeFile(file, Buffer.from(String(data), "base64"));
+await cleanUp();
