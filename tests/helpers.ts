@@ -31,7 +31,7 @@ import {
   type Status,
 } from "../load_balancer.ts";
 
-const ROOT = fileURLToPath(new URL("..", import.meta.url));
+export const ROOT = fileURLToPath(new URL("..", import.meta.url));
 
 /**
  * `promise`, or an error that names `what` once `seconds` have passed. Generous: it proves "did not
