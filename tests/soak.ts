@@ -7,6 +7,10 @@
  * code 1 when anything of this is not so.
  *
  *   node --import tsx tests/soak.ts [--minutes 1] [--seed 1] [--algorithm least-connections]
+ *                                   [--everything]
+ *
+ * With --everything the balancer has all of its options in play, and somebody drains, reweighs,
+ * removes and adds servers, and switches the algorithm, all the time.
  *
  * The balancer runs in this process, so that only its own descriptors and memory are looked at;
  * servers and clients are children. A client's order (13 bytes) says which bytes it will send,
@@ -23,15 +27,23 @@ import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import {
   amount,
+  formatAddress,
   isMain,
   mulberry32,
   oneOf,
   type Options,
+  parseCommandLine,
   runScript,
   seedNumber,
   type Values,
 } from "../lib.ts";
-import { ALGORITHMS, parseServers, startLoadBalancer } from "../load_balancer.ts";
+import {
+  ALGORITHMS,
+  OPTIONS as BALANCER_OPTIONS,
+  parseServers,
+  type Started,
+  startLoadBalancer,
+} from "../load_balancer.ts";
 
 const SELF = fileURLToPath(import.meta.url);
 const SERVERS = 4;
@@ -84,6 +96,16 @@ const drained = (socket: Socket): Promise<void> =>
     socket.on("drain", done).on("close", done);
   });
 
+const PROXY = Buffer.from("PROXY ");
+
+/** What follows a PROXY header, where there is one; nothing while it is not whole. */
+function behindHeader(bytes: Buffer): Buffer {
+  const length = Math.min(bytes.length, PROXY.length);
+  if (!bytes.subarray(0, length).equals(PROXY.subarray(0, length))) return bytes;
+  const end = bytes.indexOf("\r\n");
+  return end < 0 ? Buffer.alloc(0) : bytes.subarray(end + 2);
+}
+
 // ─── A server ────────────────────────────────────────────────────────────────
 
 /**
@@ -93,7 +115,8 @@ const drained = (socket: Socket): Promise<void> =>
 function serve(port: number): void {
   const sockets = new Set<Socket>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {
-    let head = Buffer.alloc(0);
+    let start: Buffer = Buffer.alloc(0);
+    let head = start;
     let received = 0;
     sockets.add(socket);
     socket
@@ -104,21 +127,22 @@ function serve(port: number): void {
       });
     socket.on("data", (chunk: Buffer) => {
       if (head.length < 13) {
-        head = Buffer.concat([head, chunk]);
+        start = Buffer.concat([start, chunk]);
+        head = behindHeader(start);
         if (head.length < 13) return;
         chunk = head.subarray(13);
       }
-      const [start, upload, download] = [
+      const [stream, upload, download] = [
         head.readUInt32LE(0),
         head.readUInt32LE(4),
         head.readUInt32LE(8),
       ];
-      if (!matches(chunk, start, received))
+      if (!matches(chunk, stream, received))
         process.send?.({ violation: `server got wrong bytes at ${received}` });
       const before = received;
       received += chunk.length;
       if (received >= upload && (before < upload || upload === 0))
-        void answer(socket, start + 1, download);
+        void answer(socket, stream + 1, download);
     });
   });
   process.on("message", () => {
@@ -149,7 +173,7 @@ type Outcome = {
 };
 
 /** One connection, and how it turned out. Wrong bytes throw. */
-async function client(port: number, random: () => number): Promise<Outcome> {
+async function client(port: number, random: () => number, header: string): Promise<Outcome> {
   const behaviour = BEHAVIOURS[Math.floor(random() * BEHAVIOURS.length)] ?? "plain";
   const sizeOf = (): number =>
     Math.floor(random() * (random() < 0.03 ? 20_000_000 : random() < 0.2 ? 1_000_000 : 20_000));
@@ -186,6 +210,7 @@ async function client(port: number, random: () => number): Promise<Outcome> {
     await pause(random() * 200);
     socket.destroy();
   } else {
+    socket.write(header);
     socket.write(order);
     const sending = send(socket, start, upload);
     if (behaviour === "half-close") void sending.then(() => socket.end());
@@ -215,7 +240,7 @@ async function client(port: number, random: () => number): Promise<Outcome> {
 }
 
 /** Keeps clients coming until told to stop, and reports each outcome to the parent. */
-async function clients(port: number, seed: number): Promise<void> {
+async function clients(port: number, seed: number, everything: boolean): Promise<void> {
   const random = mulberry32(seed);
   let running = true;
   process.on("message", () => {
@@ -224,7 +249,9 @@ async function clients(port: number, seed: number): Promise<void> {
   process.on("disconnect", () => process.exit());
   const oneAfterAnother = async (): Promise<void> => {
     while (running) {
-      await client(port, random).then(
+      const host = Math.floor(random() * 250);
+      const header = everything ? `PROXY TCP4 10.0.0.${host} 127.0.0.1 4711 80\r\n` : "";
+      await client(port, random, header).then(
         (outcome) => process.send?.(outcome),
         (error: Error) => process.send?.({ violation: error.message }),
       );
@@ -282,7 +309,37 @@ async function violence(
   return act;
 }
 
+/** All that stands in the balancer's help, as far as it does not choose where it listens. */
+function everyOption(): Values<typeof BALANCER_OPTIONS> {
+  const order = Buffer.alloc(13); // for three bytes of stream 0
+  order.writeUInt32LE(3, 8);
+  const hex = (bytes: Buffer): string =>
+    [...bytes].map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
+  const check = `${hex(order)}=>${hex(streamBytes(1, 0, 3))}`;
+  const words = `--server-connections 25 --queue-timeout 5 --retry-for 2 --abort-on-close
+    --client-connections 40 --slow-start 2 --on-down reset --send-proxy --accept-proxy 127.0.0.0/8
+    --connect-timeout 0.5 --check-interval 0.5 --fall 2 --rise 1 --idle-timeout 15 --check ${check}`;
+  return parseCommandLine(BALANCER_OPTIONS, words.split(/\s+/)).values;
+}
+
+/** Asks the admin interface, and changes something about the servers or the algorithm. */
+async function meddle(
+  { balancer, admin }: Started,
+  addresses: readonly string[],
+  random: () => number,
+): Promise<void> {
+  const any = <T>(list: readonly T[]): T | undefined => list[Math.floor(random() * list.length)];
+  const kinds = ["", "", "*0", "*3", " backup"];
+  for (const path of ["/status.json", "/metrics", "/"])
+    await (await fetch(`http://${formatAddress(admin ?? { host: "", port: 0 })}${path}`)).text();
+  balancer.setDraining(any(addresses) ?? "", random() < 0.5);
+  if (random() < 0.3) balancer.setAlgorithm(any(ALGORITHMS) ?? "random");
+  const kept = addresses.filter(() => random() < 0.8).map((address) => `${address}${any(kinds)}`);
+  if (random() < 0.3 && kept.length > 0) balancer.setServers(parseServers(kept), "file");
+}
+
 const OPTIONS = {
+  everything: { help: "with all options in play, and somebody who meddles" },
   minutes: { kind: amount("minutes"), value: "N", fallback: "1", help: "how long" },
   seed: { kind: seedNumber, value: "N", fallback: "1", help: "of clients and chaos" },
   algorithm: {
@@ -295,7 +352,7 @@ const OPTIONS = {
 
 async function main(
   _: string[],
-  { minutes, seed, algorithm }: Values<typeof OPTIONS>,
+  { minutes, seed, algorithm, everything }: Values<typeof OPTIONS>,
 ): Promise<number> {
   const violations: string[] = [];
   const violated = (what: string): void => void violations.push(what);
@@ -304,7 +361,10 @@ async function main(
   const acts: Record<string, number> = {};
   const victims = Array.from({ length: SERVERS }, () => new Victim());
   for (const victim of victims) await victim.start(violated);
-  const { balancer, address } = await startLoadBalancer({
+  const addresses = victims.map(({ port }) => `127.0.0.1:${port}`);
+  const { maxConnections, serversFile, admin, ...all } = everyOption();
+  const started = await startLoadBalancer({
+    ...(everything ? { ...all, admin: { host: "127.0.0.1", port: 0 } } : {}),
     algorithm,
     seed,
     port: 0,
@@ -312,8 +372,9 @@ async function main(
     connectTimeout: 0.5,
     checkInterval: 0.5,
     idleTimeout: 15,
-    servers: parseServers(victims.map(({ port }) => `127.0.0.1:${port}`)),
+    servers: parseServers(addresses),
   });
+  const { balancer, address } = started;
   const look = (): void => {
     const { accepted, active, queued, ended } = balancer.status();
     if (accepted !== active + queued + Object.values(ended).reduce((a, b) => a + b))
@@ -322,7 +383,7 @@ async function main(
   const descriptors = (): number => readdirSync("/dev/fd").length;
   const before = descriptors();
 
-  const crowd = fork(SELF, ["clients", String(address.port), String(seed)]);
+  const crowd = fork(SELF, ["clients", String(address.port), String(seed), String(everything)]);
   crowd.on("message", (outcome: Outcome & { violation?: string }) => {
     if (outcome.violation) violated(outcome.violation);
     else outcomes.push(outcome);
@@ -339,8 +400,11 @@ async function main(
       const act = await violence(victim, random, harmed, violated);
       acts[act] = (acts[act] ?? 0) + 1;
     }
+    if (everything) await meddle(started, addresses, random);
     await pause(random() * 600);
   }
+  balancer.setServers(parseServers(addresses), "file");
+  for (const name of addresses) balancer.setDraining(name, false);
   crowd.send("stop");
   await left;
   const deadline = performance.now() + 20_000;
@@ -393,9 +457,9 @@ async function main(
 }
 
 if (isMain(import.meta)) {
-  const [role, port, seed] = process.argv.slice(2);
+  const [role, port, seed, everything] = process.argv.slice(2);
   if (role === "server") serve(Number(port));
-  else if (role === "clients") void clients(Number(port), Number(seed));
+  else if (role === "clients") void clients(Number(port), Number(seed), everything === "true");
   else
     await runScript({
       usage: "How to Use: node --import tsx tests/soak.ts",
