@@ -20,7 +20,7 @@ import { lstat, open, readdir, readFile, readlink, rename, rm, stat } from "node
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { anyText, carries, isMain, type Options, quantile, reasonOf, RunError } from "./lib.ts";
 import { runScript, someSeconds, UsageError, type Values } from "./lib.ts";
-import { capacityOf, drawPlan, seedsFrom } from "./stress_test.ts";
+import { capacityOf, cellsOf, drawPlan, seedsFrom } from "./stress_test.ts";
 
 /** The files to read when none are named; the first is one server without a balancer. */
 const KNOWN = ["Baseline", "RoundRobin", "LeastConnections"];
@@ -106,26 +106,26 @@ function quoted(value: unknown): string {
   return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
 }
 
-/** Throws a RunError unless `value` is an array. */
-function checkArray(value: unknown, place: string, what: string): asserts value is unknown[] {
-  if (Array.isArray(value)) return;
+/** `value`, which is not trusted to be one. Throws a RunError that says where it is. */
+function arrayOf(what: string, value: unknown, place = ""): unknown[] {
+  if (Array.isArray(value)) return value;
   throw new RunError(`${place}expected an array of ${what}, not ${quoted(value)}`);
 }
 
 /** Reads a file's text. Throws a RunError that says where it is malformed, counting from 1. */
 export function parseTimes(text: string): Times {
   if (text.trim() === "") throw new RunError("the file is empty: expected an array of clients");
-  const clients = parseJson(text);
-  checkArray(clients, "", "clients");
+  const clients = arrayOf("clients", parseJson(text));
   const starts = new Uint32Array(clients.length + 1);
   const values = new Float64Array(text.length / 2); // as many as commas and brackets leave room for
   let end = 0;
   for (const [client, requests] of clients.entries()) {
-    checkArray(requests, `client ${client + 1}: `, "times");
-    for (const [request, value] of requests.entries()) {
-      if (!isTime(value))
+    const who = `client ${client + 1}`;
+    for (const [place, value] of arrayOf("times", requests, `${who}: `).entries()) {
+      const isTime = typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
+      if (!isTime)
         throw new RunError(
-          `client ${client + 1}, request ${request + 1}: ${quoted(value)} is not a time in seconds`,
+          `${who}, request ${place + 1}: ${quoted(value)} is not a time in seconds`,
         );
       values[end] = value;
       end += 1;
@@ -134,9 +134,6 @@ export function parseTimes(text: string): Times {
   }
   return { values: values.slice(0, end), starts };
 }
-
-const isTime = (value: unknown): value is number =>
-  typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
 
 function parseJson(text: string): unknown {
   try {
@@ -160,11 +157,7 @@ function decode(bytes: Uint8Array): string {
 type Fields = Readonly<Record<string, unknown>>;
 
 /** One run of a set-up: one seed. */
-type RunRecord = {
-  readonly seed: number;
-  readonly clients: number;
-  readonly planned: number;
-  readonly answered: number;
+type RunRecord = Readonly<Record<"seed" | "clients" | "planned" | "answered", number>> & {
   /** Places, within the run, of the clients whose first request failed. */
   readonly firstFailed: readonly number[];
   readonly interrupted: boolean;
@@ -202,7 +195,9 @@ export function originOf(entry: unknown, sha256: string, times: Times): Origin |
   const listed = listOf(entry["runs"], isFields) ?? [];
   const runs = listed.map(recordOf).filter((run) => run !== undefined);
   if (!isText(session) || !isFields(plan) || runs.length === 0) return undefined;
-  if (runs.length < listed.length || !fits(runs, times)) return undefined;
+  const hasAll = total(runs.map(({ answered }) => answered)) === times.values.length;
+  const isAbout = total(runs.map(({ clients }) => clients)) === times.starts.length - 1;
+  if (runs.length < listed.length || !hasAll || !isAbout) return undefined;
   const { algorithm, servers } = isFields(setup) ? setup : {};
   return {
     session,
@@ -225,11 +220,6 @@ function recordOf(run: Fields): RunRecord | undefined {
   const interrupted = run["interrupted"] === true;
   return { seed, clients, planned, answered, firstFailed, interrupted, disturbed };
 }
-
-/** Whether the runs are about as many clients and answers as the file holds. */
-const fits = (runs: readonly RunRecord[], { values, starts }: Times): boolean =>
-  total(runs.map(({ clients }) => clients)) === starts.length - 1 &&
-  total(runs.map(({ answered }) => answered)) === values.length;
 
 // ─── Set-ups ─────────────────────────────────────────────────────────────────
 // A set-up is what one file holds: the clients of all its runs, run after run, and their origin.
@@ -260,44 +250,33 @@ const answeredOf = (values: Float64Array): Float64Array =>
   values.filter((value) => !Number.isNaN(value)).sort();
 
 export function setupOf(name: string, title: string, times: Times, origin?: Origin): Setup {
-  const firsts = firstsOf(times, origin);
-  const first = answeredOf(firsts);
+  const { firsts, later } = split(times, origin);
   return {
     name,
     title,
     origin,
     firsts,
     all: times.values.toSorted(),
-    first,
-    later: laterOf(times, firsts, first.length),
+    first: answeredOf(firsts),
+    later: answeredOf(later),
     means: byRun(firsts, origin).map(mean),
     planned: origin && total(origin.runs.map(({ planned }) => planned)),
   };
 }
 
 /** A client whose first request failed has none: its later answers never stand in for it. */
-function firstsOf({ values, starts }: Times, origin: Origin | undefined): Float64Array {
+function split({ values, starts }: Times, origin: Origin | undefined) {
   const firsts = new Float64Array(starts.length - 1);
-  for (let client = 0; client < firsts.length; client++) {
-    const start = at(starts, client);
-    firsts[client] = start < at(starts, client + 1) ? at(values, start) : NaN;
-  }
-  for (const [run, own] of byRun(firsts, origin).entries()) {
+  for (const [run, own] of byRun(firsts, origin).entries())
     for (const place of origin?.runs[run]?.firstFailed ?? []) own[place] = NaN;
+  const later = values.slice();
+  for (const [client, start] of starts.subarray(0, -1).entries()) {
+    if (start === starts[client + 1]) firsts[client] = NaN;
+    if (Number.isNaN(firsts[client])) continue;
+    firsts[client] = at(values, start);
+    later[start] = NaN;
   }
-  return firsts;
-}
-
-function laterOf({ values, starts }: Times, firsts: Float64Array, answered: number): Float64Array {
-  const later = new Float64Array(values.length - answered);
-  let place = 0;
-  for (let client = 0; client < firsts.length; client++) {
-    const skipped = Number.isNaN(firsts[client]) ? 0 : 1;
-    const own = values.subarray(at(starts, client) + skipped, at(starts, client + 1));
-    later.set(own, place);
-    place += own.length;
-  }
-  return later.sort();
+  return { firsts, later };
 }
 
 /** Views of the first requests, run by run. */
@@ -308,6 +287,8 @@ function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[]
     return firsts.subarray(end - clients, end);
   });
 }
+
+const runsOf = ({ origin }: Setup): readonly RunRecord[] => origin?.runs ?? [];
 
 const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
 
@@ -324,8 +305,6 @@ export function oneLine(text: string): string {
   const code = (character: string): string => character.charCodeAt(0).toString(16).padStart(4, "0");
   return text.replace(/\s+/g, " ").replace(/\p{Cc}/gu, (character) => `\\u${code(character)}`);
 }
-const inQuotes = (text: string): string => `"${oneLine(text)}"`;
-
 const nameOf = (file: string): string => basename(file, ".json");
 
 /** What a file may be called, ever longer: in words, as it is, then with more and more folders. */
@@ -341,12 +320,11 @@ function formsOf(file: string): string[] {
 /** A name for each file; those that are the same grow until they differ. */
 export function titlesOf(files: readonly string[]): string[] {
   const forms = files.map(formsOf);
-  const titles = forms.map((list) => at(list, 0));
+  let titles = forms.map((list) => at(list, 0));
   const isTwice = (title: string): boolean => titles.indexOf(title) !== titles.lastIndexOf(title);
   for (let level = 1; titles.some(isTwice) && forms.some((list) => level < list.length); level++) {
-    const twice = titles.map(isTwice);
-    for (const [place, list] of forms.entries())
-      if (twice[place]) titles[place] = list[Math.min(level, list.length - 1)] ?? "";
+    const longer = forms.map((list) => at(list, Math.min(level, list.length - 1)));
+    titles = titles.map((title, place) => (isTwice(title) ? at(longer, place) : title));
   }
   return titles.map((title, place) => (isTwice(title) ? `${place + 1}: ${title}` : title));
 }
@@ -458,15 +436,8 @@ export function wrap(text: string, room: number): string[] {
 
 /** The arithmetic mean of the numbers among `values`; NaN of nothing. */
 function mean(values: ArrayLike<number>): number {
-  let sum = 0;
-  let count = 0;
-  for (let place = 0; place < values.length; place++) {
-    const value = at(values, place);
-    if (Number.isNaN(value)) continue;
-    sum += value;
-    count += 1;
-  }
-  return sum / count;
+  const numbers = Float64Array.from(values).filter((value) => !Number.isNaN(value));
+  return numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
 }
 
 /** The probability that Student's t is within the root of `freedom` times the angle's tangent. */
@@ -508,12 +479,10 @@ export function tInterval(values: readonly number[], level = 0.95): Interval {
 
 /** A quantile of sorted `values` and of `failed` more, which lasted for ever. */
 export function quantileWith(values: Float64Array, failed: number, p: number): number {
-  if (failed === 0) return quantile(values, p);
-  const place = (values.length + failed - 1) * p;
-  const above = values[Math.ceil(place)] ?? Infinity;
-  if (above === Infinity) return values[place] ?? Infinity;
-  const below = at(values, Math.floor(place));
-  return below + (above - below) * (place - Math.floor(place));
+  const all = new Float64Array(values.length + failed).fill(NaN);
+  all.set(values);
+  const found = quantile(all, p);
+  return failed > 0 && Number.isNaN(found) ? Infinity : found;
 }
 
 /** A quantile of the first requests of clients; NaN where there are too few of them. */
@@ -552,12 +521,7 @@ export function histogramTop(values: Float64Array): number {
 
 // ─── Verdict ─────────────────────────────────────────────────────────────────
 // One run is one observation, for the clients of one queue share their fate. So a verdict compares
-// runs, seed by seed, and is only given where nothing but the set-ups differs. Each reason not to
-// give it is one small function; the first that objects is told.
-
-/** A set-up whose origin is known, and how it is called. */
-type Known = Origin & { readonly setup: Setup; readonly called: string };
-type Objection = (fast: Known, slow: Known) => string | undefined;
+// runs, seed by seed, and is only given where nothing but the set-ups differs.
 
 /** Fields of runs.json that must be the same; a server's weight need not, it is the balancer's. */
 const PLAN = [
@@ -588,16 +552,13 @@ function differenceIn(keys: readonly string[], a: Fields, b: Fields): string | u
 
 /** The Baseline has one server, which is one of the others' kinds. */
 function serverDifference(a: Known, b: Known): string | undefined {
-  const baseline = eitherOf(a, b, ({ setup }) => isBaseline(setup));
-  const others = baseline === a ? b : a;
-  const [alone] = baseline?.servers ?? [];
-  const isAlike = (server: Fields): boolean => !differenceIn(KIND, alone ?? {}, server);
-  if (alone && others.servers.some(isAlike)) return undefined;
-  const [one, other] = [a.servers.length, b.servers.length];
-  if (!alone && one !== other) return `${one} and ${other} servers`;
-  return a.servers
-    .map((server, place) => differenceIn(KIND, server, b.servers[place] ?? {}))
-    .find((difference) => difference !== undefined);
+  const [one, other] = isBaseline(a) ? [a, b] : [b, a];
+  const alone = isBaseline(one) ? one.origin.servers[0] : undefined;
+  if (alone && other.origin.servers.some((server) => !differenceIn(KIND, alone, server)))
+    return undefined;
+  const [own, others] = [a.origin.servers, b.origin.servers];
+  if (!alone && own.length !== others.length) return `${own.length} and ${others.length} servers`;
+  return own.map((server, place) => differenceIn(KIND, server, others[place] ?? {})).find(Boolean);
 }
 
 /** "404 of Round Robin's 1,225", of which `called` is the possessor. */
@@ -606,58 +567,42 @@ function failedAmong(called: string, setup: Setup): string {
   return `${counted(failedOf(setup))} of ${whose} ${counted(setup.planned ?? 0)}`;
 }
 
-const within = (what: string, difference: string | undefined): string | undefined =>
-  difference && `the ${what} differ (${difference})`;
+type Known = Setup & { readonly origin: Origin };
+const isKnown = (setup: Setup): setup is Known => setup.origin !== undefined;
+const seedsOf = ({ origin }: Known): string => origin.runs.map(({ seed }) => seed).join();
 
-/** The first of the two to which something applies. */
-const eitherOf = (a: Known, b: Known, applies: (one: Known) => boolean): Known | undefined =>
-  [a, b].find(applies);
-
-/** What is told first would still stand in the way if all that follows were mended. */
-const OBJECTIONS: readonly Objection[] = [
-  (a, b) => {
-    const simulated = eitherOf(a, b, (one) => one.simulated);
-    const real = eitherOf(a, b, (one) => !one.simulated);
-    return simulated && real && `${simulated.called} is simulated, ${real.called} is not`;
-  },
-  (a, b) => within("plans", differenceIn(PLAN, a.plan, b.plan)),
-  (a, b) => within("servers", serverDifference(a, b)),
-  (a, b) => {
-    const broken = eitherOf(a, b, ({ runs }) => runs.some((run) => run.interrupted));
-    return broken && `a run of ${broken.called} was interrupted`;
-  },
-  (a, b) => {
-    const failing = [a, b].filter(({ setup }) => failedOf(setup) > 0);
-    const each = failing.map(({ called, setup }) => failedAmong(called, setup));
-    return each.length > 0 ? `${each.join(" and ")} requests failed` : undefined;
-  },
-  (a, b) => {
-    const short = eitherOf(a, b, ({ runs, runsAsked }) => runs.length < runsAsked);
-    const { runs, runsAsked, called } = short ?? a;
-    return short && `only ${runs.length} of the ${runsAsked} runs asked for of ${called} are there`;
-  },
-  (a, b) => {
-    const runs = Math.min(a.runs.length, b.runs.length);
-    const few = runs === 1 ? "one run is one observation" : `${runs} runs are too few`;
-    return runs < FEWEST_RUNS ? `${few}; --runs ${ENOUGH_RUNS} gives one` : undefined;
-  },
-  (a, b) => (a.session === b.session ? undefined : "they were measured at different times"),
-  (a, b) => (seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ"),
-];
-
-const seedsOf = ({ runs }: Known): string => runs.map(({ seed }) => seed).join();
-
-/** Why the two cannot be compared; undefined when they can. */
-function objectionTo(fast: Setup, slow: Setup, name: Namer): string | undefined {
-  if (!fast.origin && !slow.origin)
-    return `${JOURNAL} does not tell how ${name(fast)} and ${name(slow)} were measured`;
-  if (!fast.origin || !slow.origin)
-    return `${JOURNAL} does not tell how ${name(fast.origin ? slow : fast)} was measured`;
-  const one = { ...fast.origin, setup: fast, called: name(fast) };
-  const other = { ...slow.origin, setup: slow, called: name(slow) };
-  return OBJECTIONS.map((objection) => objection(one, other)).find(
-    (reason) => reason !== undefined,
-  );
+/**
+ * Why the two cannot be compared; undefined when they can. What is told first would still stand in
+ * the way if all that follows were mended.
+ */
+function objectionTo(a: Setup, b: Setup, name: Namer): string | undefined {
+  const untold = [a, b].filter((one) => !isKnown(one)).map(name);
+  const were = untold.length > 1 ? "were" : "was";
+  if (!isKnown(a) || !isKnown(b))
+    return `${JOURNAL} does not tell how ${untold.join(" and ")} ${were} measured`;
+  const pair = [a, b];
+  const simulated = pair.find(({ origin }) => origin.simulated);
+  const real = pair.find(({ origin }) => !origin.simulated);
+  if (simulated && real) return `${name(simulated)} is simulated, ${name(real)} is not`;
+  const plans = differenceIn(PLAN, a.origin.plan, b.origin.plan);
+  if (plans) return `the plans differ (${plans})`;
+  const servers = serverDifference(a, b);
+  if (servers) return `the servers differ (${servers})`;
+  const broken = pair.find((one) => runsOf(one).some(({ interrupted }) => interrupted));
+  if (broken) return `a run of ${name(broken)} was interrupted`;
+  const failing = pair.filter((one) => failedOf(one) > 0);
+  const failed = failing.map((one) => failedAmong(name(one), one)).join(" and ");
+  if (failed) return `${failed} requests failed`;
+  const short = pair.find(({ origin }) => origin.runs.length < origin.runsAsked);
+  if (short) {
+    const { runs, runsAsked } = short.origin;
+    return `only ${runs.length} of the ${runsAsked} runs asked for of ${name(short)} are there`;
+  }
+  const runs = Math.min(...pair.map((one) => runsOf(one).length));
+  const few = runs === 1 ? "one run is one observation" : `${runs} runs are too few`;
+  if (runs < FEWEST_RUNS) return `${few}; --runs ${ENOUGH_RUNS} gives one`;
+  if (a.origin.session !== b.origin.session) return "they were measured at different times";
+  return seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ";
 }
 
 /**
@@ -675,13 +620,15 @@ function ranking(setups: readonly Setup[]): Setup[] {
 const differences = (fast: Setup, slow: Setup): number[] =>
   slow.means.map((value, seed) => value - at(fast.means, seed));
 
-/** Numbers to as many decimals as give `half` two digits, and `low` at least one. */
-function digitsFor({ mean: middle, low, half }: Interval): (value: number) => string {
-  const digit = half > SHORTEST ? half : Math.abs(middle) / 10;
+/** Numbers times `factor`: as many decimals as give `half` two digits, and `low` at least one. */
+function digitsFor(interval: Interval, factor = 1): (value: number) => string {
+  const half = interval.half * factor;
+  const low = interval.low * factor;
+  const digit = half > SHORTEST ? half : Math.abs(interval.mean * factor) / 10;
   let decimals = digit > SHORTEST ? Math.max(0, 1 - Math.floor(Math.log10(digit))) : 4;
   while (decimals < 9 && low > 0 && Number(low.toFixed(decimals)) === 0) decimals += 1;
   // without the sign of a zero
-  return (value) => value.toFixed(Math.min(9, decimals)).replace(/^-(?=[0.]+$)/, "");
+  return (value) => (value * factor).toFixed(Math.min(9, decimals)).replace(/^-(?=[0.]+$)/, "");
 }
 
 /** The fastest against the next, over the seeds. */
@@ -701,39 +648,36 @@ function finding(fast: Setup, slow: Setup, name: Namer): string {
   return `${claim}: ${range}, sooner in ${sooner} of ${each.length}.`;
 }
 
-const disturbedIn = ({ origin }: Setup): RunRecord[] =>
-  (origin?.runs ?? []).filter(({ disturbed }) => disturbed.length > 0);
+const isDisturbed = ({ disturbed }: RunRecord): boolean => disturbed.length > 0;
 
 /** How many of the runs were disturbed, to follow a sentence; empty when none was. */
 function disturbance(setups: readonly Setup[]): string {
-  const runs = total(setups.map(({ origin }) => origin?.runs.length ?? 0));
-  const disturbed = setups.flatMap(disturbedIn).length;
+  const runs = setups.flatMap(runsOf);
+  const disturbed = runs.filter(isDisturbed).length;
   if (disturbed === 0) return "";
-  const all = runs === 1 ? "1 run" : `${counted(runs)} runs`;
+  const all = runs.length === 1 ? "1 run" : `${counted(runs.length)} runs`;
   return ` ${disturbed} of ${all} ${disturbed === 1 ? "was" : "were"} disturbed.`;
 }
+
+/** What disturbed which run, a line each. */
+export const disturbances = (setups: readonly Setup[]): string[] =>
+  setups.flatMap((setup) => {
+    const disturbed = runsOf(setup).filter(isDisturbed);
+    const place = `Disturbed: ${setup.title}, seed`;
+    return disturbed.map((run) => oneLine(`${place} ${run.seed}: ${run.disturbed.join("; ")}`));
+  });
 
 /** The comparison in one sentence, and what to know about it. */
 export function verdict(setups: readonly Setup[], name: Namer): string {
   const [fast, slow] = ranking(setups);
   if (!fast) return "No verdict: there are no first requests to compare.";
-  const pair = slow ? [fast, slow] : [fast];
-  const reason = slow
-    ? objectionTo(fast, slow, name)
-    : `there is nothing to compare ${name(fast)} with`;
-  const sentence =
-    slow && reason === undefined ? finding(fast, slow, name) : `No verdict: ${reason}.`;
-  const simulated = slow && pair.every(({ origin }) => origin?.simulated);
-  return `${sentence}${simulated ? " Both are simulated." : ""}${disturbance(pair)}`;
+  if (!slow)
+    return `No verdict: there is nothing to compare ${name(fast)} with.${disturbance([fast])}`;
+  const reason = objectionTo(fast, slow, name);
+  const sentence = reason === undefined ? finding(fast, slow, name) : `No verdict: ${reason}.`;
+  const isVirtual = fast.origin?.simulated && slow.origin?.simulated;
+  return `${sentence}${isVirtual ? " Both are simulated." : ""}${disturbance([fast, slow])}`;
 }
-
-/** What disturbed which run, a line each. */
-export const disturbances = (setups: readonly Setup[]): string[] =>
-  setups.flatMap((setup) =>
-    disturbedIn(setup).map(({ seed, disturbed }) =>
-      oneLine(`Disturbed: ${setup.title}, seed ${seed}: ${disturbed.join("; ")}`),
-    ),
-  );
 
 /** How much later than the fastest each other is that may be compared with it: all hold at once. */
 export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval> {
@@ -765,13 +709,6 @@ function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[]
   return lines.map((line) => line.map(padded).join("  ").trimEnd());
 }
 
-const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
-
-/** How many cells of a terminal a text takes. */
-const cellsOf = (text: string): number =>
-  [...text.replace(/[\p{M}\p{Cf}]/gu, "").replace(WIDE, "ww")].length;
-
 /** How a table's times are written: in milliseconds where all are below 0.1 s. */
 type Unit = Readonly<{ name: string; factor: number }>;
 const unitOf = (longest: number): Unit =>
@@ -799,10 +736,8 @@ function withinCell({ all, planned }: Setup, limit: number): string {
 /** An interval in the table's unit. */
 function laterCell(interval: Interval | undefined, { factor }: Unit): string {
   if (!interval) return "-";
-  const [middle, low, high] = [interval.mean, interval.low, interval.high].map((s) => s * factor);
-  const by = { mean: middle ?? 0, low: low ?? 0, high: high ?? 0, half: interval.half * factor };
-  const time = digitsFor(by);
-  return `${time(by.mean)} (${time(by.low)} to ${time(by.high)})`;
+  const time = digitsFor(interval, factor);
+  return `${time(interval.mean)} (${time(interval.low)} to ${time(interval.high)})`;
 }
 
 const runsCell = ({ origin }: Setup): string =>
@@ -814,7 +749,7 @@ const answeredCell = ({ all, planned }: Setup): string =>
 export function table(setups: readonly Setup[], limit?: number): string {
   const unit = unitOf(Math.max(...setups.map(({ all }) => all.at(-1) ?? 0)));
   const later = laterThanFastest(setups);
-  const columns: (Column<Setup> | false)[] = [
+  const columns: Column<Setup>[] = [
     { head: `response time (${unit.name})`, cell: byTitle },
     { head: "runs", cell: runsCell },
     { head: "clients", cell: ({ firsts }) => counted(firsts.length) },
@@ -825,14 +760,11 @@ export function table(setups: readonly Setup[], limit?: number): string {
       cell: ({ all }: Setup) => timeCell(carries(all.length, p) ? quantile(all, p) : NaN, unit),
     })),
     { head: "max", cell: ({ all }) => timeCell(all.at(-1) ?? NaN, unit) },
-    later.size > 0 && { head: LATER, cell: (setup) => laterCell(later.get(setup), unit) },
-    limit !== undefined && { head: `within ${limit} s`, cell: (one) => withinCell(one, limit) },
   ];
-  const rows = aligned(
-    setups,
-    columns.filter((column) => column !== false),
-  );
-  return [...rows, ...remarks(setups, later.size)].join("\n");
+  if (later.size > 0) columns.push({ head: LATER, cell: (one) => laterCell(later.get(one), unit) });
+  if (limit !== undefined)
+    columns.push({ head: `within ${limit} s`, cell: (setup) => withinCell(setup, limit) });
+  return [...aligned(setups, columns), ...remarks(setups, later.size)].join("\n");
 }
 
 const LATER = "later than the fastest";
@@ -1013,18 +945,20 @@ function circle(x: number, y: number, radius: number, fill: Colour, edge: Colour
   return `<circle ${place} stroke-width="1.5" ${paint(fill, edge)}/>`;
 }
 
+/** A triangle whose tip is at `x` and `y`. */
+const triangle = (x: number, y: number, fill: Colour): string =>
+  `<path d="M${round(x)} ${round(y)}l6 9h-12z" stroke-width="1" ${paint(fill, PAPER)}/>`;
+
 /** A short piece of a set-up's line, and a text beside it; `y` is the base line. */
 const entry = (x: number, y: number, { line: colour, dash, text: ink }: Look, content: string) =>
   line([x, y - FONT / 3], [x + SWATCH - 8, y - FONT / 3], colour, 3, dash) +
   text(x + SWATCH, y, content, ink);
 
 // ─── Pages ───────────────────────────────────────────────────────────────────
-// What all pictures share: a title, prose, panels below each other with air between them, and a
-// conclusion. A panel is a function from where it begins to its markup and where it ends.
+// What all pictures share: a title, prose, plots below each other with air between them, and a
+// conclusion. A plot says how much room it needs; where it comes to lie is decided here.
 
 type Panel = Readonly<{ svg: readonly string[]; bottom: number }>;
-type PanelAt = (top: number) => Panel;
-/** The plot itself. */
 type Frame = Readonly<{ top: number; bottom: number }>;
 
 /** Lines of prose over the whole width. */
@@ -1049,7 +983,7 @@ type Plot = {
 };
 
 /** A heading, a plot below it, and labels below that. */
-function plotAt(start: number, plot: Plot): Panel {
+function panelOf(plot: Plot, start: number): Panel {
   const { title, note, aside = "", height, labels = 1, gap = 8, draw } = plot;
   const y = start + CAPITAL;
   const frame = { top: y + 16, bottom: y + 16 + height };
@@ -1057,45 +991,35 @@ function plotAt(start: number, plot: Plot): Panel {
   const bold = `<tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan>`;
   const place = `x="${MARGIN}" y="${round(y)}"`;
   const heading = `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
-  const svg = [heading, aside && text(COLUMN, y, aside, MUTED), ...draw(frame, first)];
+  const beside = aside && text(COLUMN, y, aside, MUTED);
+  const svg = ["<g>", heading, beside, ...draw(frame, first), "</g>"];
   return { svg, bottom: first + LINE * (labels - 1) + DESCENT };
-}
-
-/** Panels below each other, with air between them. */
-function stacked(panels: readonly PanelAt[], top: number): Panel {
-  const svg: string[] = [];
-  let bottom = top - AIR;
-  for (const panel of panels) {
-    const drawn = panel(bottom + AIR);
-    svg.push("<g>", ...drawn.svg, "</g>");
-    bottom = drawn.bottom;
-  }
-  return { svg, bottom };
 }
 
 type Page = {
   readonly title: string;
-  /** Below the title. */
-  readonly head: PanelAt;
-  readonly panels: readonly PanelAt[];
+  /** What stands below the title, from `top` on. */
+  readonly head: (top: number) => Panel;
+  readonly plots: readonly Plot[];
   readonly conclusion: string;
   /** The picture for those who do not see it. */
   readonly name: string;
   readonly description: string;
-  readonly looks: readonly Look[];
+  readonly dresses: readonly Dress[];
 };
 
 /** The whole file. Its ids derive from its content, so two of them can stand in one page. */
-function svgOf({ title, head, panels, conclusion, name, description, looks }: Page): string {
-  const above = head(54);
-  const body = stacked(panels, above.bottom + AIR);
-  const footer = prose(conclusion, body.bottom + AIR);
-  const height = Math.ceil(footer.bottom) + MARGIN;
-  const content = [...above.svg, ...body.svg, ...footer.svg].filter(Boolean).join("\n");
+function svgOf({ title, head, plots, conclusion, name, description, dresses }: Page): string {
+  const panels = [head(54)];
+  const next = (): number => at(panels, panels.length - 1).bottom + AIR;
+  for (const plot of plots) panels.push(panelOf(plot, next()));
+  panels.push(prose(conclusion, next()));
+  const height = Math.ceil(next()) - AIR + MARGIN;
+  const content = panels.flatMap(({ svg }) => svg.filter(Boolean)).join("\n");
   const hash = createHash("sha256").update(name + description + content);
   const id = `g${hash.digest("hex").slice(0, 8)}`;
-  const colours = [PAPER, INK, MUTED, GRID, ...looks.flatMap(({ line, text }) => [line, text])];
-  const dark = colours.map(
+  const own = dresses.flatMap(({ look }) => [look.line, look.text]);
+  const dark = [PAPER, INK, MUTED, GRID, ...own].map(
     (one) => `.${id} .f-${one.name}{fill:${one.dark}}.${id} .s-${one.name}{stroke:${one.dark}}`,
   );
   const size = `width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"`;
@@ -1113,8 +1037,9 @@ ${content}
 `;
 }
 
-/** The base line of a label beside a plot. */
-const rowOf = ({ top }: Frame, place: number): number => top + LINE * place + CAPITAL;
+/** Labels with swatches beside a plot. */
+const column = ({ top }: Frame, entries: readonly Pick<Dress, "look" | "label">[]): string[] =>
+  entries.map(({ look, label }, row) => entry(COLUMN, top + LINE * row + CAPITAL, look, label));
 /** Enough for the plot, and for the labels beside it. */
 const heightFor = (labels: number): number => Math.max(PLOT, LINE * labels);
 
@@ -1170,55 +1095,48 @@ export function outline(shares: readonly number[], x: Scale, y: Scale): string {
 type Bins = Readonly<{ top: number; axis: Axis; bin: Scale; tail: string }>;
 
 function binsOf(lists: readonly Float64Array[]): Bins {
-  const pooled = new Float64Array(total(lists.map(({ length }) => length)));
-  let end = 0;
-  for (const values of lists) {
-    pooled.set(values, end);
-    end += values.length;
-  }
-  const top = histogramTop(pooled.sort());
+  const pooled = Float64Array.from(lists.flatMap((values) => [...values])).sort();
+  const top = histogramTop(pooled);
   const tail = (pooled.at(-1) ?? 0) > top * (1 + SHORTEST) ? `> ${seconds(top)} s` : "";
   const bin = linearScale([0, tail ? BINS + 3 : BINS], [LEFT, RIGHT]);
   return { top, axis: linearAxis([0, top], [LEFT, bin(BINS)]), bin, tail };
 }
 
 /** Panel A: the histogram. Shares are of all of a set-up's answers, so nothing is dropped. */
-function histogramPanel(drawn: readonly Drawn[], start: number): Panel {
+function histogramPlot(drawn: readonly Drawn[]): Plot {
   const bins = binsOf(drawn.map(({ setup }) => setup.all));
-  const bars = drawn.map((one) => {
-    const { shares, beyond } = histogram(one.setup.all, bins.top, BINS);
-    return { ...one, shares: [...shares, 0, beyond], beyond };
-  });
-  const highest = niceTop(Math.max(...bars.flatMap(({ shares }) => shares)), 4);
-  const { marks, rows } = medianMarks(drawn, bins);
-  return plotAt(start, {
+  const bars = drawn.map((one) => ({ ...one, ...histogram(one.setup.all, bins.top, BINS) }));
+  const shares = bars.flatMap((bar) => [...bar.shares, bar.beyond]);
+  const highest = niceTop(Math.max(...shares), 4);
+  const marks = medianMarks(drawn, bins);
+  return {
     title: "Relative Frequency",
     note: `in ${BINS} equal bins; triangles mark the medians`,
     aside: bins.tail ? `${bins.tail}, max` : "Maximum",
     height: heightFor(drawn.length),
-    gap: 8 + 11 * rows,
+    gap: 19 + 11 * Math.max(...marks.map(({ row }) => row)),
     draw: (frame, labels) => {
       const y = linearScale([0, highest], [frame.bottom, frame.top]);
+      const maxima = bars.map((bar) => ({ ...bar, label: maximum(bar, bins.tail) }));
       return [
         ...levels({ at: y, ticks: ticks(0, highest, 4) }, shareLabel),
         ...shapes(bars, bins.bin, y),
-        ...marks.map((mark) => mark(frame.bottom)),
+        ...marks.map(({ x, row, look }) => triangle(x, frame.bottom + 2 + 11 * row, look.line)),
         ...binLabels(bins, frame.bottom, labels),
-        ...bars.map((bar, row) =>
-          entry(COLUMN, rowOf(frame, row), bar.look, maximum(bar, bins.tail)),
-        ),
+        ...column(frame, maxima),
       ];
     },
-  });
+  };
 }
 
 /** The slowest first, so that the others are drawn over it. */
 function shapes(bars: readonly Bars[], bin: Scale, y: Scale): string[] {
   const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
   const slowestFirst = bars.toSorted((a, b) => mean(b.setup.all) - mean(a.setup.all));
-  return slowestFirst.map(({ look, shares }) => {
+  return slowestFirst.map(({ look, shares, beyond }) => {
     const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
-    return `<path d="${outline(shares, bin, y)}" ${pen} ${paint(look.line, look.line)}/>`;
+    const path = outline([...shares, 0, beyond], bin, y);
+    return `<path d="${path}" ${pen} ${paint(look.line, look.line)}/>`;
   });
 }
 
@@ -1233,23 +1151,18 @@ function binLabels({ axis, tail, bin }: Bins, bottom: number, y: number): string
   return [base(0, BINS), base(BINS + 1, BINS + 2), ...labelled(axis, y, TIME, limit), label];
 }
 
-type Mark = (bottom: number) => string;
-
-/** Triangles below the axis; those that would lie on each other go into rows. */
+/** Where triangles mark medians; those that would lie on each other go into rows. */
 function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
   const ends: number[] = [];
-  const placed = drawn
-    .map(({ setup, look }) => ({ median: quantile(setup.all, 0.5), look }))
-    .toSorted((a, b) => a.median - b.median);
-  const marks = placed.map(({ median, look }): Mark => {
+  const medians = drawn.map(({ setup, look }) => ({ median: quantile(setup.all, 0.5), look }));
+  medians.sort((a, b) => a.median - b.median);
+  return medians.map(({ median, look }) => {
     const x = median > top ? bin(BINS + 1.5) : axis.at(median);
     const free = ends.findIndex((end) => x - end >= 14);
     const row = free < 0 ? ends.length : free;
     ends[row] = x;
-    const triangle = (bottom: number) => `M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z`;
-    return (y) => `<path d="${triangle(y)}" stroke-width="1" ${paint(look.line, PAPER)}/>`;
+    return { x, row, look };
   });
-  return { marks, rows: ends.length };
 }
 
 /** A set-up's maximum, and its share of the tail where there is one. */
@@ -1278,32 +1191,32 @@ const tailOf = ({ setup }: Drawn): number =>
   Math.min(MAX_SECONDS, quantileWith(setup.all, failedOf(setup), 0.95));
 
 /** Panel B: no bins, the whole tail; one late client in 12,000 is as clear as the median. */
-function waitingPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
+function waitingPlot(drawn: readonly Drawn[], time: Axis): Plot {
   const countOf = ({ planned, all }: Setup): number => planned ?? all.length;
   const most = Math.max(...drawn.map(({ setup }) => countOf(setup)));
   const floor = at(LADDER, rungBelow(Math.min(0.005, 0.5 / most)));
   const shares = [0.5, 0.05, 0.01, 1, 1e-3, 1e-4, 1e-5, 1e-6].filter((share) => share >= floor);
-  const slowestFirst = drawn.toSorted((a, b) => tailOf(b) - tailOf(a));
-  return plotAt(start, {
+  return {
     title: "Share still waiting after t",
     note: "both axes logarithmic",
     aside: "Slowest first",
     height: heightFor(drawn.length),
     draw: (frame, labels) => {
       const y = logScale([floor, 1], [frame.bottom, frame.top]);
+      const curve = ({ setup, look }: Drawn): string =>
+        stroke(waitingPath(setup.all, countOf(setup), time.at, y), look.line, 2, look.dash);
       return [
         ...uprights(time, frame),
         ...levels({ at: y, ticks: shares }, shareLabel),
-        ...drawn.map(({ setup, look }) =>
-          stroke(waitingPath(setup.all, countOf(setup), time.at, y), look.line, 2, look.dash),
-        ),
-        ...slowestFirst.map(({ look, label }, row) =>
-          entry(COLUMN, rowOf(frame, row), look, label),
+        ...drawn.map(curve),
+        ...column(
+          frame,
+          drawn.toSorted((a, b) => tailOf(b) - tailOf(a)),
         ),
         ...labelled(time, labels, TIME),
       ];
     },
-  });
+  };
 }
 
 /** A lane of panel C. */
@@ -1344,10 +1257,10 @@ function firstRow({ setup, look, label }: Drawn, time: Axis, bottom: number): st
  * Panel C: first requests against later ones. It shows why set-ups differ, since a wait for a free
  * slot falls on the first request only, and how much runs do.
  */
-function firstPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
+function firstPlot(drawn: readonly Drawn[], time: Axis): Plot {
   const several = drawn.some(({ setup }) => setup.means.length > 1);
   const height = several ? 48 : 38;
-  return plotAt(start, {
+  return {
     title: "First requests",
     note: "(filled) and later ones: p5 to p95, quartiles, median",
     aside: several ? "○ mean of each run" : "",
@@ -1357,35 +1270,28 @@ function firstPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
       ...drawn.flatMap((one, row) => firstRow(one, time, frame.top + height * (row + 1))),
       ...labelled(time, labels, TIME),
     ],
-  });
+  };
 }
 
 /** n of a set-up: runs and clients. */
-function sizeOf({ origin, firsts, all }: Setup): string {
-  if (all.length === 0) return "no answers";
-  const runs = origin?.runs ?? [];
-  const each = new Set(runs.map(({ clients }) => clients));
-  if (runs.length < 2) return `n = ${counted(firsts.length)}`;
-  if (each.size > 1) return `n = ${counted(firsts.length)} in ${runs.length} runs`;
-  return `n = ${runs.length} × ${counted(firsts.length / runs.length)}`;
+function sizeOf(setup: Setup): string {
+  const runs = runsOf(setup);
+  const clients = setup.firsts.length;
+  if (setup.all.length === 0) return "no answers";
+  if (runs.length < 2) return `n = ${counted(clients)}`;
+  const isEven = runs.every((run) => run.clients === clients / runs.length);
+  if (isEven) return `n = ${runs.length} × ${counted(clients / runs.length)}`;
+  return `n = ${counted(clients)} in ${runs.length} runs`;
 }
 
-/** The offered load as a share of capacity. */
-function loadOf(origin: Origin | undefined): number | undefined {
-  if (!origin) return undefined;
-  const servers = origin.servers.map(({ slots, mean: each }) => ({
-    slots: Number(slots),
-    mean: Number(each),
-  }));
-  const capacity = capacityOf(servers, Number(origin.plan["maxRequests"]));
-  const share = Number(origin.plan["rate"]) / capacity;
-  return Number.isFinite(share) && share > 0 ? share : undefined;
+/** The offered load as a share of capacity; empty when nothing tells. */
+function loadOf({ origin }: Setup): string {
+  const { servers = [], plan = {} } = origin ?? {};
+  const kinds = servers.map((one) => ({ slots: Number(one["slots"]), mean: Number(one["mean"]) }));
+  const share = Number(plan["rate"]) / capacityOf(kinds, Number(plan["maxRequests"]));
+  return Number.isFinite(share) && share > 0 ? `${Math.round(share * 100)} %` : "";
 }
-
-const loadWords = ({ origin }: Setup): string => {
-  const load = loadOf(origin);
-  return load === undefined ? "" : `${Math.round(load * 100)} % of capacity`;
-};
+const loadWords = (setup: Setup): string => loadOf(setup) && `${loadOf(setup)} of capacity`;
 
 function rateWords({ origin }: Setup): string {
   const rate = Number(origin?.plan["rate"] ?? NaN);
@@ -1405,14 +1311,14 @@ function mostly(setups: readonly Setup[], words: Namer, name: Namer): string {
 
 /** How the clients came, and whether to all set-ups alike, as far as runs.json tells. */
 function planLine(setups: readonly Setup[], name: Namer): string {
-  const origins = setups.flatMap(({ origin }) => origin ?? []);
-  const [first] = origins;
-  const all = origins.length === setups.length && setups.length > 1;
-  const differs = origins.some(({ plan }) => differenceIn(PLAN, plan, first?.plan ?? {}));
-  const said = [mostly(setups, rateWords, name), mostly(setups, loadWords, name)].filter(Boolean);
+  const plans = setups.map(({ origin }) => origin?.plan).filter((plan) => plan !== undefined);
+  const differs = plans.some((plan) => differenceIn(PLAN, plan, plans[0] ?? {}));
   const same = differs ? "The plans differ." : "Same plan for all.";
+  const isKnownOfAll = plans.length === setups.length && setups.length > 1;
+  const said = [rateWords, loadWords].map((words) => mostly(setups, words, name)).filter(Boolean);
   const load = said.length > 0 ? `Offered load: ${said.join("; ")}.` : "";
-  return [load, all ? same : "", simulatedLine(setups, name)].filter(Boolean).join(" ");
+  const parts = [load, isKnownOfAll ? same : "", simulatedLine(setups, name)];
+  return parts.filter(Boolean).join(" ");
 }
 
 /** Which of the set-ups are simulated. */
@@ -1473,15 +1379,11 @@ export function drawPicture(all: readonly Setup[]): string {
   return svgOf({
     title,
     head: (top) => header(setups, dresses, namerOf(setups), top),
-    panels: [
-      (top) => histogramPanel(drawn, top),
-      (top) => waitingPanel(drawn, time, top),
-      (top) => firstPanel(drawn, time, top),
-    ],
+    plots: [histogramPlot(drawn), waitingPlot(drawn, time), firstPlot(drawn, time)],
     conclusion: verdict(all, namerOf(all)),
     name: `${title}: ${setups.map(byTitle).join(", ")}`,
     description: `${drawn.map(described).join(" ")} ${verdict(all, byTitle)}`,
-    looks: dresses.map(({ look }) => look),
+    dresses,
   });
 }
 
@@ -1522,19 +1424,17 @@ function kneeOf({ points }: Line): number {
 /** Which set-up carries how much, and how much more than the next. */
 export function kneeSentence(lines: readonly Line[], name: (line: Line) => string): string {
   const rates = lines.flatMap(({ points }) => points.map(({ rate }) => rate));
-  const known = lines.filter((line) => !Number.isNaN(kneeOf(line)));
-  const knees = known.toSorted((a, b) => kneeOf(b) - kneeOf(a));
   const lowest = counted(Math.min(...rates));
-  if (knees.length === 0)
+  const known = lines.filter((line) => !Number.isNaN(kneeOf(line)));
+  if (known.length === 0)
     return `No knee: the p95 at ${lowest} a second is not known (it needs 59 first requests).`;
-  const highest = Math.max(...rates);
-  const each = knees.map((one) => {
-    const rate = kneeOf(one);
-    return `${name(one)} ${counted(rate)}${rate === highest ? " (the highest tried)" : ""}`;
+  const knees = known.toSorted((a, b) => kneeOf(b) - kneeOf(a));
+  const each = knees.map((line) => {
+    const remark = kneeOf(line) === Math.max(...rates) ? " (the highest tried)" : "";
+    return `${name(line)} ${counted(kneeOf(line))}${remark}`;
   });
-  const claim =
-    "Up to so many clients a second the p95 of first requests stays below twice that at";
-  return `${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
+  const claim = "clients a second the p95 of first requests stays below twice that at";
+  return `Up to so many ${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
 }
 
 function moreLoad(knees: readonly Line[], name: (line: Line) => string): string {
@@ -1565,17 +1465,13 @@ export function curveTable(lines: readonly Line[]): string {
 }
 
 /** One measure of all lines over the rates. */
-type Measure = Readonly<{ title: string; note: string; of: (point: Point) => Interval }>;
+type Measure = Readonly<{ title: string; note: string; of: "mean" | "p95" }>;
 const MEASURES: readonly Measure[] = [
-  {
-    title: "Mean of the first requests",
-    note: "(s), with its interval over the runs",
-    of: (point) => point.mean,
-  },
-  { title: "95th percentile", note: "(s), at the top where more failed", of: (point) => point.p95 },
+  { title: "Mean of the first requests", note: "(s), with its interval over the runs", of: "mean" },
+  { title: "95th percentile", note: "(s), at the top where more failed", of: "p95" },
 ];
 
-type Curve = Dress & { readonly line: Line };
+type Curve = Dress & Line;
 
 /** The rates that were tried are the ticks; over more than a decade or so, logarithmic. */
 function rateAxis(rates: readonly number[]): Axis {
@@ -1587,15 +1483,15 @@ function rateAxis(rates: readonly number[]): Axis {
   return { at: axis, ticks: fitting(thinned(rates), axis, room) };
 }
 
-function measurePanel(curves: readonly Curve[], rates: Axis, measure: Measure, start: number) {
-  const all = curves.flatMap(({ line: { points } }) => points.map(measure.of));
-  const finite = (values: readonly number[]): number[] => values.filter(Number.isFinite);
-  const means = finite(all.map(({ mean: middle }) => middle));
-  const highest = Math.max(...means, ...finite(all.map(({ high }) => high)));
-  const last = ({ line: { points } }: Curve): number =>
-    Math.min(MAX_SECONDS, measure.of(at(points, points.length - 1)).mean || 0);
-  return plotAt(start, {
-    ...measure,
+function measurePlot(curves: readonly Curve[], rates: Axis, { title, note, of }: Measure): Plot {
+  const all = curves.flatMap(({ points }) => points.map((point) => point[of]));
+  const means = all.map(({ mean: middle }) => middle).filter(Number.isFinite);
+  const highest = Math.max(...means, ...all.map(({ high }) => high).filter(Number.isFinite));
+  const last = ({ points }: Curve): number =>
+    Math.min(MAX_SECONDS, at(points, points.length - 1)[of].mean || 0);
+  return {
+    title,
+    note,
     height: heightFor(curves.length),
     labels: 2,
     draw: (frame, labels) => {
@@ -1603,39 +1499,39 @@ function measurePanel(curves: readonly Curve[], rates: Axis, measure: Measure, s
       return [
         ...uprights(rates, frame),
         ...levels(y, String),
-        ...curves.map((one, place) => lineMarks(one, place, rates.at, y.at, measure)),
-        ...curves
-          .toSorted((a, b) => last(b) - last(a))
-          .map(({ look, label }, row) => entry(COLUMN, rowOf(frame, row), look, label)),
+        ...curves.map((one, place) => lineMarks(one, place, rates.at, y.at, of)),
+        ...column(
+          frame,
+          curves.toSorted((a, b) => last(b) - last(a)),
+        ),
         ...labelled(rates, labels, "Clients per second"),
         ...loadLabels(curves, rates, labels + LINE),
       ];
     },
-  });
+  };
 }
 
 /** Below the rates, what they are of the capacity of the first set-up with a balancer. */
 function loadLabels(curves: readonly Curve[], rates: Axis, y: number): string[] {
-  const setups = curves.flatMap(({ line: { points } }) => points);
-  const own = setups.filter(({ setup }) => !isBaseline(setup) || curves.length === 1);
+  const points = curves.flatMap((curve) => curve.points);
+  const own = points.filter(({ setup }) => !isBaseline(setup) || curves.length === 1);
   const loads = rates.ticks.flatMap((rate) => {
-    const load = own.map((one) => (one.rate === rate ? loadOf(one.setup.origin) : 0)).find(Boolean);
-    return load ? text(rates.at(rate), y, `${Math.round(load * 100)} %`, MUTED, "middle") : [];
+    const load = own.map((one) => (one.rate === rate ? loadOf(one.setup) : "")).find(Boolean);
+    return load ? text(rates.at(rate), y, load, MUTED, "middle") : [];
   });
   return loads.length > 0 ? [...loads, text(WIDTH - MARGIN, y, "of capacity", MUTED, "end")] : [];
 }
 
 /** A line through its points, each with its interval, a little aside of its neighbours'. */
-function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, measure: Measure): string {
-  const { line: own, look } = curve;
-  const marks = own.points
-    .map((point) => ({ ...measure.of(point), x: x(point.rate) + 4 * place }))
-    .filter((mark) => !Number.isNaN(mark.mean))
-    .map(({ mean: middle, low, high, half, x: across }) => {
-      const bar = Number.isFinite(half) ? line([across, y(low)], [across, y(high)], look.line) : "";
-      const dot = bar + circle(across, y(middle), 3.5, look.line, PAPER);
-      return { step: `L${round(across)} ${round(y(middle))}`, dot };
-    });
+function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, of: Measure["of"]): string {
+  const { points, look } = curve;
+  const known = points.filter((point) => !Number.isNaN(point[of].mean));
+  const marks = known.map(({ rate, [of]: { mean: middle, low, high, half } }) => {
+    const across = x(rate) + 4 * place;
+    const bar = Number.isFinite(half) ? line([across, y(low)], [across, y(high)], look.line) : "";
+    const dot = bar + circle(across, y(middle), 3.5, look.line, PAPER);
+    return { step: `L${round(across)} ${round(y(middle))}`, dot };
+  });
   const path = marks.map(({ step }) => step).join("");
   const joined = marks.length > 1 ? stroke(path.replace("L", "M"), look.line, 2, look.dash) : "";
   return joined + marks.map(({ dot }) => dot).join("");
@@ -1645,22 +1541,22 @@ function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, measure: Mea
 export function drawCurve(all: readonly Line[]): string {
   const lines = all.slice(0, MOST_DRAWN);
   const dresses = dress(lines);
-  const curves = lines.map((own, place) => ({ ...at(dresses, place), line: own }));
-  const setups = lines.flatMap(({ points }) => points.map(({ setup }) => setup));
-  const points = lines.flatMap((own) => own.points);
+  const curves = lines.map((one, place) => ({ ...one, ...at(dresses, place) }));
+  const points = lines.flatMap((one) => one.points);
+  const setups = points.map(({ setup }) => setup);
   const rates = rateAxis([...new Set(points.map(({ rate }) => rate))].sort((a, b) => a - b));
   const about = `First requests as the offered load grows. ${simulatedLine(setups, byTitle)}`;
-  const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(of(one).mean)));
+  const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(one[of].mean)));
+  const name = (one: Line): string => at(dresses, lines.indexOf(one)).long;
   const title = "Load Curve";
   return svgOf({
     title,
     head: (top) => prose(about.trim(), top, MUTED),
-    panels: drawn.map((measure) => (top) => measurePanel(curves, rates, measure, top)),
-    conclusion:
-      kneeSentence(lines, (one) => at(dresses, lines.indexOf(one)).long) + disturbance(setups),
+    plots: drawn.map((measure) => measurePlot(curves, rates, measure)),
+    conclusion: kneeSentence(lines, name) + disturbance(setups),
     name: `${title}: ${lines.map((one) => one.title).join(", ")}`,
     description: kneeSentence(lines, (one) => one.title),
-    looks: dresses.map(({ look }) => look),
+    dresses,
   });
 }
 
@@ -1710,7 +1606,8 @@ function windowOf({ fail, hang }: Fields): Window | undefined {
 /** First requests of clients that came from `from` on and before `to`. */
 function between({ arrivals, times }: Timeline, from: number, to: number): Float64Array {
   const before = (limit: number): number => {
-    let [low, high] = [0, arrivals.length];
+    let low = 0;
+    let high = arrivals.length;
     while (low < high) {
       const middle = (low + high) >> 1;
       if (at(arrivals, middle) < limit) low = middle + 1;
@@ -1723,15 +1620,12 @@ function between({ arrivals, times }: Timeline, from: number, to: number): Float
 
 /** Before, while and after the window; without one, thirds of the time. */
 function phasesOf({ window }: Timeline, end: number) {
-  const cuts = window ? [window.from, window.to] : [end / 3, (2 * end) / 3];
-  const names = window
-    ? ["before", `while ${window.what}`, "after"]
-    : ["first third", "second third", "last third"];
-  return names.map((name, place) => ({
-    name,
-    from: cuts[place - 1] ?? 0,
-    to: cuts[place] ?? Infinity,
-  }));
+  const { from, to } = window ?? { from: end / 3, to: (2 * end) / 3 };
+  return [
+    { name: window ? "before" : "first third", from: 0, to: from },
+    { name: window ? `while ${window.what}` : "second third", from, to },
+    { name: window ? "after" : "last third", from: to, to: Infinity },
+  ];
 }
 
 const endOf = (timelines: readonly Timeline[]): number =>
@@ -1807,26 +1701,18 @@ function movingPath(timeline: Timeline, p: number, x: Scale, y: Scale): string {
   return steps.join("");
 }
 
-/** Clients as dots, each place of the picture at most once; failed ones as marks at the top. */
-function clientDots(
-  { arrivals, times }: Timeline,
-  x: Scale,
-  y: Scale,
-  { top }: Frame,
-  colour: Colour,
-) {
+/** Clients as dots, each place of the picture at most once; failed ones as marks above `top`. */
+function clientDots(timeline: Timeline, x: Scale, y: Scale, top: number, colour: Colour): string[] {
   const dots = new Set<string>();
   const marks = new Set<string>();
-  for (const [place, arrival] of arrivals.entries()) {
-    const time = at(times, place);
+  for (const [place, arrival] of timeline.arrivals.entries()) {
+    const time = at(timeline.times, place);
     if (Number.isNaN(time)) marks.add(`M${Math.round(x(arrival))} ${round(top - 8)}v8`);
     else dots.add(`M${Math.round(x(arrival))} ${Math.round(y(time))}h0`);
   }
-  const round2 = `<g stroke-linecap="round" stroke-opacity="0.45">`;
-  return [
-    `${round2}${stroke([...dots].join(""), colour, 2.4)}</g>`,
-    stroke([...marks].join(""), colour, 1.5),
-  ];
+  const pen = `<g stroke-linecap="round" stroke-opacity="0.45">`;
+  const drawn = `${pen}${stroke([...dots].join(""), colour, 2.4)}</g>`;
+  return [drawn, stroke([...marks].join(""), colour, 1.5)];
 }
 
 /** The time in which the last server was away. */
@@ -1836,10 +1722,10 @@ function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
   return `<rect x="${round(left)}" y="${round(top)}" ${size} fill-opacity="0.45" ${paint(GRID)}/>`;
 }
 
-function timePanel(timeline: Timeline, { look, long }: Dress, x: Axis, span: Range, start: number) {
+function timePlot(timeline: Timeline, { look, long }: Dress, x: Axis, span: Range): Plot {
   const { setup, window } = timeline;
   const failed = setup.first.length < setup.firsts.length;
-  return plotAt(start, {
+  return {
     title: long,
     note: `${sizeOf(setup)}${failed ? `, ${firstFailures(setup)} failed` : ""}`,
     height: 138,
@@ -1850,13 +1736,13 @@ function timePanel(timeline: Timeline, { look, long }: Dress, x: Axis, span: Ran
         window ? shade(window, x.at, frame) : "",
         ...uprights(x, frame),
         ...levels(y, String),
-        ...clientDots(timeline, x.at, y.at, frame, look.line),
+        ...clientDots(timeline, x.at, y.at, frame.top, look.line),
         stroke(movingPath(timeline, 0.5, x.at, y.at), INK, 2),
         stroke(movingPath(timeline, 0.95, x.at, y.at), INK, 2, "5 3"),
         ...labelled(x, labels, "Arrival (s)"),
       ];
     },
-  });
+  };
 }
 
 /** The whole SVG of at most eight. At least one has answers. */
@@ -1868,21 +1754,19 @@ export function drawOverTime(all: readonly Timeline[]): string {
   const x = linearAxis([0, endOf(timelines) || 1], [LEFT, RIGHT]);
   const span = spanOf(setups.map(({ first }) => first));
   const { window } = at(timelines, 0);
-  const shaded = window && `Shaded: the last server was ${window.what}. `;
+  const shaded = window ? `Shaded: the last server was ${window.what}. ` : "";
   const about =
     "Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one " +
-    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
+    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded}`;
   const title = "First Requests Over Time";
   return svgOf({
     title,
     head: (top) => prose((about + planLine(setups, name)).trim(), top, MUTED),
-    panels: timelines.map(
-      (one, place) => (top) => timePanel(one, at(dresses, place), x, span, top),
-    ),
+    plots: timelines.map((one, place) => timePlot(one, at(dresses, place), x, span)),
     conclusion: timeSentence(timelines, name) + disturbance(setups),
     name: `${title}: ${setups.map(byTitle).join(", ")}`,
     description: timeSentence(timelines, byTitle),
-    looks: dresses.map(({ look }) => look),
+    dresses,
   });
 }
 
@@ -2083,7 +1967,7 @@ export const OPTIONS = {
 type Arguments = Values<typeof OPTIONS>;
 
 const bad = (what: string, text: string, expected: string): UsageError =>
-  new UsageError(`Bad ${what} ${inQuotes(text)}: expected ${expected}`);
+  new UsageError(`Bad ${what} "${oneLine(text)}": expected ${expected}`);
 
 /** Throws a UsageError for what does not go together, before anything is read. */
 function checkArguments(named: readonly string[], values: Arguments): void {
