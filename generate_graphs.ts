@@ -16,7 +16,8 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import type { BigIntStats } from "node:fs";
-import { lstat, open, readdir, readFile, readlink, rename, rm, stat } from "node:fs/promises";
+import { chmod, chown, lstat, readdir, readFile } from "node:fs/promises";
+import { readlink, rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { anyText, carries, isMain, type Options, quantile, reasonOf, RunError } from "./lib.ts";
 import { runScript, someSeconds, UsageError, type Values } from "./lib.ts";
@@ -348,15 +349,23 @@ export function looksOf(names: readonly string[]): Look[] {
   return own.flatMap((look) => look ?? free.next().value ?? []);
 }
 
-/** How one of at most eight things looks, and its title cut to the column and to a third. */
-type Dress = Readonly<{ look: Look; label: string; long: string }>;
+/** What has a name, of which its looks derive, and a title. */
+type Titled = Readonly<Record<"name" | "title", string>>;
+/** How one of at most eight things looks, and its title cut to the column. */
+type Dress = Readonly<{ look: Look; label: string }>;
 
-function dress(things: readonly { readonly name: string; readonly title: string }[]): Dress[] {
+function dress(things: readonly Titled[]): Dress[] {
   const titles = things.map(({ title }) => title);
   const labels = labelsOf(titles, WIDTH - MARGIN - COLUMN - SWATCH);
-  const longs = labelsOf(titles, WIDTH / 3);
   const looks = looksOf(things.map(({ name }) => name));
-  return looks.map((look, place) => ({ look, label: at(labels, place), long: at(longs, place) }));
+  return looks.map((look, place) => ({ look, label: at(labels, place) }));
+}
+
+/** Calls things by titles that never fill more than a third of a line. */
+function namerOf<T extends Titled>(things: readonly T[]): (thing: T) => string {
+  const titles = things.map(({ title }) => title);
+  const labels = labelsOf(titles, WIDTH / 3);
+  return (thing) => labels[things.indexOf(thing)] ?? thing.title;
 }
 
 /** Three significant digits, or whole numbers. */
@@ -524,17 +533,8 @@ export function histogramTop(values: Float64Array): number {
 // runs, seed by seed, and is only given where nothing but the set-ups differs.
 
 /** Fields of runs.json that must be the same; a server's weight need not, it is the balancer's. */
-const PLAN = [
-  "rate",
-  "clients",
-  "maxRequests",
-  "reconnect",
-  "timeout",
-  "addresses",
-  "fail",
-  "hang",
-];
-const KIND = ["mean", "sd", "slots", "slow"];
+const PLAN = "rate clients maxRequests reconnect timeout addresses fail hang".split(" ");
+const KIND = "mean sd slots slow".split(" ");
 const UNITS: Fields = { rate: " a second", timeout: " s", mean: " s", sd: " s" };
 
 /** A field of runs.json in words. */
@@ -791,23 +791,17 @@ export type Scale = (value: number) => number;
 type Range = readonly [low: number, high: number];
 type Axis = Readonly<{ at: Scale; ticks: readonly number[] }>;
 
-/** 1, 2, 5 or 10, by d3's rule: what is nearest to `error` on a logarithmic scale. */
-function roundFactor(error: number): number {
-  if (error >= Math.sqrt(50)) return 10;
-  if (error >= Math.sqrt(10)) return 5;
-  return error >= Math.sqrt(2) ? 2 : 1;
-}
-
 /**
- * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten; as a fraction,
- * since 3 / 10 is exact and 3 * 0.1 is not.
+ * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten, whichever is
+ * nearest on a logarithmic scale (d3's rule); as a fraction, since 3 / 10 is exact and 3 * 0.1 not.
  */
 function tickStep(span: number, count: number): { times: number; over: number } {
   const power = Math.floor(Math.log10(span / count));
-  const factor = roundFactor(span / count / 10 ** power);
-  return power < 0
-    ? { times: 1, over: Number(`1e${-power}`) / factor }
-    : { times: factor * Number(`1e${power}`), over: 1 };
+  const error = span / count / 10 ** power;
+  const limits = [Math.sqrt(2), Math.sqrt(10), Math.sqrt(50)];
+  const factor = at([1, 2, 5, 10], limits.filter((limit) => error >= limit).length);
+  if (power >= 0) return { times: factor * Number(`1e${power}`), over: 1 };
+  return { times: 1, over: Number(`1e${-power}`) / factor };
 }
 
 /** About `count` round numbers from `low` to `high`. */
@@ -833,11 +827,10 @@ const LADDER = Array.from({ length: 16 }, (_, place) => place - 9)
   .filter((rung) => rung <= MAX_SECONDS);
 
 /** The place of the highest rung that is not above `value`, or of the lowest of all. */
-const rungBelow = (value: number): number =>
-  Math.max(
-    0,
-    LADDER.findLastIndex((rung) => rung <= value),
-  );
+function rungBelow(value: number): number {
+  const place = LADDER.findLastIndex((rung) => rung <= value);
+  return Math.max(0, place);
+}
 
 /**
  * The rungs that enclose `low` and `high`. A logarithm has no place for 0: what has no rung below
@@ -1109,6 +1102,10 @@ function histogramPlot(drawn: readonly Drawn[]): Plot {
   const shares = bars.flatMap((bar) => [...bar.shares, bar.beyond]);
   const highest = niceTop(Math.max(...shares), 4);
   const marks = medianMarks(drawn, bins);
+  const maxima = bars.map(({ setup, look, beyond }) => {
+    const longest = `${seconds(setup.all.at(-1) ?? 0)} s`;
+    return { look, label: bins.tail ? `${percent(beyond)}, ${longest}` : longest };
+  });
   return {
     title: "Relative Frequency",
     note: `in ${BINS} equal bins; triangles mark the medians`,
@@ -1117,7 +1114,6 @@ function histogramPlot(drawn: readonly Drawn[]): Plot {
     gap: 19 + 11 * Math.max(...marks.map(({ row }) => row)),
     draw: (frame, labels) => {
       const y = linearScale([0, highest], [frame.bottom, frame.top]);
-      const maxima = bars.map((bar) => ({ ...bar, label: maximum(bar, bins.tail) }));
       return [
         ...levels({ at: y, ticks: ticks(0, highest, 4) }, shareLabel),
         ...shapes(bars, bins.bin, y),
@@ -1163,12 +1159,6 @@ function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
     ends[row] = x;
     return { x, row, look };
   });
-}
-
-/** A set-up's maximum, and its share of the tail where there is one. */
-function maximum({ setup, beyond }: Bars, tail: string): string {
-  const longest = `${seconds(setup.all.at(-1) ?? 0)} s`;
-  return tail ? `${percent(beyond)}, ${longest}` : longest;
 }
 
 /**
@@ -1353,12 +1343,6 @@ function header(setups: readonly Setup[], dresses: readonly Dress[], name: Namer
   const below = top + LINE * Math.ceil(setups.length / 2);
   const shares = prose(failureLine(setups, name), below, MUTED);
   return { svg: [...load.svg, ...legend, ...shares.svg], bottom: shares.bottom };
-}
-
-/** Calls set-ups by titles that never fill more than a third of a line. */
-function namerOf(setups: readonly Setup[]): Namer {
-  const labels = labelsOf(setups.map(byTitle), WIDTH / 3);
-  return (setup) => labels[setups.indexOf(setup)] ?? setup.title;
 }
 
 /** The picture in words, for those who do not see it. */
@@ -1547,13 +1531,12 @@ export function drawCurve(all: readonly Line[]): string {
   const rates = rateAxis([...new Set(points.map(({ rate }) => rate))].sort((a, b) => a - b));
   const about = `First requests as the offered load grows. ${simulatedLine(setups, byTitle)}`;
   const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(one[of].mean)));
-  const name = (one: Line): string => at(dresses, lines.indexOf(one)).long;
   const title = "Load Curve";
   return svgOf({
     title,
     head: (top) => prose(about.trim(), top, MUTED),
     plots: drawn.map((measure) => measurePlot(curves, rates, measure)),
-    conclusion: kneeSentence(lines, name) + disturbance(setups),
+    conclusion: kneeSentence(lines, namerOf(lines)) + disturbance(setups),
     name: `${title}: ${lines.map((one) => one.title).join(", ")}`,
     description: kneeSentence(lines, (one) => one.title),
     dresses,
@@ -1722,11 +1705,17 @@ function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
   return `<rect x="${round(left)}" y="${round(top)}" ${size} fill-opacity="0.45" ${paint(GRID)}/>`;
 }
 
-function timePlot(timeline: Timeline, { look, long }: Dress, x: Axis, span: Range): Plot {
+function timePlot(
+  timeline: Timeline,
+  title: string,
+  { line: colour }: Look,
+  x: Axis,
+  span: Range,
+): Plot {
   const { setup, window } = timeline;
   const failed = setup.first.length < setup.firsts.length;
   return {
-    title: long,
+    title,
     note: `${sizeOf(setup)}${failed ? `, ${firstFailures(setup)} failed` : ""}`,
     height: 138,
     draw: (whole, labels) => {
@@ -1736,7 +1725,7 @@ function timePlot(timeline: Timeline, { look, long }: Dress, x: Axis, span: Rang
         window ? shade(window, x.at, frame) : "",
         ...uprights(x, frame),
         ...levels(y, String),
-        ...clientDots(timeline, x.at, y.at, frame.top, look.line),
+        ...clientDots(timeline, x.at, y.at, frame.top, colour),
         stroke(movingPath(timeline, 0.5, x.at, y.at), INK, 2),
         stroke(movingPath(timeline, 0.95, x.at, y.at), INK, 2, "5 3"),
         ...labelled(x, labels, "Arrival (s)"),
@@ -1762,7 +1751,9 @@ export function drawOverTime(all: readonly Timeline[]): string {
   return svgOf({
     title,
     head: (top) => prose((about + planLine(setups, name)).trim(), top, MUTED),
-    plots: timelines.map((one, place) => timePlot(one, at(dresses, place), x, span)),
+    plots: timelines.map((one, place) =>
+      timePlot(one, name(one.setup), at(dresses, place).look, x, span),
+    ),
     conclusion: timeSentence(timelines, name) + disturbance(setups),
     name: `${title}: ${setups.map(byTitle).join(", ")}`,
     description: timeSentence(timelines, byTitle),
@@ -1774,28 +1765,20 @@ export function drawOverTime(all: readonly Timeline[]): string {
 // What to read, what it is called, and how a picture is written: whole or not at all, and never
 // over a measurement. Files are told apart by what they are, not by how they are called.
 
-/** Reads each runs.json once, and complains of it once. */
-class Journals {
-  readonly complaints: string[] = [];
-  readonly #known = new Map<string, Fields | undefined>();
+/** What goes wrong with one file, a line each; the others are drawn all the same. */
+type Complaints = Set<string>;
 
-  /** What the folder's runs.json says, by name; undefined where there is none to believe. */
-  async of(folder: string): Promise<Fields | undefined> {
-    const file = join(folder, JOURNAL);
-    if (!this.#known.has(file)) this.#known.set(file, await this.#read(file));
-    return this.#known.get(file);
-  }
-
-  async #read(file: string): Promise<Fields | undefined> {
-    if (!(await statOf(file))) return undefined;
-    try {
-      const content = parseJson(decode(await readBytes(file)));
-      if (isFields(content)) return content;
-      throw new RunError("expected an object of set-ups by name");
-    } catch (error) {
-      this.complaints.push(complaint(`Cannot read ${file}`, error));
-      return undefined;
-    }
+/** What the folder's runs.json says, by name; undefined where there is none to believe. */
+async function journalOf(folder: string, complaints: Complaints): Promise<Fields | undefined> {
+  const file = join(folder, JOURNAL);
+  if (!(await statOf(file))) return undefined;
+  try {
+    const content = parseJson(decode(await readBytes(file)));
+    if (isFields(content)) return content;
+    throw new RunError("expected an object of set-ups by name");
+  } catch (error) {
+    complaints.add(complaint(`Cannot read ${file}`, error));
+    return undefined;
   }
 }
 
@@ -1805,42 +1788,40 @@ function complaint(what: string, error: unknown): string {
   return oneLine(`${what}: ${error.message}`);
 }
 
-const readBytes = (file: string): Promise<Buffer> => readFile(file).catch(refused);
+/** Rethrows what the system said, in one line. */
+const refusal =
+  (what = "") =>
+  (error: unknown): never => {
+    throw new RunError(oneLine(what + reasonOf(error)));
+  };
 
-/** Rethrows what the system said. */
-function refused(error: unknown): never {
-  throw new RunError(reasonOf(error));
-}
+const readBytes = (file: string): Promise<Buffer> => readFile(file).catch(refusal());
 
 /** By following symbolic links; undefined when there is nothing. */
 const statOf = (file: string): Promise<BigIntStats | undefined> =>
   stat(file, { bigint: true }).catch(() => undefined);
 
 /** The runs of a folder: the three known ones, and what else runs.json lists. */
-async function filesIn(folder: string, journals: Journals): Promise<string[]> {
-  const listed = await journals.of(folder);
+async function filesIn(folder: string, complaints: Complaints): Promise<string[]> {
   const path = (name: string): string => join(folder, `${name}.json`);
+  const listed = await journalOf(folder, complaints);
   if (!listed) return KNOWN.map(path);
-  const known: string[] = [];
-  for (const name of KNOWN) {
-    if (Object.hasOwn(listed, name) || (await statOf(path(name)))) known.push(name);
-  }
+  const there = await Promise.all(KNOWN.map((name) => statOf(path(name))));
+  const known = KNOWN.filter((name, place) => Object.hasOwn(listed, name) || there[place]);
   const isOther = (name: string): boolean => !KNOWN.includes(name) && /^[^/\\\0]+$/.test(name);
   return [...known, ...Object.keys(listed).filter(isOther)].map(path);
 }
 
 /** A folder that is named means its runs; one without a runs.json, all that is there. */
-async function filesOf(named: string, journals: Journals): Promise<string[]> {
+async function filesOf(named: string, complaints: Complaints): Promise<string[]> {
   if (!(await statOf(named))?.isDirectory()) return [named];
-  if (await journals.of(named)) return filesIn(named, journals);
-  const found = (await readdir(named)).filter(
-    (name) => /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL,
-  );
+  if (await journalOf(named, complaints)) return filesIn(named, complaints);
+  const isRun = (name: string): boolean =>
+    /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL;
+  const found = (await readdir(named)).filter(isRun).sort();
+  if (found.length === 0) complaints.add(oneLine(`Cannot draw ${named}: there are no runs in it`));
   const rank = (name: string): number => (KNOWN.indexOf(nameOf(name)) + 9) % 9;
-  found.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
-  if (found.length === 0)
-    journals.complaints.push(oneLine(`Cannot draw ${named}: there are no runs in it`));
-  return found.map((name) => join(named, name));
+  return found.sort((a, b) => rank(a) - rank(b)).map((name) => join(named, name));
 }
 
 /** The same text for the same file, whatever it is called and wherever links lead. */
@@ -1863,26 +1844,22 @@ async function checkIdentities(files: readonly string[], picture: string): Promi
 }
 
 /** Reads `files` one after the other. One that cannot be read becomes a complaint. */
-async function readSetups(files: readonly string[], journals: Journals): Promise<Setup[]> {
+async function readSetups(files: readonly string[], complaints: Complaints): Promise<Setup[]> {
   const setups: Setup[] = [];
-  const titles = titlesOf(files);
-  for (const [place, file] of files.entries()) {
+  for (const [place, title] of titlesOf(files).entries()) {
+    const file = at(files, place);
     try {
-      setups.push(await readSetup(file, at(titles, place), await journals.of(dirname(file))));
+      const listed = (await journalOf(dirname(file), complaints)) ?? {};
+      const bytes = await readBytes(file);
+      const times = parseTimes(decode(bytes));
+      const entry = Object.hasOwn(listed, nameOf(file)) ? listed[nameOf(file)] : undefined;
+      const sha256 = createHash("sha256").update(bytes).digest("hex");
+      setups.push(setupOf(nameOf(file), title, times, originOf(entry, sha256, times)));
     } catch (error) {
-      journals.complaints.push(complaint(`Cannot draw ${file}`, error));
+      complaints.add(complaint(`Cannot draw ${file}`, error));
     }
   }
   return setups;
-}
-
-async function readSetup(file: string, title: string, listed: Fields = {}): Promise<Setup> {
-  const bytes = await readBytes(file);
-  const times = parseTimes(decode(bytes));
-  const name = nameOf(file);
-  const entryOf = Object.hasOwn(listed, name) ? listed[name] : undefined;
-  const sha256 = createHash("sha256").update(bytes).digest("hex");
-  return setupOf(name, title, times, originOf(entryOf, sha256, times));
 }
 
 /** Where a chain of symbolic links ends, also when there is nothing yet. */
@@ -1896,42 +1873,35 @@ async function targetOf(file: string, links = 0): Promise<string> {
 async function replaceFile(file: string, content: string): Promise<void> {
   const target = await targetOf(resolve(file));
   const before = await statOf(target);
+  const mode = Number(before?.mode ?? 0o666n) & 0o7777;
   const draft = join(dirname(target), `.picture-${randomUUID().slice(0, 8)}.draft`);
-  const handle = await open(draft, "wx");
   try {
-    if (before) await handle.chown(Number(before.uid), Number(before.gid)).catch(() => undefined);
-    if (before) await handle.chmod(Number(before.mode) & 0o7777);
-    await handle.writeFile(content);
-    await handle.close();
+    await writeFile(draft, content, { flag: "wx", mode });
+    if (before) await chown(draft, Number(before.uid), Number(before.gid)).catch(() => undefined);
+    if (before) await chmod(draft, mode); // the umask may have taken from it
     await rename(draft, target);
   } catch (error) {
-    await handle.close().catch(() => undefined);
     await rm(draft, { force: true });
     throw error;
   }
 }
 
-/** What is said, and what is drawn. */
-type Result = Readonly<{ words: readonly string[]; svg: () => string }>;
+/** What is said, and what is drawn, where there are answers. */
+type Result = Readonly<{ words: readonly string[]; draw: (() => string) | undefined }>;
 
 /** Words go to standard output, unless the picture does. Returns the exit code. */
-async function show({ words, svg }: Result, picture: string, complaints: readonly string[]) {
+async function show({ words, draw }: Result, picture: string, complaints: Complaints) {
   for (const line of complaints) console.error(line);
-  const code = complaints.length > 0 ? 1 : 0;
-  if (words.length === 0 && code === 0)
-    throw new RunError(oneLine(`Cannot write ${picture}: there are no answers to draw`));
-  if (words.length === 0) return code;
-  if (picture === "-") {
-    console.error(words.join("\n"));
-    process.stdout.write(svg());
-    return code;
-  }
-  console.log(words.join("\n"));
-  const draw = async (): Promise<void> => replaceFile(picture, svg());
-  await draw().catch((error: unknown) => {
-    throw new RunError(oneLine(`Cannot write ${picture}: ${reasonOf(error)}`));
-  });
-  console.log(oneLine(picture));
+  const code = complaints.size > 0 ? 1 : 0;
+  if (words.length === 0 && code === 1) return code;
+  const failed = refusal(`Cannot write ${picture}: `);
+  const isAside = picture === "-";
+  const say = isAside ? console.error : console.log;
+  if (words.length > 0) say(words.join("\n"));
+  if (!draw) return failed("there are no answers to draw");
+  if (isAside) process.stdout.write(draw());
+  else await replaceFile(picture, draw()).catch(failed);
+  if (!isAside) say(oneLine(picture));
   return code;
 }
 
@@ -1939,11 +1909,11 @@ async function show({ words, svg }: Result, picture: string, complaints: readonl
 
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
 
+const folder = { kind: anyText, value: "DIR" };
 /** Exported for tests, as is main. */
 export const OPTIONS = {
   data: {
-    kind: anyText,
-    value: "DIR",
+    ...folder,
     help: `the folder of ${KNOWN.join(", ")} and what else its ${JOURNAL} lists (default data)`,
   },
   out: {
@@ -1951,16 +1921,8 @@ export const OPTIONS = {
     value: "FILE",
     help: "where the picture goes, - for standard output (default beside the first file)",
   },
-  within: {
-    kind: someSeconds,
-    value: "SECONDS",
-    help: "a column: the share answered within that",
-  },
-  curve: {
-    kind: anyText,
-    value: "DIR",
-    help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}`,
-  },
+  within: { kind: someSeconds, value: "SECONDS", help: "a column: the share answered within that" },
+  curve: { ...folder, help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}` },
   overTime: { help: `first requests at their scheduled arrivals, into ${OVER_TIME}` },
 } satisfies Options;
 
@@ -1987,75 +1949,76 @@ const tooMany = ({ length }: readonly unknown[]): string[] =>
   length > MOST_DRAWN ? [`The picture shows the first ${MOST_DRAWN} of ${length}.`] : [];
 
 /** Table, verdict and picture of response times. */
-function resultOf(setups: readonly Setup[], limit: number | undefined): Result {
-  if (setups.length === 0) return { words: [], svg: () => "" };
+function histogramsOf(setups: readonly Setup[], limit: number | undefined): Result {
+  if (setups.length === 0) return { words: [], draw: undefined };
   const words = [table(setups, limit), "", verdict(setups, byTitle), ...disturbances(setups)];
-  const svg = (): string => {
-    if (setups.slice(0, MOST_DRAWN).some(({ all }) => all.length > 0)) return drawPicture(setups);
-    throw new RunError("there are no answers to draw");
-  };
-  return { words: [...words, ...tooMany(setups)], svg };
+  const hasAnswers = setups.slice(0, MOST_DRAWN).some(({ all }) => all.length > 0);
+  const draw = hasAnswers ? () => drawPicture(setups) : undefined;
+  return { words: [...words, ...tooMany(setups)], draw };
 }
 
 /** Table, sentence and picture over time; a set-up whose arrivals are not known is told. */
-function overTimeOf(setups: readonly Setup[], journals: Journals): Result {
-  const timelines = setups.flatMap((setup) => {
+function overTimeOf(setups: readonly Setup[], complaints: Complaints): Result {
+  const timelines: Timeline[] = [];
+  for (const setup of setups) {
     try {
-      return timelineOf(setup);
+      timelines.push(timelineOf(setup));
     } catch (error) {
-      journals.complaints.push(complaint(`Cannot draw ${setup.title} over time`, error));
-      return [];
+      complaints.add(complaint(`Cannot draw ${setup.title} over time`, error));
     }
-  });
-  if (!timelines.some(({ setup }) => setup.first.length > 0)) return { words: [], svg: () => "" };
-  const said = timeSentence(timelines, byTitle) + disturbance(timelines.map(({ setup }) => setup));
+  }
+  const drawn = timelines.map(({ setup }) => setup);
+  if (!drawn.some(hasFirsts)) return { words: [], draw: undefined };
+  const said = timeSentence(timelines, byTitle) + disturbance(drawn);
   const words = [phaseTable(timelines), "", said, ...tooMany(timelines)];
-  return { words, svg: () => drawOverTime(timelines) };
-}
-
-/** The folders rate-R of a sweep, and their rates. */
-async function ratesIn(folder: string): Promise<Map<string, number>> {
-  const names = await readdir(folder).catch((error: unknown) => {
-    throw new RunError(oneLine(`Cannot read ${folder}: ${reasonOf(error)}`));
-  });
-  const rates = names
-    .filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name))
-    .map((name): [string, number] => [join(folder, name), Number(name.slice(5))]);
-  if (rates.length > 0) return new Map(rates.sort(([, a], [, b]) => a - b));
-  throw bad("--curve", folder, "a folder with folders rate-R in it");
+  return { words, draw: () => drawOverTime(timelines) };
 }
 
 /** Table, sentence and picture of a sweep. */
-async function showCurve(folder: string, picture: string, journals: Journals): Promise<number> {
-  const points: Point[] = [];
-  const files: string[] = [];
-  for (const [path, rate] of await ratesIn(folder)) {
-    const own = await filesOf(path, journals);
-    files.push(...own);
-    points.push(...(await readSetups(own, journals)).map((setup) => pointOf(rate, setup)));
-  }
-  await checkIdentities(files, picture);
+function curveOf(points: readonly Point[]): Result {
   const setups = points.map(({ setup }) => setup);
+  if (!setups.some(hasFirsts)) return { words: [], draw: undefined };
   const lines = linesOf(points);
   const said = kneeSentence(lines, ({ title }) => title) + disturbance(setups);
-  const isEmpty = !setups.some(({ first }) => first.length > 0);
-  const words = isEmpty ? [] : [curveTable(lines), "", said, ...tooMany(lines)];
-  return show({ words, svg: () => drawCurve(lines) }, picture, journals.complaints);
+  return { words: [curveTable(lines), "", said, ...tooMany(lines)], draw: () => drawCurve(lines) };
+}
+
+const hasFirsts = ({ first }: Setup): boolean => first.length > 0;
+
+/** The folders rate-R of a sweep, the lowest rate first. */
+async function ratesIn(folder: string): Promise<{ path: string; rate: number }[]> {
+  const names = await readdir(folder).catch(refusal(`Cannot read ${folder}: `));
+  const own = names.filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name));
+  if (own.length === 0) throw bad("--curve", folder, "a folder with folders rate-R in it");
+  const rates = own.map((name) => ({ path: join(folder, name), rate: Number(name.slice(5)) }));
+  return rates.sort((a, b) => a.rate - b.rate);
+}
+
+async function showCurve(folder: string, picture: string, complaints: Complaints) {
+  const points: Point[] = [];
+  const files: string[] = [];
+  for (const { path, rate } of await ratesIn(folder)) {
+    const own = await filesOf(path, complaints);
+    files.push(...own);
+    const setups = await readSetups(own, complaints);
+    points.push(...setups.map((setup) => pointOf(rate, setup)));
+  }
+  await checkIdentities(files, picture);
+  return show(curveOf(points), picture, complaints);
 }
 
 export async function main(named: string[], values: Arguments): Promise<number> {
   checkArguments(named, values);
-  const { data = "data", curve, overTime } = values;
-  const journals = new Journals();
-  if (curve !== undefined) return showCurve(curve, values.out ?? join(curve, CURVE), journals);
-  const files = named.length === 0 ? await filesIn(data, journals) : [];
-  for (const name of named) files.push(...(await filesOf(name, journals)));
-  const beside = join(dirname(files[0] ?? ""), overTime ? OVER_TIME : PICTURE);
-  const picture = values.out ?? beside;
+  const { data = "data", curve, overTime, within } = values;
+  const complaints: Complaints = new Set();
+  if (curve !== undefined) return showCurve(curve, values.out ?? join(curve, CURVE), complaints);
+  const files = named.length === 0 ? await filesIn(data, complaints) : [];
+  for (const name of named) files.push(...(await filesOf(name, complaints)));
+  const picture = values.out ?? join(dirname(files[0] ?? ""), overTime ? OVER_TIME : PICTURE);
   await checkIdentities(files, picture);
-  const setups = await readSetups(files, journals);
-  const result = overTime ? overTimeOf(setups, journals) : resultOf(setups, values.within);
-  return show(result, picture, journals.complaints);
+  const setups = await readSetups(files, complaints);
+  const result = overTime ? overTimeOf(setups, complaints) : histogramsOf(setups, within);
+  return show(result, picture, complaints);
 }
 
 if (isMain(import.meta)) void runScript({ usage: USAGE, options: OPTIONS, main });
