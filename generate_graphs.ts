@@ -16,8 +16,8 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import type { BigIntStats } from "node:fs";
-import { chmod, chown, lstat, readdir, readFile } from "node:fs/promises";
-import { readlink, rename, rm, stat, writeFile } from "node:fs/promises";
+import { chmod, chown, readdir, readFile, readlink, realpath } from "node:fs/promises";
+import { rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { anyText, carries, isMain, type Options, quantile, reasonOf, RunError } from "./lib.ts";
 import { runScript, someSeconds, UsageError, type Values } from "./lib.ts";
@@ -30,8 +30,7 @@ const PICTURE = "response_times.svg";
 const CURVE = "load_curve.svg";
 const OVER_TIME = "over_time.svg";
 
-/** The longest response time, 12 days; what is longer was not written in seconds. */
-const MAX_SECONDS = 1e6;
+const MAX_SECONDS = 1e6; // 12 days; what is longer was not written in seconds
 /** A nanosecond: what is closer together has no spread, what is shorter no axis of its own. */
 const SHORTEST = 1e-9;
 const BINS = 20;
@@ -46,11 +45,9 @@ const WIDTH = 960;
 const MARGIN = 20;
 const FONT = 18;
 const LINE = 23;
-/** The height of a capital, and what hangs below the base line. */
-const CAPITAL = 14;
-const DESCENT = 5;
-/** Between what belongs to one panel and the next panel's heading. */
-const AIR = 30;
+const CAPITAL = 14; // the height of one
+const DESCENT = 5; // what hangs below the base line
+const AIR = 30; // between what belongs to one panel and the next panel's heading
 /** Plots lie between LEFT and RIGHT; the column beside them holds labels with swatches. */
 const LEFT = 104;
 const RIGHT = 712;
@@ -144,12 +141,10 @@ function parseJson(text: string): unknown {
   }
 }
 
-/** UTF-8, or what a byte order mark says: PowerShell's `>` writes UTF-16. */
-function decode(bytes: Uint8Array): string {
-  if (bytes[0] === 0xff && bytes[1] === 0xfe) return new TextDecoder("utf-16le").decode(bytes);
-  if (bytes[0] === 0xfe && bytes[1] === 0xff) return new TextDecoder("utf-16be").decode(bytes);
-  return new TextDecoder().decode(bytes);
-}
+/** What a byte order mark says: PowerShell's `>` writes UTF-16. */
+const ENCODINGS: Readonly<Record<string, string>> = { fffe: "utf-16le", feff: "utf-16be" };
+const decode = (bytes: Buffer): string =>
+  new TextDecoder(ENCODINGS[bytes.toString("hex", 0, 2)]).decode(bytes);
 
 // ─── Origin ──────────────────────────────────────────────────────────────────
 // What runs.json says of a file, checked field by field: anybody may have edited it. An entry that
@@ -159,18 +154,15 @@ type Fields = Readonly<Record<string, unknown>>;
 
 /** One run of a set-up: one seed. */
 type RunRecord = Readonly<Record<"seed" | "clients" | "planned" | "answered", number>> & {
-  /** Places, within the run, of the clients whose first request failed. */
-  readonly firstFailed: readonly number[];
+  readonly firstFailed: readonly number[]; // places of clients within the run
   readonly interrupted: boolean;
   readonly disturbed: readonly string[];
 };
 
 export type Origin = {
-  /** The same for all that one call measured. */
-  readonly session: string;
+  readonly session: string; // the same for all that one call measured
   readonly algorithm: unknown;
-  /** None when they were started by hand. */
-  readonly servers: readonly Fields[];
+  readonly servers: readonly Fields[]; // none when they were started by hand
   readonly plan: Fields;
   readonly runsAsked: number;
   readonly simulated: boolean;
@@ -226,10 +218,8 @@ function recordOf(run: Fields): RunRecord | undefined {
 // A set-up is what one file holds: the clients of all its runs, run after run, and their origin.
 
 export type Setup = {
-  /** The file's name without .json. */
-  readonly name: string;
-  /** The name in words, different from all others. */
-  readonly title: string;
+  readonly name: string; // the file's, without .json
+  readonly title: string; // the name in words, different from all others
   readonly origin: Origin | undefined;
   /** The first request of each client in the file's order; NaN where it was not answered. */
   readonly firsts: Float64Array;
@@ -239,45 +229,44 @@ export type Setup = {
   readonly later: Float64Array;
   /** The mean first request of each run; of all together when the runs are unknown. */
   readonly means: readonly number[];
-  /** undefined when nothing tells. */
-  readonly planned: number | undefined;
+  readonly planned: number | undefined; // when nothing tells
 };
-/** How a set-up is called in a sentence. */
-type Namer = (setup: Setup) => string;
-const byTitle: Namer = ({ title }) => title;
+type Words = (setup: Setup) => string;
+const titleOf = ({ title }: { readonly title: string }): string => title;
+const runsOf = ({ origin }: Setup): readonly RunRecord[] => origin?.runs ?? [];
+const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
+const hasFirsts = ({ first }: Setup): boolean => first.length > 0;
+const isBaseline = ({ name, origin }: Setup): boolean =>
+  name === KNOWN[0] || origin?.algorithm === "baseline";
 
-/** The sorted numbers among `values`. */
-const answeredOf = (values: Float64Array): Float64Array =>
+const sortedNumbers = (values: Float64Array): Float64Array =>
   values.filter((value) => !Number.isNaN(value)).sort();
 
 export function setupOf(name: string, title: string, times: Times, origin?: Origin): Setup {
-  const { firsts, later } = split(times, origin);
+  const { values, starts } = times;
+  const firsts = new Float64Array(starts.length - 1);
+  const later = values.slice();
+  const runs = byRun(firsts, origin);
+  for (const [run, own] of runs.entries())
+    for (const place of origin?.runs[run]?.firstFailed ?? []) own[place] = NaN;
+  for (const [client, start] of starts.subarray(0, -1).entries()) {
+    if (start === starts[client + 1]) firsts[client] = NaN;
+    // a later answer never stands in for a first request that failed
+    if (Number.isNaN(firsts[client])) continue;
+    firsts[client] = at(values, start);
+    later[start] = NaN;
+  }
   return {
     name,
     title,
     origin,
     firsts,
-    all: times.values.toSorted(),
-    first: answeredOf(firsts),
-    later: answeredOf(later),
-    means: byRun(firsts, origin).map(mean),
+    all: values.toSorted(),
+    first: sortedNumbers(firsts),
+    later: sortedNumbers(later),
+    means: runs.map(mean),
     planned: origin && total(origin.runs.map(({ planned }) => planned)),
   };
-}
-
-/** A client whose first request failed has none: its later answers never stand in for it. */
-function split({ values, starts }: Times, origin: Origin | undefined) {
-  const firsts = new Float64Array(starts.length - 1);
-  for (const [run, own] of byRun(firsts, origin).entries())
-    for (const place of origin?.runs[run]?.firstFailed ?? []) own[place] = NaN;
-  const later = values.slice();
-  for (const [client, start] of starts.subarray(0, -1).entries()) {
-    if (start === starts[client + 1]) firsts[client] = NaN;
-    if (Number.isNaN(firsts[client])) continue;
-    firsts[client] = at(values, start);
-    later[start] = NaN;
-  }
-  return { firsts, later };
 }
 
 /** Views of the first requests, run by run. */
@@ -288,13 +277,6 @@ function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[]
     return firsts.subarray(end - clients, end);
   });
 }
-
-const runsOf = ({ origin }: Setup): readonly RunRecord[] => origin?.runs ?? [];
-
-const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
-
-const isBaseline = ({ name, origin }: Setup): boolean =>
-  name === KNOWN[0] || origin?.algorithm === "baseline";
 
 // ─── Names and numbers ───────────────────────────────────────────────────────
 // A name comes from a file's, which may be anything. Two set-ups never have the same one, however
@@ -349,23 +331,24 @@ export function looksOf(names: readonly string[]): Look[] {
   return own.flatMap((look) => look ?? free.next().value ?? []);
 }
 
-/** What has a name, of which its looks derive, and a title. */
+/** What has a name, from which its looks derive, and a title. */
 type Titled = Readonly<Record<"name" | "title", string>>;
-/** How one of at most eight things looks, and its title cut to the column. */
+/** Looks, and a title cut to the column beside a plot. */
 type Dress = Readonly<{ look: Look; label: string }>;
 
-function dress(things: readonly Titled[]): Dress[] {
-  const titles = things.map(({ title }) => title);
-  const labels = labelsOf(titles, WIDTH - MARGIN - COLUMN - SWATCH);
-  const looks = looksOf(things.map(({ name }) => name));
-  return looks.map((look, place) => ({ look, label: at(labels, place) }));
+/** Titles that never fill more than a third of a line. */
+function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
+  const titles = labelsOf(things.map(titleOf), WIDTH / 3);
+  return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
 }
 
-/** Calls things by titles that never fill more than a third of a line. */
-function namerOf<T extends Titled>(things: readonly T[]): (thing: T) => string {
-  const titles = things.map(({ title }) => title);
-  const labels = labelsOf(titles, WIDTH / 3);
-  return (thing) => labels[things.indexOf(thing)] ?? thing.title;
+/** At most eight things as a picture shows them. */
+function dress<T extends Titled>(things: readonly T[]): (T & Dress)[] {
+  const looks = looksOf(things.map(({ name }) => name));
+  const labels = labelsOf(things.map(titleOf), WIDTH - MARGIN - COLUMN - SWATCH);
+  return withShortTitles(things).map((thing, place) => {
+    return { ...thing, look: at(looks, place), label: at(labels, place) };
+  });
 }
 
 /** Three significant digits, or whole numbers. */
@@ -404,13 +387,12 @@ const WIDTHS: readonly { readonly of: RegExp; readonly em: number }[] = [
   { of: /[\u00a0-\u058f]/u, em: 1.1 },
   { of: /\p{Extended_Pictographic}/u, em: 1.5 },
   { of: /[\u2e80-\u{3ffff}]/u, em: 1.05 },
+  { of: /./su, em: 1.45 },
 ];
-const UNKNOWN_EM = 1.45;
 
 /** How wide a text is, at the most, in units. */
 export function widthOf(text: string): number {
-  const em = (character: string): number =>
-    WIDTHS.find(({ of }) => of.test(character))?.em ?? UNKNOWN_EM;
+  const em = (one: string): number => WIDTHS.find(({ of }) => of.test(one))?.em ?? 0;
   return FONT * total([...text].map(em));
 }
 
@@ -497,18 +479,15 @@ export function quantileWith(values: Float64Array, failed: number, p: number): n
 /** A quantile of the first requests of clients; NaN where there are too few of them. */
 function firstQuantile(firsts: Float64Array, p: number): number {
   if (!carries(firsts.length, p)) return NaN;
-  const answered = answeredOf(firsts);
+  const answered = sortedNumbers(firsts);
   return quantileWith(answered, firsts.length - answered.length, p);
 }
 
-/** What a histogram shows: the share in each bin, and the share beyond them. */
-type Shares = Readonly<{ shares: readonly number[]; beyond: number }>;
-
 /**
- * `values` in equal bins from 0 to `top`. A value on an edge belongs to the bin above, `top` itself
- * to the last; what is within a billionth of an edge is on it, since 0.3 / 0.1 is not 3.
+ * The shares of `values` in equal bins from 0 to `top`, and beyond. One on an edge belongs to the
+ * bin above, `top` to the last; within a billionth of an edge is on it, since 0.3 / 0.1 is not 3.
  */
-export function histogram(values: Float64Array, top: number, bins: number): Shares {
+export function histogram(values: Float64Array, top: number, bins: number) {
   const counts = new Array<number>(bins + 1).fill(0);
   for (const value of values) {
     const exact = (value / top) * bins;
@@ -537,7 +516,6 @@ const PLAN = "rate clients maxRequests reconnect timeout addresses fail hang".sp
 const KIND = "mean sd slots slow".split(" ");
 const UNITS: Fields = { rate: " a second", timeout: " s", mean: " s", sd: " s" };
 
-/** A field of runs.json in words. */
 function shown(value: unknown): string {
   if (typeof value === "number") return counted(value);
   if (isFields(value)) return Object.values(value).map(shown).join("-");
@@ -561,9 +539,9 @@ function serverDifference(a: Known, b: Known): string | undefined {
   return own.map((server, place) => differenceIn(KIND, server, others[place] ?? {})).find(Boolean);
 }
 
-/** "404 of Round Robin's 1,225", of which `called` is the possessor. */
-function failedAmong(called: string, setup: Setup): string {
-  const whose = called.endsWith("s") ? `${called}'` : `${called}'s`;
+/** "404 of Round Robin's 1,225" */
+function failures(setup: Setup): string {
+  const whose = setup.title.endsWith("s") ? `${setup.title}'` : `${setup.title}'s`;
   return `${counted(failedOf(setup))} of ${whose} ${counted(setup.planned ?? 0)}`;
 }
 
@@ -571,36 +549,32 @@ type Known = Setup & { readonly origin: Origin };
 const isKnown = (setup: Setup): setup is Known => setup.origin !== undefined;
 const seedsOf = ({ origin }: Known): string => origin.runs.map(({ seed }) => seed).join();
 
-/**
- * Why the two cannot be compared; undefined when they can. What is told first would still stand in
- * the way if all that follows were mended.
- */
-function objectionTo(a: Setup, b: Setup, name: Namer): string | undefined {
-  const untold = [a, b].filter((one) => !isKnown(one)).map(name);
+/** Why two cannot be compared. What is told first would stand if all that follows were mended. */
+function objectionTo(a: Setup, b: Setup): string | undefined {
+  const untold = [a, b].filter((one) => !isKnown(one)).map(titleOf);
   const were = untold.length > 1 ? "were" : "was";
   if (!isKnown(a) || !isKnown(b))
     return `${JOURNAL} does not tell how ${untold.join(" and ")} ${were} measured`;
   const pair = [a, b];
   const simulated = pair.find(({ origin }) => origin.simulated);
   const real = pair.find(({ origin }) => !origin.simulated);
-  if (simulated && real) return `${name(simulated)} is simulated, ${name(real)} is not`;
+  if (simulated && real) return `${simulated.title} is simulated, ${real.title} is not`;
   const plans = differenceIn(PLAN, a.origin.plan, b.origin.plan);
   if (plans) return `the plans differ (${plans})`;
   const servers = serverDifference(a, b);
   if (servers) return `the servers differ (${servers})`;
-  const broken = pair.find((one) => runsOf(one).some(({ interrupted }) => interrupted));
-  if (broken) return `a run of ${name(broken)} was interrupted`;
+  const broken = pair.find(({ origin }) => origin.runs.some(({ interrupted }) => interrupted));
+  if (broken) return `a run of ${broken.title} was interrupted`;
   const failing = pair.filter((one) => failedOf(one) > 0);
-  const failed = failing.map((one) => failedAmong(name(one), one)).join(" and ");
-  if (failed) return `${failed} requests failed`;
+  if (failing.length > 0) return `${failing.map(failures).join(" and ")} requests failed`;
   const short = pair.find(({ origin }) => origin.runs.length < origin.runsAsked);
   if (short) {
     const { runs, runsAsked } = short.origin;
-    return `only ${runs.length} of the ${runsAsked} runs asked for of ${name(short)} are there`;
+    return `only ${runs.length} of the ${runsAsked} runs asked for of ${short.title} are there`;
   }
-  const runs = Math.min(...pair.map((one) => runsOf(one).length));
-  const few = runs === 1 ? "one run is one observation" : `${runs} runs are too few`;
-  if (runs < FEWEST_RUNS) return `${few}; --runs ${ENOUGH_RUNS} gives one`;
+  const least = Math.min(a.origin.runs.length, b.origin.runs.length);
+  const few = least === 1 ? "one run is one observation" : `${least} runs are too few`;
+  if (least < FEWEST_RUNS) return `${few}; --runs ${ENOUGH_RUNS} gives one`;
   if (a.origin.session !== b.origin.session) return "they were measured at different times";
   return seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ";
 }
@@ -610,7 +584,7 @@ function objectionTo(a: Setup, b: Setup, name: Namer): string | undefined {
  * another kind of set-up, and takes part only as one of two.
  */
 function ranking(setups: readonly Setup[]): Setup[] {
-  const answered = setups.filter(({ first }) => first.length > 0);
+  const answered = setups.filter(hasFirsts);
   const balanced = answered.filter((setup) => !isBaseline(setup));
   const candidates = balanced.length < 2 ? answered : balanced;
   return candidates.toSorted((a, b) => mean(a.first) - mean(b.first));
@@ -631,8 +605,7 @@ function digitsFor(interval: Interval, factor = 1): (value: number) => string {
   return (value) => (value * factor).toFixed(Math.min(9, decimals)).replace(/^-(?=[0.]+$)/, "");
 }
 
-/** The fastest against the next, over the seeds. */
-function finding(fast: Setup, slow: Setup, name: Namer): string {
+function finding(fast: Setup, slow: Setup): string {
   const each = differences(fast, slow);
   const interval = tInterval(each);
   const time = digitsFor(interval);
@@ -640,11 +613,11 @@ function finding(fast: Setup, slow: Setup, name: Namer): string {
   const span = `${time(interval.low)} to ${time(interval.high)} s`;
   const range = `95 % interval over ${each.length} paired runs ${span}`;
   if (!(interval.low > 0) || interval.half < SHORTEST)
-    return `No clear difference between ${name(fast)} and ${name(slow)}: ${by}, ${range}.`;
+    return `No clear difference between ${fast.title} and ${slow.title}: ${by}, ${range}.`;
   const sooner = each.filter((value) => value > 0).length;
   const share = interval.mean / mean(slow.means);
   const much = percent(share, share < 0.01 ? 1 : 0);
-  const claim = `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}`;
+  const claim = `${fast.title} answers first requests ${by} (${much}) sooner than ${slow.title}`;
   return `${claim}: ${range}, sooner in ${sooner} of ${each.length}.`;
 }
 
@@ -668,13 +641,13 @@ export const disturbances = (setups: readonly Setup[]): string[] =>
   });
 
 /** The comparison in one sentence, and what to know about it. */
-export function verdict(setups: readonly Setup[], name: Namer): string {
+export function verdict(setups: readonly Setup[]): string {
   const [fast, slow] = ranking(setups);
   if (!fast) return "No verdict: there are no first requests to compare.";
   if (!slow)
-    return `No verdict: there is nothing to compare ${name(fast)} with.${disturbance([fast])}`;
-  const reason = objectionTo(fast, slow, name);
-  const sentence = reason === undefined ? finding(fast, slow, name) : `No verdict: ${reason}.`;
+    return `No verdict: there is nothing to compare ${fast.title} with.${disturbance([fast])}`;
+  const reason = objectionTo(fast, slow);
+  const sentence = reason === undefined ? finding(fast, slow) : `No verdict: ${reason}.`;
   const isVirtual = fast.origin?.simulated && slow.origin?.simulated;
   return `${sentence}${isVirtual ? " Both are simulated." : ""}${disturbance([fast, slow])}`;
 }
@@ -683,7 +656,7 @@ export function verdict(setups: readonly Setup[], name: Namer): string {
 export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval> {
   const [fastest, ...others] = setups.length > 2 ? ranking(setups) : [];
   if (!fastest) return new Map();
-  const fair = others.filter((other) => objectionTo(fastest, other, byTitle) === undefined);
+  const fair = others.filter((other) => objectionTo(fastest, other) === undefined);
   const level = 1 - 0.05 / fair.length; // Bonferroni
   return new Map(fair.map((other) => [other, tInterval(differences(fastest, other), level)]));
 }
@@ -691,22 +664,22 @@ export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval>
 // ─── Tables ──────────────────────────────────────────────────────────────────
 // The same figures for the terminal. A number that the sample does not carry is not printed.
 
-const PERCENTILES = [0.5, 0.9, 0.95, 0.99];
-
 type Column<T> = Readonly<{ head: string; cell: (row: T) => string }>;
 
 /** Rows under heads, the first column to the left, the others to the right. */
 function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[] {
-  const lines = [columns.map(({ head }) => head)];
-  for (const row of rows) lines.push(columns.map(({ cell }) => cell(row)));
-  const widths = columns.map((_, place) =>
-    Math.max(...lines.map((line) => cellsOf(at(line, place)))),
+  const padded = columns.map(({ head, cell }, place) => {
+    const cells = [head, ...rows.map(cell)];
+    const width = Math.max(...cells.map(cellsOf));
+    const blanks = cells.map((one) => " ".repeat(width - cellsOf(one)));
+    return cells.map((one, row) => (place === 0 ? one + at(blanks, row) : at(blanks, row) + one));
+  });
+  return ["", ...rows].map((_, row) =>
+    padded
+      .map((cells) => at(cells, row))
+      .join("  ")
+      .trimEnd(),
   );
-  const padded = (cell: string, place: number): string => {
-    const blanks = " ".repeat(at(widths, place) - cellsOf(cell));
-    return place === 0 ? cell + blanks : blanks + cell;
-  };
-  return lines.map((line) => line.map(padded).join("  ").trimEnd());
 }
 
 /** How a table's times are written: in milliseconds where all are below 0.1 s. */
@@ -733,7 +706,6 @@ function withinCell({ all, planned }: Setup, limit: number): string {
   return `${percent(share, 2)}${planned === undefined ? " of answered" : ""}`;
 }
 
-/** An interval in the table's unit. */
 function laterCell(interval: Interval | undefined, { factor }: Unit): string {
   if (!interval) return "-";
   const time = digitsFor(interval, factor);
@@ -744,43 +716,37 @@ const runsCell = ({ origin }: Setup): string =>
   origin ? `${origin.runs.length}${origin.simulated ? " simulated" : ""}` : "?";
 const answeredCell = ({ all, planned }: Setup): string =>
   `${counted(all.length)} of ${planned === undefined ? "?" : counted(planned)}`;
+/** The mean of the first requests, with its interval over the runs. */
+const meanOf = ({ first, means }: Setup): Interval => ({ ...tInterval(means), mean: mean(first) });
 
 /** A row a set-up, and below them what the signs mean. */
 export function table(setups: readonly Setup[], limit?: number): string {
   const unit = unitOf(Math.max(...setups.map(({ all }) => all.at(-1) ?? 0)));
   const later = laterThanFastest(setups);
+  const last = "later than the fastest";
   const columns: Column<Setup>[] = [
-    { head: `response time (${unit.name})`, cell: byTitle },
+    { head: `response time (${unit.name})`, cell: titleOf },
     { head: "runs", cell: runsCell },
     { head: "clients", cell: ({ firsts }) => counted(firsts.length) },
     { head: "answered of planned", cell: answeredCell },
     { head: "first mean", cell: (setup) => meanCell(meanOf(setup), unit) },
-    ...PERCENTILES.map((p) => ({
+    ...[0.5, 0.9, 0.95, 0.99].map((p) => ({
       head: `p${p * 100}`,
       cell: ({ all }: Setup) => timeCell(carries(all.length, p) ? quantile(all, p) : NaN, unit),
     })),
     { head: "max", cell: ({ all }) => timeCell(all.at(-1) ?? NaN, unit) },
   ];
-  if (later.size > 0) columns.push({ head: LATER, cell: (one) => laterCell(later.get(one), unit) });
+  if (later.size > 0) columns.push({ head: last, cell: (one) => laterCell(later.get(one), unit) });
   if (limit !== undefined)
     columns.push({ head: `within ${limit} s`, cell: (setup) => withinCell(setup, limit) });
-  return [...aligned(setups, columns), ...remarks(setups, later.size)].join("\n");
-}
-
-const LATER = "later than the fastest";
-
-/** The mean of the first requests, with its interval over the runs. */
-const meanOf = ({ first, means }: Setup): Interval => ({ ...tInterval(means), mean: mean(first) });
-
-function remarks(setups: readonly Setup[], compared: number): string[] {
-  const said = [
-    setups.some(({ all }) => !carries(all.length, 0.99)) &&
-      "-: too few answers (p90 needs 29, p95 59, p99 299)",
-    setups.some(({ origin }) => !origin) && `?: ${JOURNAL} does not tell; failures unknown`,
-    setups.some(({ means }) => means.length > 1) && "±: 95 % interval over the runs",
-    compared > 0 && `${LATER}: intervals that hold together with 95 % (Bonferroni)`,
-  ];
-  return said.filter((remark) => remark !== false);
+  const lines = aligned(setups, columns);
+  if (setups.some(({ all }) => !carries(all.length, 0.99)))
+    lines.push("-: too few answers (p90 needs 29, p95 59, p99 299)");
+  if (setups.some(({ origin }) => !origin))
+    lines.push(`?: ${JOURNAL} does not tell; failures unknown`);
+  if (setups.some(({ means }) => means.length > 1)) lines.push("±: 95 % interval over the runs");
+  if (later.size > 0) lines.push(`${last}: intervals that hold together with 95 % (Bonferroni)`);
+  return lines.join("\n");
 }
 
 // ─── Scales and ticks ────────────────────────────────────────────────────────
@@ -789,7 +755,7 @@ function remarks(setups: readonly Setup[], compared: number): string[] {
 
 export type Scale = (value: number) => number;
 type Range = readonly [low: number, high: number];
-type Axis = Readonly<{ at: Scale; ticks: readonly number[] }>;
+type Axis = Readonly<{ name: string; at: Scale; ticks: readonly number[] }>;
 
 /**
  * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten, whichever is
@@ -826,28 +792,19 @@ const LADDER = Array.from({ length: 16 }, (_, place) => place - 9)
   .flatMap((power) => [1, 2, 5].map((factor) => Number(`${factor}e${power}`)))
   .filter((rung) => rung <= MAX_SECONDS);
 
-/** The place of the highest rung that is not above `value`, or of the lowest of all. */
-function rungBelow(value: number): number {
-  const place = LADDER.findLastIndex((rung) => rung <= value);
-  return Math.max(0, place);
-}
-
-/**
- * The rungs that enclose `low` and `high`. A logarithm has no place for 0: what has no rung below
- * it is drawn at the edge.
- */
+/** The rungs that enclose `low` and `high`; what has none below it, as 0, is drawn at the edge. */
 export function logRungs(low: number, high: number): number[] {
   const highest = Math.min(high || 1, MAX_SECONDS);
   const top = LADDER.findIndex((rung) => rung >= highest);
-  const bottom = low > 0 && low <= high ? rungBelow(low) : top - 3;
+  const below = LADDER.findLastIndex((rung) => rung <= low);
+  const bottom = low > 0 && low <= high ? Math.max(0, below) : top - 3;
   const alone = bottom >= top ? 1 : 0; // one value, on a rung: leave room on both sides
   return LADDER.slice(Math.max(0, bottom - alone), top + alone + 1);
 }
 
-export const linearScale =
-  ([low, high]: Range, [from, to]: Range): Scale =>
-  (value) =>
-    from + ((value - low) / (high - low)) * (to - from);
+function linearScale([low, high]: Range, [from, to]: Range): Scale {
+  return (value) => from + ((value - low) / (high - low)) * (to - from);
+}
 
 /** Logarithmic; what lies beyond the domain goes to its edge. */
 export function logScale([low, high]: Range, range: Range): Scale {
@@ -874,18 +831,18 @@ function fitting(candidates: readonly (readonly number[])[], scale: Scale, room:
 const thinned = (values: readonly number[]): number[][] =>
   [1, 2, 3, 4, 6, 12].map((n) => values.filter((_, place) => place % n === 0));
 
-function linearAxis([low, high]: Range, range: Range): Axis {
-  const scale = linearScale([low, high], range);
-  const lists = [8, 5, 4, 3, 2, 1].map((count) => ticks(low, high, count));
-  return { at: scale, ticks: fitting(lists, scale, across) };
+function linearAxis(name: string, high: number, range: Range): Axis {
+  const scale = linearScale([0, high], range);
+  const lists = [8, 5, 4, 3, 2, 1].map((count) => ticks(0, high, count));
+  return { name, at: scale, ticks: fitting(lists, scale, across) };
 }
 
 /** A logarithmic axis that holds `low` to `high`, with a tick at each power of ten at least. */
-function logAxis(low: number, high: number, range: Range, room = across): Axis {
+function logAxis(name: string, [low, high]: Range, range: Range, room = across): Axis {
   const rungs = logRungs(low, high);
   const scale = logScale([at(rungs, 0), at(rungs, rungs.length - 1)], range);
   const powers = rungs.filter((rung) => Number.isInteger(Math.log10(rung)));
-  return { at: scale, ticks: fitting([rungs, ...thinned(powers)], scale, room) };
+  return { name, at: scale, ticks: fitting([rungs, ...thinned(powers)], scale, room) };
 }
 
 /** The shortest of sorted times that is above 0, and the longest, of several lists. */
@@ -929,7 +886,6 @@ function stroke(path: string, colour: Colour, width = 1, dash = "none"): string 
   return path && `<path d="${path}" ${pen} ${paint(undefined, colour)}/>`;
 }
 
-/** A straight line. */
 const line = ([x1, y1]: Range, [x2, y2]: Range, colour: Colour, width = 1, dash = "none"): string =>
   stroke(`M${round(x1)} ${round(y1)}L${round(x2)} ${round(y2)}`, colour, width, dash);
 
@@ -942,19 +898,19 @@ function circle(x: number, y: number, radius: number, fill: Colour, edge: Colour
 const triangle = (x: number, y: number, fill: Colour): string =>
   `<path d="M${round(x)} ${round(y)}l6 9h-12z" stroke-width="1" ${paint(fill, PAPER)}/>`;
 
-/** A short piece of a set-up's line, and a text beside it; `y` is the base line. */
-const entry = (x: number, y: number, { line: colour, dash, text: ink }: Look, content: string) =>
-  line([x, y - FONT / 3], [x + SWATCH - 8, y - FONT / 3], colour, 3, dash) +
-  text(x + SWATCH, y, content, ink);
+/** A short piece of a set-up's line, and its label beside it; `y` is the base line. */
+const entry = (x: number, y: number, { look, label }: Dress): string =>
+  line([x, y - FONT / 3], [x + SWATCH - 8, y - FONT / 3], look.line, 3, look.dash) +
+  text(x + SWATCH, y, label, look.text);
 
 // ─── Pages ───────────────────────────────────────────────────────────────────
 // What all pictures share: a title, prose, plots below each other with air between them, and a
 // conclusion. A plot says how much room it needs; where it comes to lie is decided here.
 
 type Panel = Readonly<{ svg: readonly string[]; bottom: number }>;
-type Frame = Readonly<{ top: number; bottom: number }>;
+/** Where a plot lies, and the base line of the labels below it. */
+type Frame = Readonly<Record<"top" | "bottom" | "labels", number>>;
 
-/** Lines of prose over the whole width. */
 function prose(content: string, top: number, colour = INK): Panel {
   const lines = content === "" ? [] : wrap(content, WIDTH - 2 * MARGIN);
   return {
@@ -963,63 +919,69 @@ function prose(content: string, top: number, colour = INK): Panel {
   };
 }
 
-/** `aside` stands at the right of the heading; `labels` lines come `gap` below the plot. */
 type Plot = {
   readonly title: string;
   readonly note: string;
-  readonly aside?: string;
-  readonly height: number;
-  readonly labels?: number;
-  readonly gap?: number;
-  /** What is in the frame, and the labels, whose first base line is given. */
-  readonly draw: (frame: Frame, labels: number) => readonly string[];
+  readonly aside?: string; // at the right of the heading
+  readonly beside?: readonly Dress[]; // labels below that, with swatches
+  readonly height?: number; // if not PLOT, or what is beside it
+  readonly x: Axis;
+  readonly gap?: number; // between the plot and the labels of `x`
+  readonly lines?: number; // of labels
+  readonly draw: (frame: Frame) => readonly string[];
 };
 
-/** A heading, a plot below it, and labels below that. */
 function panelOf(plot: Plot, start: number): Panel {
-  const { title, note, aside = "", height, labels = 1, gap = 8, draw } = plot;
+  const { title, note, aside = "", beside = [], x, gap = 8, lines = 1 } = plot;
   const y = start + CAPITAL;
-  const frame = { top: y + 16, bottom: y + 16 + height };
-  const first = frame.bottom + gap + CAPITAL;
+  const top = y + 16;
+  const bottom = top + (plot.height ?? Math.max(PLOT, LINE * beside.length));
+  const labels = bottom + gap + CAPITAL;
+  const besideName = x.ticks.filter((tick) => x.at(tick) + across(tick) < COLUMN + 28);
   const bold = `<tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan>`;
   const place = `x="${MARGIN}" y="${round(y)}"`;
-  const heading = `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
-  const beside = aside && text(COLUMN, y, aside, MUTED);
-  const svg = ["<g>", heading, beside, ...draw(frame, first), "</g>"];
-  return { svg, bottom: first + LINE * (labels - 1) + DESCENT };
+  const svg = [
+    `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`,
+    aside && text(COLUMN, y, aside, MUTED),
+    ...plot.draw({ top, bottom, labels }),
+    ...beside.map((one, row) => entry(COLUMN, top + CAPITAL + LINE * row, one)),
+    ...besideName.map((tick) => text(x.at(tick), labels, String(tick), MUTED, "middle")),
+    text(WIDTH - MARGIN, labels, x.name, MUTED, "end"),
+  ];
+  return { svg: ["<g>", ...svg, "</g>"], bottom: labels + LINE * (lines - 1) + DESCENT };
 }
 
 type Page = {
   readonly title: string;
-  /** What stands below the title, from `top` on. */
-  readonly head: (top: number) => Panel;
+  readonly head: (top: number) => Panel; // what stands below the title
   readonly plots: readonly Plot[];
   readonly conclusion: string;
-  /** The picture for those who do not see it. */
-  readonly name: string;
-  readonly description: string;
-  readonly dresses: readonly Dress[];
+  readonly things: readonly Titled[]; // what is drawn
+  readonly description: string; // for those who do not see the picture
+  readonly looks: readonly Look[];
 };
 
 /** The whole file. Its ids derive from its content, so two of them can stand in one page. */
-function svgOf({ title, head, plots, conclusion, name, description, dresses }: Page): string {
+function svgOf({ title, head, plots, conclusion, things, description, looks }: Page): string {
   const panels = [head(54)];
   const next = (): number => at(panels, panels.length - 1).bottom + AIR;
   for (const plot of plots) panels.push(panelOf(plot, next()));
   panels.push(prose(conclusion, next()));
   const height = Math.ceil(next()) - AIR + MARGIN;
   const content = panels.flatMap(({ svg }) => svg.filter(Boolean)).join("\n");
+  const name = `${title}: ${things.map(titleOf).join(", ")}`;
   const hash = createHash("sha256").update(name + description + content);
   const id = `g${hash.digest("hex").slice(0, 8)}`;
-  const own = dresses.flatMap(({ look }) => [look.line, look.text]);
+  const own = looks.flatMap((look) => [look.line, look.text]);
   const dark = [PAPER, INK, MUTED, GRID, ...own].map(
     (one) => `.${id} .f-${one.name}{fill:${one.dark}}.${id} .s-${one.name}{stroke:${one.dark}}`,
   );
   const size = `width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"`;
-  const role = `role="img" aria-labelledby="${id}-title ${id}-desc"`;
+  const role = `class="${id}" role="img" aria-labelledby="${id}-title ${id}-desc"`;
   const style = 'style="max-width:100%;height:auto"';
-  const font = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${style} class="${id}" ${role} ${font} font-size="${FONT}">
+  const family = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
+  const root = `xmlns="http://www.w3.org/2000/svg" ${size} ${style} ${role} ${family}`;
+  return `<svg ${root} font-size="${FONT}">
 <title id="${id}-title">${escape(name)}</title>
 <desc id="${id}-desc">${escape(description)}</desc>
 <style>@media (prefers-color-scheme: dark){${dark.join("")}}</style>
@@ -1030,34 +992,18 @@ ${content}
 `;
 }
 
-/** Labels with swatches beside a plot. */
-const column = ({ top }: Frame, entries: readonly Pick<Dress, "look" | "label">[]): string[] =>
-  entries.map(({ look, label }, row) => entry(COLUMN, top + LINE * row + CAPITAL, look, label));
-/** Enough for the plot, and for the labels beside it. */
-const heightFor = (labels: number): number => Math.max(PLOT, LINE * labels);
-
 /** Rules at the ticks of a horizontal axis. */
 const uprights = ({ at: scale, ticks: values }: Axis, { top, bottom }: Frame): string[] =>
   values.map((value) => line([scale(value), top], [scale(value), bottom], GRID));
 
-/** The labels of a horizontal axis up to `limit`, and its name at the right. */
-function labelled(axis: Axis, y: number, name: string, limit = 752): string[] {
-  const shown = axis.ticks.filter((value) => axis.at(value) + across(value) < limit);
-  return [
-    ...shown.map((value) => text(axis.at(value), y, String(value), MUTED, "middle")),
-    text(WIDTH - MARGIN, y, name, MUTED, "end"),
-  ];
-}
-
-/** Rules at ticks of a vertical axis, the most important first, and labels that have room. */
-function levels({ at: scale, ticks: values }: Axis, label: (value: number) => string): string[] {
+/** Rules at values of a vertical axis, the most important first, and labels that have room. */
+function levels(values: readonly number[], y: Scale, label: (value: number) => string): string[] {
   const known: number[] = [];
   return values.flatMap((value) => {
-    const y = scale(value);
-    const rule = line([LEFT, y], [RIGHT, y], GRID);
-    if (known.some((other) => Math.abs(other - y) < FONT)) return [rule];
-    known.push(y);
-    return [rule, text(LEFT - 8, y + FONT / 3, label(value), MUTED, "end")];
+    const rule = line([LEFT, y(value)], [RIGHT, y(value)], GRID);
+    if (known.some((other) => Math.abs(other - y(value)) < FONT)) return [rule];
+    known.push(y(value));
+    return [rule, text(LEFT - 8, y(value) + FONT / 3, label(value), MUTED, "end")];
   });
 }
 
@@ -1069,8 +1015,7 @@ const shareLabel = (share: number): string => `${Number((share * 100).toPrecisio
 const TIME = "Response Time (s)";
 
 /** A set-up as the picture shows it: it has answers. */
-type Drawn = Dress & { readonly setup: Setup };
-type Bars = Drawn & Shares;
+type Drawn = Setup & Dress;
 
 /** The steps of a histogram over the bins that hold something, down to the axis at the others. */
 export function outline(shares: readonly number[], x: Scale, y: Scale): string {
@@ -1085,79 +1030,66 @@ export function outline(shares: readonly number[], x: Scale, y: Scale): string {
 }
 
 /** The axes of panel A: the bins, then a gap and a last bin for what lies beyond them, if any. */
-type Bins = Readonly<{ top: number; axis: Axis; bin: Scale; tail: string }>;
-
-function binsOf(lists: readonly Float64Array[]): Bins {
+function binsOf(lists: readonly Float64Array[]) {
   const pooled = Float64Array.from(lists.flatMap((values) => [...values])).sort();
   const top = histogramTop(pooled);
   const tail = (pooled.at(-1) ?? 0) > top * (1 + SHORTEST) ? `> ${seconds(top)} s` : "";
   const bin = linearScale([0, tail ? BINS + 3 : BINS], [LEFT, RIGHT]);
-  return { top, axis: linearAxis([0, top], [LEFT, bin(BINS)]), bin, tail };
+  const x = linearAxis(TIME, top, [LEFT, bin(BINS)]);
+  const limit = tail ? bin(BINS + 1.5) - widthOf(`${tail} `) / 2 : Infinity;
+  const shown = x.ticks.filter((tick) => x.at(tick) + across(tick) < limit);
+  return { top, x: { ...x, ticks: shown }, bin, tail };
 }
 
 /** Panel A: the histogram. Shares are of all of a set-up's answers, so nothing is dropped. */
 function histogramPlot(drawn: readonly Drawn[]): Plot {
-  const bins = binsOf(drawn.map(({ setup }) => setup.all));
-  const bars = drawn.map((one) => ({ ...one, ...histogram(one.setup.all, bins.top, BINS) }));
+  const { top, x, bin, tail } = binsOf(drawn.map(({ all }) => all));
+  const bars = drawn.map((one) => ({ ...one, ...histogram(one.all, top, BINS) }));
   const shares = bars.flatMap((bar) => [...bar.shares, bar.beyond]);
   const highest = niceTop(Math.max(...shares), 4);
-  const marks = medianMarks(drawn, bins);
-  const maxima = bars.map(({ setup, look, beyond }) => {
-    const longest = `${seconds(setup.all.at(-1) ?? 0)} s`;
-    return { look, label: bins.tail ? `${percent(beyond)}, ${longest}` : longest };
-  });
+  const medians = medianMarks(drawn, top, x.at, bin(BINS + 1.5));
+  const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
+  const slowestFirst = bars.toSorted((a, b) => mean(b.all) - mean(a.all));
   return {
     title: "Relative Frequency",
     note: `in ${BINS} equal bins; triangles mark the medians`,
-    aside: bins.tail ? `${bins.tail}, max` : "Maximum",
-    height: heightFor(drawn.length),
-    gap: 19 + 11 * Math.max(...marks.map(({ row }) => row)),
-    draw: (frame, labels) => {
-      const y = linearScale([0, highest], [frame.bottom, frame.top]);
+    aside: tail ? `${tail}, max` : "Maximum",
+    beside: bars.map(({ all, look, beyond }) => {
+      const longest = `${seconds(all.at(-1) ?? 0)} s`;
+      return { look, label: tail ? `${percent(beyond)}, ${longest}` : longest };
+    }),
+    gap: 19 + 11 * Math.max(...medians.map(({ row }) => row)),
+    x,
+    draw: ({ top, bottom, labels }) => {
+      const y = linearScale([0, highest], [bottom, top]);
+      const base = (from: number, to: number): string =>
+        line([bin(from), bottom], [bin(to), bottom], MUTED, 1.5);
       return [
-        ...levels({ at: y, ticks: ticks(0, highest, 4) }, shareLabel),
-        ...shapes(bars, bins.bin, y),
-        ...marks.map(({ x, row, look }) => triangle(x, frame.bottom + 2 + 11 * row, look.line)),
-        ...binLabels(bins, frame.bottom, labels),
-        ...column(frame, maxima),
+        ...levels(ticks(0, highest, 4), y, shareLabel),
+        ...slowestFirst.map(({ look, shares, beyond }) => {
+          const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
+          const path = outline([...shares, 0, beyond], bin, y);
+          return `<path d="${path}" ${pen} ${paint(look.line, look.line)}/>`;
+        }),
+        ...medians.map(({ x, row, look }) => triangle(x, bottom + 2 + 11 * row, look.line)),
+        base(0, BINS),
+        tail && base(BINS + 1, BINS + 2) + text(bin(BINS + 1.5), labels, tail, MUTED, "middle"),
       ];
     },
   };
 }
 
-/** The slowest first, so that the others are drawn over it. */
-function shapes(bars: readonly Bars[], bin: Scale, y: Scale): string[] {
-  const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
-  const slowestFirst = bars.toSorted((a, b) => mean(b.setup.all) - mean(a.setup.all));
-  return slowestFirst.map(({ look, shares, beyond }) => {
-    const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
-    const path = outline([...shares, 0, beyond], bin, y);
-    return `<path d="${path}" ${pen} ${paint(look.line, look.line)}/>`;
-  });
-}
-
-/** The base lines of the bins, and what stands below them. */
-function binLabels({ axis, tail, bin }: Bins, bottom: number, y: number): string[] {
-  const base = (from: number, to: number): string =>
-    line([bin(from), bottom], [bin(to), bottom], MUTED, 1.5);
-  if (!tail) return [base(0, BINS), ...labelled(axis, y, TIME)];
-  const middle = bin(BINS + 1.5);
-  const limit = middle - widthOf(`${tail} `) / 2;
-  const label = text(middle, y, tail, MUTED, "middle");
-  return [base(0, BINS), base(BINS + 1, BINS + 2), ...labelled(axis, y, TIME, limit), label];
-}
-
 /** Where triangles mark medians; those that would lie on each other go into rows. */
-function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
+function medianMarks(drawn: readonly Drawn[], top: number, x: Scale, beyond: number) {
   const ends: number[] = [];
-  const medians = drawn.map(({ setup, look }) => ({ median: quantile(setup.all, 0.5), look }));
+  const medians = drawn.map(({ all, look }) => ({ median: quantile(all, 0.5), look }));
   medians.sort((a, b) => a.median - b.median);
   return medians.map(({ median, look }) => {
-    const x = median > top ? bin(BINS + 1.5) : axis.at(median);
-    const free = ends.findIndex((end) => x - end >= 14);
+    const place = median > top ? beyond : x(median);
+    const free = ends.findIndex((end) => place - end >= 14);
     const row = free < 0 ? ends.length : free;
-    ends[row] = x;
-    return { x, row, look };
+    ends[row] = place;
+    return { x: place, row, look };
   });
 }
 
@@ -1167,56 +1099,41 @@ function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
  */
 export function waitingPath(values: Float64Array, count: number, x: Scale, y: Scale): string {
   const steps = [`M${LEFT} ${round(y(1))}`];
-  for (let place = 0; place < values.length; place++) {
-    const here = x(at(values, place));
+  for (const [place, value] of values.entries()) {
     const next = values[place + 1];
-    if (next !== undefined && Math.floor(x(next)) === Math.floor(here)) continue;
-    steps.push(`H${round(here)}V${round(y((count - place - 1) / count))}`);
+    if (next !== undefined && Math.floor(x(next)) === Math.floor(x(value))) continue;
+    steps.push(`H${round(x(value))}V${round(y((count - place - 1) / count))}`);
   }
   return steps.join("") + (count > values.length ? `H${RIGHT}` : "");
 }
 
-/** When 95 % of the requests were answered: what orders the labels of panel B. */
-const tailOf = ({ setup }: Drawn): number =>
-  Math.min(MAX_SECONDS, quantileWith(setup.all, failedOf(setup), 0.95));
-
 /** Panel B: no bins, the whole tail; one late client in 12,000 is as clear as the median. */
-function waitingPlot(drawn: readonly Drawn[], time: Axis): Plot {
+function waitingPlot(drawn: readonly Drawn[], x: Axis): Plot {
   const countOf = ({ planned, all }: Setup): number => planned ?? all.length;
-  const most = Math.max(...drawn.map(({ setup }) => countOf(setup)));
-  const floor = at(LADDER, rungBelow(Math.min(0.005, 0.5 / most)));
+  const least = Math.min(0.005, 0.5 / Math.max(...drawn.map(countOf)));
+  const floor = LADDER.findLast((rung) => rung <= least) ?? SHORTEST;
   const shares = [0.5, 0.05, 0.01, 1, 1e-3, 1e-4, 1e-5, 1e-6].filter((share) => share >= floor);
+  const late = (one: Setup): number =>
+    Math.min(MAX_SECONDS, quantileWith(one.all, failedOf(one), 0.95));
   return {
     title: "Share still waiting after t",
     note: "both axes logarithmic",
     aside: "Slowest first",
-    height: heightFor(drawn.length),
-    draw: (frame, labels) => {
+    beside: drawn.toSorted((a, b) => late(b) - late(a)),
+    x,
+    draw: (frame) => {
       const y = logScale([floor, 1], [frame.bottom, frame.top]);
-      const curve = ({ setup, look }: Drawn): string =>
-        stroke(waitingPath(setup.all, countOf(setup), time.at, y), look.line, 2, look.dash);
-      return [
-        ...uprights(time, frame),
-        ...levels({ at: y, ticks: shares }, shareLabel),
-        ...drawn.map(curve),
-        ...column(
-          frame,
-          drawn.toSorted((a, b) => tailOf(b) - tailOf(a)),
-        ),
-        ...labelled(time, labels, TIME),
-      ];
+      const curve = (one: Drawn): string =>
+        stroke(waitingPath(one.all, countOf(one), x.at, y), one.look.line, 2, one.look.dash);
+      return [...uprights(x, frame), ...levels(shares, y, shareLabel), ...drawn.map(curve)];
     },
   };
 }
 
-/** A lane of panel C. */
 type Lane = Readonly<Record<"y" | "height", number>> & Readonly<Record<"edge" | "fill", Colour>>;
 
-/**
- * What the sample carries: the quartiles as a box, p5 to p95 as a line, the median across. Fewer
- * values are drawn one by one.
- */
-function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }: Lane): string {
+/** Quartiles as a box, p5 to p95 as a line, the median across; few values one by one. */
+function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }: Lane): string[] {
   const has = (p: number): boolean => carries(values.length, p);
   const x = (p: number): number => scale(quantile(values, p));
   const half = height / 2;
@@ -1228,42 +1145,39 @@ function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }
     has(0.75) ? `<path d="${box}" stroke-width="1.5" ${paint(fill, edge)}/>` : "",
     ...dots,
     has(0.5) ? line([x(0.5), y - half - 2], [x(0.5), y + half + 2], INK, 2.5) : "",
-  ].join("");
-}
-
-/** A set-up's row of panel C: the mean of each run, first requests, later ones. */
-function firstRow({ setup, look, label }: Drawn, time: Axis, bottom: number): string[] {
-  const edge = look.line;
-  const means = setup.means.length < 2 ? [] : setup.means.filter((value) => !Number.isNaN(value));
-  return [
-    ...means.map((value) => circle(time.at(value), bottom - 41, 3, PAPER, INK)),
-    rangeMark(setup.first, time.at, { y: bottom - 26, height: 12, edge, fill: edge }),
-    rangeMark(setup.later, time.at, { y: bottom - 9, height: 10, edge, fill: PAPER }),
-    entry(COLUMN, bottom - 14, look, label),
   ];
 }
 
 /**
- * Panel C: first requests against later ones. It shows why set-ups differ, since a wait for a free
- * slot falls on the first request only, and how much runs do.
+ * Panel C, a row a set-up: the mean of each run, first requests, later ones. It shows why set-ups
+ * differ, since a wait for a free slot falls on the first request only, and how much runs do.
  */
-function firstPlot(drawn: readonly Drawn[], time: Axis): Plot {
-  const several = drawn.some(({ setup }) => setup.means.length > 1);
+function firstPlot(drawn: readonly Drawn[], x: Axis): Plot {
+  const several = drawn.some(({ means }) => means.length > 1);
   const height = several ? 48 : 38;
   return {
     title: "First requests",
     note: "(filled) and later ones: p5 to p95, quartiles, median",
     aside: several ? "○ mean of each run" : "",
     height: height * drawn.length,
-    draw: (frame, labels) => [
-      ...uprights(time, frame),
-      ...drawn.flatMap((one, row) => firstRow(one, time, frame.top + height * (row + 1))),
-      ...labelled(time, labels, TIME),
-    ],
+    x,
+    draw: (frame) => {
+      const rows = drawn.map((one, row) => {
+        const y = frame.top + height * (row + 1);
+        const edge = one.look.line;
+        const means = one.means.filter((value) => one.means.length > 1 && !Number.isNaN(value));
+        return [
+          ...means.map((value) => circle(x.at(value), y - 41, 3, PAPER, INK)),
+          ...rangeMark(one.first, x.at, { y: y - 26, height: 12, edge, fill: edge }),
+          ...rangeMark(one.later, x.at, { y: y - 9, height: 10, edge, fill: PAPER }),
+          entry(COLUMN, y - 14, one),
+        ];
+      });
+      return [...uprights(x, frame), ...rows.flat()];
+    },
   };
 }
 
-/** n of a set-up: runs and clients. */
 function sizeOf(setup: Setup): string {
   const runs = runsOf(setup);
   const clients = setup.firsts.length;
@@ -1281,93 +1195,87 @@ function loadOf({ origin }: Setup): string {
   const share = Number(plan["rate"]) / capacityOf(kinds, Number(plan["maxRequests"]));
   return Number.isFinite(share) && share > 0 ? `${Math.round(share * 100)} %` : "";
 }
-const loadWords = (setup: Setup): string => loadOf(setup) && `${loadOf(setup)} of capacity`;
+const loadWords: Words = (setup) => loadOf(setup) && `${loadOf(setup)} of capacity`;
 
-function rateWords({ origin }: Setup): string {
+const rateWords: Words = ({ origin }) => {
   const rate = Number(origin?.plan["rate"] ?? NaN);
   if (rate === 0) return "all clients at once";
   return rate > 0 ? `${counted(rate)} clients a second` : "";
-}
+};
 
 /** What is said of most set-ups, then in brackets what is said of others. */
-function mostly(setups: readonly Setup[], words: Namer, name: Namer): string {
+function mostly(setups: readonly Setup[], words: Words): string {
   const said = setups.map(words).filter(Boolean);
   const often = (one: string): number => said.filter((other) => other === one).length;
   const [most = ""] = said.toSorted((a, b) => often(b) - often(a));
   const others = setups.filter((setup) => words(setup) !== "" && words(setup) !== most);
-  const each = others.map((setup) => `${name(setup)} ${words(setup)}`).join(", ");
+  const each = others.map((setup) => `${setup.title} ${words(setup)}`).join(", ");
   return each ? `${most} (${each})` : most;
 }
 
 /** How the clients came, and whether to all set-ups alike, as far as runs.json tells. */
-function planLine(setups: readonly Setup[], name: Namer): string {
+function planLine(setups: readonly Setup[]): string {
   const plans = setups.map(({ origin }) => origin?.plan).filter((plan) => plan !== undefined);
   const differs = plans.some((plan) => differenceIn(PLAN, plan, plans[0] ?? {}));
   const same = differs ? "The plans differ." : "Same plan for all.";
   const isKnownOfAll = plans.length === setups.length && setups.length > 1;
-  const said = [rateWords, loadWords].map((words) => mostly(setups, words, name)).filter(Boolean);
+  const said = [rateWords, loadWords].map((words) => mostly(setups, words)).filter(Boolean);
   const load = said.length > 0 ? `Offered load: ${said.join("; ")}.` : "";
-  const parts = [load, isKnownOfAll ? same : "", simulatedLine(setups, name)];
-  return parts.filter(Boolean).join(" ");
+  return [load, isKnownOfAll ? same : "", simulatedLine(setups)].filter(Boolean).join(" ");
 }
 
-/** Which of the set-ups are simulated. */
-function simulatedLine(setups: readonly Setup[], name: Namer): string {
+function simulatedLine(setups: readonly Setup[]): string {
   const simulated = setups.filter(({ origin }) => origin?.simulated);
   if (simulated.length === 0) return "";
   if (simulated.length === setups.length) return "Simulated.";
-  return `Simulated: ${simulated.map(name).join(", ")}.`;
+  return `Simulated: ${simulated.map(titleOf).join(", ")}.`;
 }
 
-/** What the shares are shares of. */
-function failureLine(setups: readonly Setup[], name: Namer): string {
+function failureLine(setups: readonly Setup[]): string {
   const failing = setups.filter((setup) => failedOf(setup) > 0);
-  const failed = failing.map((setup) => `${failedAmong(name(setup), setup)} requests`).join(", ");
-  const isUnknown = setups.some(({ planned }) => planned === undefined);
+  const failed = failing.map((setup) => `${failures(setup)} requests`).join(", ");
   const said = failed ? `; failed: ${failed}` : "";
-  if (isUnknown) return `n: clients. Shares are of answered requests${said}; failures unknown.`;
+  if (setups.some(({ planned }) => planned === undefined))
+    return `n: clients. Shares are of answered requests${said}; failures unknown.`;
   return `n: runs × clients. Shares are of answered requests${said || "; none failed"}.`;
 }
 
 /** The load, n by set-up, and what the shares are shares of. */
-function header(setups: readonly Setup[], dresses: readonly Dress[], name: Namer, start: number) {
-  const load = prose(planLine(setups, name), start, MUTED);
+function header(setups: readonly Drawn[], start: number): Panel {
+  const load = prose(planLine(setups), start, MUTED);
   const top = load.svg.length > 0 ? load.bottom + 6 : start;
   const width = (WIDTH - 2 * MARGIN) / 2;
   const room = width - SWATCH - Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
-  const labels = labelsOf(setups.map(name), room);
+  const titles = labelsOf(setups.map(titleOf), room);
   const legend = setups.map((setup, place) => {
-    const [x, y] = [MARGIN + width * (place % 2), top + CAPITAL + LINE * (place >> 1)];
-    return entry(x, y, at(dresses, place).look, `${at(labels, place)}, ${sizeOf(setup)}`);
+    const label = `${at(titles, place)}, ${sizeOf(setup)}`;
+    const y = top + CAPITAL + LINE * (place >> 1);
+    return entry(MARGIN + width * (place % 2), y, { ...setup, label });
   });
   const below = top + LINE * Math.ceil(setups.length / 2);
-  const shares = prose(failureLine(setups, name), below, MUTED);
+  const shares = prose(failureLine(setups), below, MUTED);
   return { svg: [...load.svg, ...legend, ...shares.svg], bottom: shares.bottom };
-}
-
-/** The picture in words, for those who do not see it. */
-function described({ setup: { title, all } }: Drawn): string {
-  const [median, longest] = [seconds(quantile(all, 0.5)), seconds(all.at(-1) ?? 0)];
-  return `${title}: ${counted(all.length)} answers, median ${median} s, maximum ${longest} s.`;
 }
 
 /** The whole SVG of the first eight; the verdict is about all. One of these has answers. */
 export function drawPicture(all: readonly Setup[]): string {
-  const setups = all.slice(0, MOST_DRAWN);
-  const dresses = dress(setups);
-  const drawn = setups
-    .map((setup, place) => ({ ...at(dresses, place), setup }))
-    .filter(({ setup }) => setup.all.length > 0);
-  const time = logAxis(...spanOf(drawn.map(({ setup }) => setup.all)), [LEFT, RIGHT]);
-  const title = "Response Time Histograms";
+  const things = all.slice(0, MOST_DRAWN);
+  const isDrawn = (setup: Setup): boolean => setup.all.length > 0;
+  const words = things.filter(isDrawn).map(({ title, all: times }) => {
+    const [median, longest] = [seconds(quantile(times, 0.5)), seconds(times.at(-1) ?? 0)];
+    return `${title}: ${counted(times.length)} answers, median ${median} s, maximum ${longest} s.`;
+  });
+  const dressed = dress(things);
+  const drawn = dressed.filter(isDrawn);
+  const time = logAxis(TIME, spanOf(drawn.map((one) => one.all)), [LEFT, RIGHT]);
   return svgOf({
-    title,
-    head: (top) => header(setups, dresses, namerOf(setups), top),
+    title: "Response Time Histograms",
+    head: (top) => header(dressed, top),
     plots: [histogramPlot(drawn), waitingPlot(drawn, time), firstPlot(drawn, time)],
-    conclusion: verdict(all, namerOf(all)),
-    name: `${title}: ${setups.map(byTitle).join(", ")}`,
-    description: `${drawn.map(described).join(" ")} ${verdict(all, byTitle)}`,
-    dresses,
+    conclusion: verdict(withShortTitles(all)),
+    things,
+    description: `${words.join(" ")} ${verdict(all)}`,
+    looks: dressed.map(({ look }) => look),
   });
 }
 
@@ -1375,26 +1283,25 @@ export function drawPicture(all: readonly Setup[]): string {
 // Folders of one rate each: what the first requests of each set-up take as the load grows.
 
 /** A set-up at one rate; its p95 is Infinity where too many failed, NaN where too few came. */
-export type Point = Readonly<{ rate: number; setup: Setup; mean: Interval; p95: Interval }>;
+export type Point = Setup & Readonly<{ rate: number; mean: Interval; p95: Interval }>;
 /** A set-up at all rates, by rate. */
-type Line = Readonly<{ name: string; title: string; points: readonly Point[] }>;
+type Line = Titled & { readonly points: readonly Point[] };
 
 export function pointOf(rate: number, setup: Setup): Point {
   const each = byRun(setup.firsts, setup.origin).map((run) => firstQuantile(run, 0.95));
   const whole = { ...tInterval([]), mean: firstQuantile(setup.firsts, 0.95) };
   const p95 = each.length > 1 && each.every(Number.isFinite) ? tInterval(each) : whole;
-  return { rate, setup, mean: meanOf(setup), p95 };
+  return { ...setup, rate, mean: meanOf(setup), p95 };
 }
 
 /** Points by set-up, in the order in which set-ups are first met. */
 export function linesOf(points: readonly Point[]): Line[] {
-  const names = [...new Set(points.map(({ setup }) => setup.name))];
-  const titles = titlesOf(names);
-  return names.map((name, place) => ({
-    name,
-    title: at(titles, place),
-    points: points.filter(({ setup }) => setup.name === name).sort((a, b) => a.rate - b.rate),
-  }));
+  const names = [...new Set(points.map(({ name }) => name))];
+  const byRate = points.toSorted((a, b) => a.rate - b.rate);
+  return titlesOf(names).map((title, place) => {
+    const own = byRate.filter(({ name }) => name === names[place]);
+    return { name: at(names, place), title, points: own.map((one) => ({ ...one, title })) };
+  });
 }
 
 /** The highest rate up to which a line's p95 stays below twice its first; NaN when unknown. */
@@ -1406,7 +1313,7 @@ function kneeOf({ points }: Line): number {
 }
 
 /** Which set-up carries how much, and how much more than the next. */
-export function kneeSentence(lines: readonly Line[], name: (line: Line) => string): string {
+export function kneeSentence(lines: readonly Line[]): string {
   const rates = lines.flatMap(({ points }) => points.map(({ rate }) => rate));
   const lowest = counted(Math.min(...rates));
   const known = lines.filter((line) => !Number.isNaN(kneeOf(line)));
@@ -1415,47 +1322,45 @@ export function kneeSentence(lines: readonly Line[], name: (line: Line) => strin
   const knees = known.toSorted((a, b) => kneeOf(b) - kneeOf(a));
   const each = knees.map((line) => {
     const remark = kneeOf(line) === Math.max(...rates) ? " (the highest tried)" : "";
-    return `${name(line)} ${counted(kneeOf(line))}${remark}`;
+    return `${line.title} ${counted(kneeOf(line))}${remark}`;
   });
   const claim = "clients a second the p95 of first requests stays below twice that at";
-  return `Up to so many ${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
+  return `Up to so many ${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees)}`;
 }
 
-function moreLoad(knees: readonly Line[], name: (line: Line) => string): string {
-  const balanced = knees.filter(({ points }) => !points.every(({ setup }) => isBaseline(setup)));
+function moreLoad(knees: readonly Line[]): string {
+  const balanced = knees.filter(({ points }) => !points.every(isBaseline));
   const [best, next] = balanced.length < 2 ? knees : balanced;
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
   const least = kneeOf(best) === best.points.at(-1)?.rate ? "at least " : "";
-  if (share > 0) return ` ${name(best)} carries ${least}${share} % more load than ${name(next)}.`;
-  return ` ${name(best)} and ${name(next)} carry the same load, as far as was tried.`;
+  if (share > 0) return ` ${best.title} carries ${least}${share} % more load than ${next.title}.`;
+  return ` ${best.title} and ${next.title} carry the same load, as far as was tried.`;
 }
 
-/** A row a set-up and rate. */
 export function curveTable(lines: readonly Line[]): string {
-  const rows = lines.flatMap(({ points, title }) => points.map((point) => ({ ...point, title })));
+  const rows = lines.flatMap(({ points }) => points);
   const times = rows.flatMap(({ mean: first, p95 }) => [first.mean, p95.mean]);
   const unit = unitOf(Math.max(...times.filter(Number.isFinite)));
-  const columns: Column<Point & { readonly title: string }>[] = [
-    { head: `first requests (${unit.name})`, cell: ({ title }) => title },
+  const columns: Column<Point>[] = [
+    { head: `first requests (${unit.name})`, cell: titleOf },
     { head: "clients/s", cell: ({ rate }) => String(rate) },
-    { head: "load", cell: ({ setup }) => loadWords(setup) || "-" },
-    { head: "runs", cell: ({ setup }) => runsCell(setup) },
-    { head: "answered of planned", cell: ({ setup }) => answeredCell(setup) },
+    { head: "load", cell: (point) => loadWords(point) || "-" },
+    { head: "runs", cell: runsCell },
+    { head: "answered of planned", cell: answeredCell },
     { head: "mean", cell: ({ mean: first }) => meanCell(first, unit) },
     { head: "p95", cell: ({ p95 }) => meanCell(p95, unit) },
   ];
   return aligned(rows, columns).join("\n");
 }
 
-/** One measure of all lines over the rates. */
 type Measure = Readonly<{ title: string; note: string; of: "mean" | "p95" }>;
 const MEASURES: readonly Measure[] = [
   { title: "Mean of the first requests", note: "(s), with its interval over the runs", of: "mean" },
   { title: "95th percentile", note: "(s), at the top where more failed", of: "p95" },
 ];
 
-type Curve = Dress & Line;
+type Curve = Line & Dress;
 
 /** The rates that were tried are the ticks; over more than a decade or so, logarithmic. */
 function rateAxis(rates: readonly number[]): Axis {
@@ -1464,10 +1369,10 @@ function rateAxis(rates: readonly number[]): Axis {
   const middle = () => (LEFT + RIGHT) / 2;
   const axis = low === high ? middle : scale([low, high], [LEFT + 30, RIGHT - 30]);
   const room: Room = (tick) => Math.max(across(tick), widthOf("100 % ") / 2);
-  return { at: axis, ticks: fitting(thinned(rates), axis, room) };
+  return { name: "Clients per second", at: axis, ticks: fitting(thinned(rates), axis, room) };
 }
 
-function measurePlot(curves: readonly Curve[], rates: Axis, { title, note, of }: Measure): Plot {
+function measurePlot(curves: readonly Curve[], x: Axis, { title, note, of }: Measure): Plot {
   const all = curves.flatMap(({ points }) => points.map((point) => point[of]));
   const means = all.map(({ mean: middle }) => middle).filter(Number.isFinite);
   const highest = Math.max(...means, ...all.map(({ high }) => high).filter(Number.isFinite));
@@ -1476,20 +1381,16 @@ function measurePlot(curves: readonly Curve[], rates: Axis, { title, note, of }:
   return {
     title,
     note,
-    height: heightFor(curves.length),
-    labels: 2,
-    draw: (frame, labels) => {
-      const y = logAxis(Math.min(...means), highest, [frame.bottom, frame.top], upright);
+    beside: curves.toSorted((a, b) => last(b) - last(a)),
+    x,
+    lines: 2,
+    draw: (frame) => {
+      const y = logAxis("", [Math.min(...means), highest], [frame.bottom, frame.top], upright);
       return [
-        ...uprights(rates, frame),
-        ...levels(y, String),
-        ...curves.map((one, place) => lineMarks(one, place, rates.at, y.at, of)),
-        ...column(
-          frame,
-          curves.toSorted((a, b) => last(b) - last(a)),
-        ),
-        ...labelled(rates, labels, "Clients per second"),
-        ...loadLabels(curves, rates, labels + LINE),
+        ...uprights(x, frame),
+        ...levels(y.ticks, y.at, String),
+        ...curves.map((one, place) => lineMarks(one, place, x.at, y.at, of)),
+        ...loadLabels(curves, x, frame.labels + LINE),
       ];
     },
   };
@@ -1498,9 +1399,9 @@ function measurePlot(curves: readonly Curve[], rates: Axis, { title, note, of }:
 /** Below the rates, what they are of the capacity of the first set-up with a balancer. */
 function loadLabels(curves: readonly Curve[], rates: Axis, y: number): string[] {
   const points = curves.flatMap((curve) => curve.points);
-  const own = points.filter(({ setup }) => !isBaseline(setup) || curves.length === 1);
+  const own = points.filter((point) => !isBaseline(point) || curves.length === 1);
   const loads = rates.ticks.flatMap((rate) => {
-    const load = own.map((one) => (one.rate === rate ? loadOf(one.setup) : "")).find(Boolean);
+    const load = own.map((one) => (one.rate === rate ? loadOf(one) : "")).find(Boolean);
     return load ? text(rates.at(rate), y, load, MUTED, "middle") : [];
   });
   return loads.length > 0 ? [...loads, text(WIDTH - MARGIN, y, "of capacity", MUTED, "end")] : [];
@@ -1523,23 +1424,20 @@ function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, of: Measure[
 
 /** The whole SVG of at most eight lines. At least one point has answers. */
 export function drawCurve(all: readonly Line[]): string {
-  const lines = all.slice(0, MOST_DRAWN);
-  const dresses = dress(lines);
-  const curves = lines.map((one, place) => ({ ...one, ...at(dresses, place) }));
-  const points = lines.flatMap((one) => one.points);
-  const setups = points.map(({ setup }) => setup);
+  const things = all.slice(0, MOST_DRAWN);
+  const curves = dress(things);
+  const points = things.flatMap((one) => one.points);
   const rates = rateAxis([...new Set(points.map(({ rate }) => rate))].sort((a, b) => a - b));
-  const about = `First requests as the offered load grows. ${simulatedLine(setups, byTitle)}`;
+  const about = `First requests as the offered load grows. ${simulatedLine(points)}`;
   const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(one[of].mean)));
-  const title = "Load Curve";
   return svgOf({
-    title,
+    title: "Load Curve",
     head: (top) => prose(about.trim(), top, MUTED),
     plots: drawn.map((measure) => measurePlot(curves, rates, measure)),
-    conclusion: kneeSentence(lines, namerOf(lines)) + disturbance(setups),
-    name: `${title}: ${lines.map((one) => one.title).join(", ")}`,
-    description: kneeSentence(lines, (one) => one.title),
-    dresses,
+    conclusion: kneeSentence(curves) + disturbance(points),
+    things,
+    description: kneeSentence(things),
+    looks: curves.map(({ look }) => look),
   });
 }
 
@@ -1547,9 +1445,8 @@ export function drawCurve(all: readonly Line[]): string {
 // First requests where the plan had them arrive: the arrivals are drawn again from seed and rate,
 // and all runs of a set-up lie on each other.
 
-/** The first requests of a set-up by arrival: when, and how long; NaN where it failed. */
-export type Timeline = {
-  readonly setup: Setup;
+/** A set-up's first requests by arrival: when, and how long; NaN where it failed. */
+export type Timeline = Setup & {
   readonly arrivals: Float64Array;
   readonly times: Float64Array;
   readonly window: Window | undefined;
@@ -1572,7 +1469,7 @@ export function timelineOf(setup: Setup): Timeline {
   const order = Uint32Array.from(planned, (_, place) => place);
   order.sort((a, b) => at(planned, a) - at(planned, b));
   return {
-    setup,
+    ...setup,
     arrivals: Float64Array.from(order, (place) => at(planned, place)),
     times: Float64Array.from(order, (place) => at(firsts, place)),
     window: windowOf(origin.plan),
@@ -1601,30 +1498,26 @@ function between({ arrivals, times }: Timeline, from: number, to: number): Float
   return times.subarray(before(from), before(to));
 }
 
-/** Before, while and after the window; without one, thirds of the time. */
-function phasesOf({ window }: Timeline, end: number) {
-  const { from, to } = window ?? { from: end / 3, to: (2 * end) / 3 };
-  return [
-    { name: window ? "before" : "first third", from: 0, to: from },
-    { name: window ? `while ${window.what}` : "second third", from, to },
-    { name: window ? "after" : "last third", from: to, to: Infinity },
-  ];
-}
-
 const endOf = (timelines: readonly Timeline[]): number =>
   Math.max(...timelines.map(({ arrivals }) => arrivals.at(-1) ?? 0));
 
-/** A row a set-up: failures, and median and p95 of the first requests by phase. */
+/** By phase: before, while and after the window; without one, thirds of the time. */
 export function phaseTable(timelines: readonly Timeline[]): string {
-  const unit = unitOf(Math.max(...timelines.map(({ setup }) => setup.first.at(-1) ?? 0)));
+  const unit = unitOf(Math.max(...timelines.map(({ first }) => first.at(-1) ?? 0)));
   const columns: Column<Timeline>[] = [
-    { head: `first requests (${unit.name})`, cell: ({ setup }) => setup.title },
-    { head: "runs", cell: ({ setup }) => runsCell(setup) },
-    { head: "failed", cell: ({ setup }) => firstFailures(setup) },
+    { head: `first requests (${unit.name})`, cell: titleOf },
+    { head: "runs", cell: runsCell },
+    { head: "failed", cell: firstFailures },
   ];
-  for (const { name, from, to } of phasesOf(at(timelines, 0), endOf(timelines))) {
+  const end = endOf(timelines);
+  const { window } = at(timelines, 0);
+  const { from, to } = window ?? { from: end / 3, to: (2 * end) / 3 };
+  const cuts = [0, from, to, Infinity];
+  const thirds = ["first third", "second third", "last third"];
+  const phases = window ? ["before", `while ${window.what}`, "after"] : thirds;
+  for (const [place, name] of phases.entries()) {
     const cell = (p: number) => (one: Timeline) =>
-      timeCell(firstQuantile(between(one, from, to), p), unit);
+      timeCell(firstQuantile(between(one, at(cuts, place), at(cuts, place + 1)), p), unit);
     columns.push({ head: `${name}: p50`, cell: cell(0.5) }, { head: "p95", cell: cell(0.95) });
   }
   return aligned(timelines, columns).join("\n");
@@ -1649,21 +1542,20 @@ function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
 }
 
 /** What the picture shows, in one sentence. */
-export function timeSentence(timelines: readonly Timeline[], name: Namer): string {
+export function timeSentence(timelines: readonly Timeline[]): string {
   const { window } = at(timelines, 0);
   if (window) {
-    const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${name(one.setup)}`);
+    const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${one.title}`);
     const since = `After the last server was ${window.what} at ${seconds(window.from)} s`;
     const who = "clients came who failed or waited twice as long as any before";
     return `${since}, ${who} for ${each.join(", ")}.`;
   }
   const end = endOf(timelines);
   const each = timelines.flatMap((one) => {
-    const [first = NaN, , last = NaN] = phasesOf(one, end).map(({ from, to }) =>
-      firstQuantile(between(one, from, to), 0.5),
-    );
+    const median = (from: number, to: number) => firstQuantile(between(one, from, to), 0.5);
+    const [first, last] = [median(0, end / 3), median((2 * end) / 3, Infinity)];
     if (!Number.isFinite(first + last)) return [];
-    return `from ${seconds(first)} to ${seconds(last)} s in ${name(one.setup)}`;
+    return `from ${seconds(first)} to ${seconds(last)} s in ${one.title}`;
   });
   if (each.length === 0) return "Too few clients for a median in each third of the time.";
   const claim = "From the first third of the time to the last the median first request went";
@@ -1705,30 +1597,24 @@ function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
   return `<rect x="${round(left)}" y="${round(top)}" ${size} fill-opacity="0.45" ${paint(GRID)}/>`;
 }
 
-function timePlot(
-  timeline: Timeline,
-  title: string,
-  { line: colour }: Look,
-  x: Axis,
-  span: Range,
-): Plot {
-  const { setup, window } = timeline;
-  const failed = setup.first.length < setup.firsts.length;
+function timePlot(timeline: Timeline & Dress, x: Axis, span: Range): Plot {
+  const { title, look, first, firsts, window } = timeline;
+  const failed = first.length < firsts.length ? `, ${firstFailures(timeline)} failed` : "";
   return {
     title,
-    note: `${sizeOf(setup)}${failed ? `, ${firstFailures(setup)} failed` : ""}`,
+    note: sizeOf(timeline) + failed,
     height: 138,
-    draw: (whole, labels) => {
+    x,
+    draw: (whole) => {
       const frame = { ...whole, top: whole.top + 6 }; // for the marks
-      const y = logAxis(...span, [frame.bottom, frame.top], upright);
+      const y = logAxis("", span, [frame.bottom, frame.top], upright);
       return [
         window ? shade(window, x.at, frame) : "",
         ...uprights(x, frame),
-        ...levels(y, String),
-        ...clientDots(timeline, x.at, y.at, frame.top, colour),
+        ...levels(y.ticks, y.at, String),
+        ...clientDots(timeline, x.at, y.at, frame.top, look.line),
         stroke(movingPath(timeline, 0.5, x.at, y.at), INK, 2),
         stroke(movingPath(timeline, 0.95, x.at, y.at), INK, 2, "5 3"),
-        ...labelled(x, labels, "Arrival (s)"),
       ];
     },
   };
@@ -1736,28 +1622,23 @@ function timePlot(
 
 /** The whole SVG of at most eight. At least one has answers. */
 export function drawOverTime(all: readonly Timeline[]): string {
-  const timelines = all.slice(0, MOST_DRAWN);
-  const setups = timelines.map(({ setup }) => setup);
-  const dresses = dress(setups);
-  const name = namerOf(setups);
-  const x = linearAxis([0, endOf(timelines) || 1], [LEFT, RIGHT]);
-  const span = spanOf(setups.map(({ first }) => first));
-  const { window } = at(timelines, 0);
+  const things = all.slice(0, MOST_DRAWN);
+  const drawn = dress(things);
+  const x = linearAxis("Arrival (s)", endOf(things) || 1, [LEFT, RIGHT]);
+  const span = spanOf(things.map(({ first }) => first));
+  const { window } = at(things, 0);
   const shaded = window ? `Shaded: the last server was ${window.what}. ` : "";
   const about =
     "Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one " +
-    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded}`;
-  const title = "First Requests Over Time";
+    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded}${planLine(drawn)}`;
   return svgOf({
-    title,
-    head: (top) => prose((about + planLine(setups, name)).trim(), top, MUTED),
-    plots: timelines.map((one, place) =>
-      timePlot(one, name(one.setup), at(dresses, place).look, x, span),
-    ),
-    conclusion: timeSentence(timelines, name) + disturbance(setups),
-    name: `${title}: ${setups.map(byTitle).join(", ")}`,
-    description: timeSentence(timelines, byTitle),
-    dresses,
+    title: "First Requests Over Time",
+    head: (top) => prose(about.trim(), top, MUTED),
+    plots: drawn.map((one) => timePlot(one, x, span)),
+    conclusion: timeSentence(drawn) + disturbance(things),
+    things,
+    description: timeSentence(things),
+    looks: drawn.map(({ look }) => look),
   });
 }
 
@@ -1862,16 +1743,12 @@ async function readSetups(files: readonly string[], complaints: Complaints): Pro
   return setups;
 }
 
-/** Where a chain of symbolic links ends, also when there is nothing yet. */
-async function targetOf(file: string, links = 0): Promise<string> {
-  const found = await lstat(file).catch(() => undefined);
-  if (!found?.isSymbolicLink() || links > 40) return file;
-  return targetOf(resolve(dirname(file), await readlink(file)), links + 1);
-}
-
 /** Replaces `file` whole or not at all; its mode and, where allowed, its owner stay. */
 async function replaceFile(file: string, content: string): Promise<void> {
-  const target = await targetOf(resolve(file));
+  const path = resolve(file);
+  // where links lead, even when nothing is there yet
+  const end = await realpath(path).catch(() => readlink(path).catch(() => path));
+  const target = resolve(dirname(path), end);
   const before = await statOf(target);
   const mode = Number(before?.mode ?? 0o666n) & 0o7777;
   const draft = join(dirname(target), `.picture-${randomUUID().slice(0, 8)}.draft`);
@@ -1944,20 +1821,18 @@ function checkArguments(named: readonly string[], values: Arguments): void {
     throw bad("--out", out, "a name that ends in .svg, or - for standard output");
 }
 
-/** Says so when the picture shows not all. */
 const tooMany = ({ length }: readonly unknown[]): string[] =>
   length > MOST_DRAWN ? [`The picture shows the first ${MOST_DRAWN} of ${length}.`] : [];
 
-/** Table, verdict and picture of response times. */
 function histogramsOf(setups: readonly Setup[], limit: number | undefined): Result {
   if (setups.length === 0) return { words: [], draw: undefined };
-  const words = [table(setups, limit), "", verdict(setups, byTitle), ...disturbances(setups)];
+  const words = [table(setups, limit), "", verdict(setups), ...disturbances(setups)];
   const hasAnswers = setups.slice(0, MOST_DRAWN).some(({ all }) => all.length > 0);
   const draw = hasAnswers ? () => drawPicture(setups) : undefined;
   return { words: [...words, ...tooMany(setups)], draw };
 }
 
-/** Table, sentence and picture over time; a set-up whose arrivals are not known is told. */
+/** A set-up whose arrivals are not known is told. */
 function overTimeOf(setups: readonly Setup[], complaints: Complaints): Result {
   const timelines: Timeline[] = [];
   for (const setup of setups) {
@@ -1967,43 +1842,34 @@ function overTimeOf(setups: readonly Setup[], complaints: Complaints): Result {
       complaints.add(complaint(`Cannot draw ${setup.title} over time`, error));
     }
   }
-  const drawn = timelines.map(({ setup }) => setup);
-  if (!drawn.some(hasFirsts)) return { words: [], draw: undefined };
-  const said = timeSentence(timelines, byTitle) + disturbance(drawn);
+  if (!timelines.some(hasFirsts)) return { words: [], draw: undefined };
+  const said = timeSentence(timelines) + disturbance(timelines);
   const words = [phaseTable(timelines), "", said, ...tooMany(timelines)];
   return { words, draw: () => drawOverTime(timelines) };
 }
 
-/** Table, sentence and picture of a sweep. */
 function curveOf(points: readonly Point[]): Result {
-  const setups = points.map(({ setup }) => setup);
-  if (!setups.some(hasFirsts)) return { words: [], draw: undefined };
+  if (!points.some(hasFirsts)) return { words: [], draw: undefined };
   const lines = linesOf(points);
-  const said = kneeSentence(lines, ({ title }) => title) + disturbance(setups);
+  const said = kneeSentence(lines) + disturbance(points);
   return { words: [curveTable(lines), "", said, ...tooMany(lines)], draw: () => drawCurve(lines) };
 }
 
-const hasFirsts = ({ first }: Setup): boolean => first.length > 0;
-
-/** The folders rate-R of a sweep, the lowest rate first. */
-async function ratesIn(folder: string): Promise<{ path: string; rate: number }[]> {
+/** Reads the folders rate-R of a sweep, the lowest rate first. */
+async function showCurve(folder: string, picture: string, complaints: Complaints) {
   const names = await readdir(folder).catch(refusal(`Cannot read ${folder}: `));
   const own = names.filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name));
   if (own.length === 0) throw bad("--curve", folder, "a folder with folders rate-R in it");
   const rates = own.map((name) => ({ path: join(folder, name), rate: Number(name.slice(5)) }));
-  return rates.sort((a, b) => a.rate - b.rate);
-}
-
-async function showCurve(folder: string, picture: string, complaints: Complaints) {
   const points: Point[] = [];
-  const files: string[] = [];
-  for (const { path, rate } of await ratesIn(folder)) {
-    const own = await filesOf(path, complaints);
-    files.push(...own);
-    const setups = await readSetups(own, complaints);
+  const read: string[] = [];
+  for (const { path, rate } of rates.sort((a, b) => a.rate - b.rate)) {
+    const files = await filesOf(path, complaints);
+    const setups = await readSetups(files, complaints);
     points.push(...setups.map((setup) => pointOf(rate, setup)));
+    read.push(...files);
   }
-  await checkIdentities(files, picture);
+  await checkIdentities(read, picture);
   return show(curveOf(points), picture, complaints);
 }
 
