@@ -26,19 +26,15 @@ import { capacityOf, cellsOf, drawPlan, seedsFrom } from "./stress_test.ts";
 /** The files to read when none are named; the first is one server without a balancer. */
 const KNOWN = ["Baseline", "RoundRobin", "LeastConnections"];
 const JOURNAL = "runs.json";
-const PICTURE = "response_times.svg";
 const CURVE = "load_curve.svg";
 const OVER_TIME = "over_time.svg";
 
 const MAX_SECONDS = 1e6; // 12 days; what is longer was not written in seconds
-/** A nanosecond: what is closer together has no spread, what is shorter no axis of its own. */
-const SHORTEST = 1e-9;
+const SHORTEST = 1e-9; // what is closer together has no spread, what is shorter no axis of its own
 const BINS = 20;
-/** The histogram ends here, in medians, when a longer tail would squeeze the rest. */
-const LONG_TAIL = 6;
-/** With fewer seeds an interval is too wide to be worth a sentence; with more it seldom is. */
-const FEWEST_RUNS = 5;
-const ENOUGH_RUNS = 6;
+const LONG_TAIL = 6; // medians: where the histogram ends when a longer tail would squeeze the rest
+const FEWEST_RUNS = 5; // with fewer seeds an interval is too wide to be worth a sentence,
+const ENOUGH_RUNS = 6; // with more it seldom is
 
 /** Units of the view box. 18 units stay legible when the picture is shown 480 pixels wide. */
 const WIDTH = 960;
@@ -87,7 +83,6 @@ const LOOKS: readonly Look[] = [
 /** Times of all clients in turn; client c has those from starts[c] on, and the last starts end. */
 export type Times = Readonly<{ values: Float64Array; starts: Uint32Array }>;
 
-/** The element at `place`, which exists. */
 function at<T>(list: ArrayLike<T>, place: number): T {
   const element = list[place];
   if (element === undefined) throw new Error(`Nothing at ${place} of ${list.length}`);
@@ -120,8 +115,7 @@ export function parseTimes(text: string): Times {
   for (const [client, requests] of clients.entries()) {
     const who = `client ${client + 1}`;
     for (const [place, value] of arrayOf("times", requests, `${who}: `).entries()) {
-      const isTime = typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
-      if (!isTime)
+      if (typeof value !== "number" || !(value >= 0 && value <= MAX_SECONDS))
         throw new RunError(
           `${who}, request ${place + 1}: ${quoted(value)} is not a time in seconds`,
         );
@@ -152,11 +146,12 @@ const decode = (bytes: Buffer): string =>
 
 type Fields = Readonly<Record<string, unknown>>;
 
-/** One run of a set-up: one seed. */
+/** What is needed of a run, which has one seed. */
 type RunRecord = Readonly<Record<"seed" | "clients" | "planned" | "answered", number>> & {
   readonly firstFailed: readonly number[]; // places of clients within the run
   readonly interrupted: boolean;
   readonly disturbed: readonly string[];
+  readonly simulated?: unknown;
 };
 
 export type Origin = {
@@ -175,43 +170,35 @@ const isCount = (value: unknown): value is number =>
   typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
 const isText = (value: unknown): value is string => typeof value === "string";
 
-/** `value` when it is a list of what `is` accepts, and an empty one when there is none. */
-function listOf<T>(value: unknown, is: (item: unknown) => item is T): readonly T[] | undefined {
-  if (value === undefined || value === null) return [];
-  return Array.isArray(value) && value.every(is) ? value : undefined;
+function isRun(run: unknown): run is RunRecord {
+  if (!isFields(run)) return false;
+  const { seed, clients, planned, answered, firstFailed, interrupted, disturbed } = run;
+  if (!isCount(seed) || !isCount(clients) || !isCount(planned) || !isCount(answered)) return false;
+  const isClient = (place: unknown): boolean => isCount(place) && place < clients;
+  if (!Array.isArray(firstFailed) || !firstFailed.every(isClient)) return false;
+  if (!Array.isArray(disturbed) || !disturbed.every(isText)) return false;
+  return typeof interrupted === "boolean" && planned >= answered;
 }
 
 /** What an entry of runs.json says of a file with this hash and times, if it may be believed. */
 export function originOf(entry: unknown, sha256: string, times: Times): Origin | undefined {
   if (!isFields(entry) || entry["sha256"] !== sha256) return undefined;
-  const { session, setup, plan, runsAsked } = entry;
-  const listed = listOf(entry["runs"], isFields) ?? [];
-  const runs = listed.map(recordOf).filter((run) => run !== undefined);
-  if (!isText(session) || !isFields(plan) || runs.length === 0) return undefined;
+  const { session, setup, plan, runs, runsAsked } = entry;
+  if (!isText(session) || !isFields(plan)) return undefined;
+  if (!Array.isArray(runs) || !runs.every(isRun) || runs.length === 0) return undefined;
   const hasAll = total(runs.map(({ answered }) => answered)) === times.values.length;
   const isAbout = total(runs.map(({ clients }) => clients)) === times.starts.length - 1;
-  if (runs.length < listed.length || !hasAll || !isAbout) return undefined;
+  if (!hasAll || !isAbout) return undefined;
   const { algorithm, servers } = isFields(setup) ? setup : {};
   return {
     session,
     algorithm,
-    servers: listOf(servers, isFields) ?? [],
+    servers: Array.isArray(servers) && servers.every(isFields) ? servers : [],
     plan,
     runsAsked: isCount(runsAsked) ? runsAsked : runs.length,
-    simulated: [entry, ...listed].some(({ simulated }) => simulated === true),
+    simulated: [entry, ...runs].some(({ simulated }) => simulated === true),
     runs,
   };
-}
-
-function recordOf(run: Fields): RunRecord | undefined {
-  const { seed, clients, planned, answered } = run;
-  const firstFailed = listOf(run["firstFailed"], isCount);
-  const disturbed = listOf(run["disturbed"], isText);
-  if (!isCount(seed) || !isCount(clients) || !firstFailed || !disturbed) return undefined;
-  if (!isCount(planned) || !isCount(answered) || planned < answered) return undefined;
-  if (firstFailed.some((place) => place >= clients)) return undefined;
-  const interrupted = run["interrupted"] === true;
-  return { seed, clients, planned, answered, firstFailed, interrupted, disturbed };
 }
 
 // ─── Set-ups ─────────────────────────────────────────────────────────────────
@@ -221,17 +208,13 @@ export type Setup = {
   readonly name: string; // the file's, without .json
   readonly title: string; // the name in words, different from all others
   readonly origin: Origin | undefined;
-  /** The first request of each client in the file's order; NaN where it was not answered. */
-  readonly firsts: Float64Array;
-  /** Sorted, in seconds, as are `first` and `later`. */
-  readonly all: Float64Array;
+  readonly firsts: Float64Array; // of each client in the file's order; NaN where not answered
+  readonly all: Float64Array; // sorted, in seconds, as are `first` and `later`
   readonly first: Float64Array;
   readonly later: Float64Array;
-  /** The mean first request of each run; of all together when the runs are unknown. */
-  readonly means: readonly number[];
+  readonly means: readonly number[]; // of the first requests of each run, or of all together
   readonly planned: number | undefined; // when nothing tells
 };
-type Words = (setup: Setup) => string;
 const titleOf = ({ title }: { readonly title: string }): string => title;
 const runsOf = ({ origin }: Setup): readonly RunRecord[] => origin?.runs ?? [];
 const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
@@ -239,8 +222,7 @@ const hasFirsts = ({ first }: Setup): boolean => first.length > 0;
 const isBaseline = ({ name, origin }: Setup): boolean =>
   name === KNOWN[0] || origin?.algorithm === "baseline";
 
-const sortedNumbers = (values: Float64Array): Float64Array =>
-  values.filter((value) => !Number.isNaN(value)).sort();
+const sortedNumbers = (values: Float64Array) => values.filter((one) => !Number.isNaN(one)).sort();
 
 export function setupOf(name: string, title: string, times: Times, origin?: Origin): Setup {
   const { values, starts } = times;
@@ -269,7 +251,6 @@ export function setupOf(name: string, title: string, times: Times, origin?: Orig
   };
 }
 
-/** Views of the first requests, run by run. */
 function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[] {
   let end = 0;
   return (origin?.runs ?? [{ clients: firsts.length }]).map(({ clients }) => {
@@ -279,9 +260,8 @@ function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[]
 }
 
 // ─── Names and numbers ───────────────────────────────────────────────────────
-// A name comes from a file's, which may be anything. Two set-ups never have the same one, however
-// it is shortened, and no legal character is replaced. Text cannot be measured here, so each
-// character counts as wide as in DejaVu Sans, the widest of the usual fonts.
+// A name comes from a file's, which may be anything. No two set-ups have the same, however short.
+// A character is as wide as in DejaVu Sans, the widest usual font: text cannot be measured here.
 
 /** Control characters as escapes, blanks as one: for a line on a terminal, and for XML. */
 export function oneLine(text: string): string {
@@ -323,17 +303,14 @@ export function labelsOf(titles: readonly string[], room: number): string[] {
 
 /** The three known set-ups keep their looks, the others take what is free, in order. */
 export function looksOf(names: readonly string[]): Look[] {
-  const own = names.map((name, place) =>
-    names.indexOf(name) === place ? LOOKS[KNOWN.indexOf(name)] : undefined,
-  );
+  const firstLook = (name: string) => LOOKS[KNOWN.indexOf(name)];
+  const own = names.map((name, place) => names.indexOf(name) === place && firstLook(name));
   const others = [...LOOKS.slice(KNOWN.length), ...LOOKS.slice(0, KNOWN.length)];
   const free = others.filter((look) => !own.includes(look)).values();
-  return own.flatMap((look) => look ?? free.next().value ?? []);
+  return own.flatMap((look) => look || (free.next().value ?? []));
 }
 
-/** What has a name, from which its looks derive, and a title. */
 type Titled = Readonly<Record<"name" | "title", string>>;
-/** Looks, and a title cut to the column beside a plot. */
 type Dress = Readonly<{ look: Look; label: string }>;
 
 /** Titles that never fill more than a third of a line. */
@@ -342,13 +319,11 @@ function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
   return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
 }
 
-/** At most eight things as a picture shows them. */
 function dress<T extends Titled>(things: readonly T[]): (T & Dress)[] {
   const looks = looksOf(things.map(({ name }) => name));
   const labels = labelsOf(things.map(titleOf), WIDTH - MARGIN - COLUMN - SWATCH);
-  return withShortTitles(things).map((thing, place) => {
-    return { ...thing, look: at(looks, place), label: at(labels, place) };
-  });
+  const short = withShortTitles(things);
+  return short.map((one, slot) => ({ ...one, look: at(looks, slot), label: at(labels, slot) }));
 }
 
 /** Three significant digits, or whole numbers. */
@@ -361,8 +336,8 @@ export function seconds(value: number): string {
   return short !== 0 && Math.abs(short) < 1e-4 ? short.toExponential() : String(short);
 }
 
-/** 1,225 */
-const counted = (n: number): string => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+const counted = (n: number): string => String(n).replace(/\B(?=(\d{3})+$)/g, ","); // 1,225
+const shareLabel = (share: number): string => `${Number((share * 100).toPrecision(3))} %`;
 
 /** A share to so many decimals of a per cent; neither all nor none unless it is. */
 export function percent(share: number, decimals = 1): string {
@@ -390,7 +365,6 @@ const WIDTHS: readonly { readonly of: RegExp; readonly em: number }[] = [
   { of: /./su, em: 1.45 },
 ];
 
-/** How wide a text is, at the most, in units. */
 export function widthOf(text: string): number {
   const em = (one: string): number => WIDTHS.find(({ of }) => of.test(one))?.em ?? 0;
   return FONT * total([...text].map(em));
@@ -425,7 +399,6 @@ export function wrap(text: string, room: number): string[] {
 // Pure functions from numbers to numbers. "Sorted" means ascending; times are in seconds, shares
 // between 0 and 1.
 
-/** The arithmetic mean of the numbers among `values`; NaN of nothing. */
 function mean(values: ArrayLike<number>): number {
   const numbers = Float64Array.from(values).filter((value) => !Number.isNaN(value));
   return numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
@@ -456,7 +429,6 @@ export function tQuantile(level: number, freedom: number): number {
   return Math.sqrt(freedom) * Math.tan(low);
 }
 
-/** A mean of values, its interval, and half of that. */
 export type Interval = Readonly<Record<"mean" | "low" | "high" | "half", number>>;
 
 /** The t-interval of the mean of at least two independent values; NaN limits of fewer. */
@@ -483,10 +455,7 @@ function firstQuantile(firsts: Float64Array, p: number): number {
   return quantileWith(answered, firsts.length - answered.length, p);
 }
 
-/**
- * The shares of `values` in equal bins from 0 to `top`, and beyond. One on an edge belongs to the
- * bin above, `top` to the last; within a billionth of an edge is on it, since 0.3 / 0.1 is not 3.
- */
+/** On an edge is in the bin above, and a billionth off is on it, since 0.3 / 0.1 is not 3. */
 export function histogram(values: Float64Array, top: number, bins: number) {
   const counts = new Array<number>(bins + 1).fill(0);
   for (const value of values) {
@@ -565,8 +534,8 @@ function objectionTo(a: Setup, b: Setup): string | undefined {
   if (servers) return `the servers differ (${servers})`;
   const broken = pair.find(({ origin }) => origin.runs.some(({ interrupted }) => interrupted));
   if (broken) return `a run of ${broken.title} was interrupted`;
-  const failing = pair.filter((one) => failedOf(one) > 0);
-  if (failing.length > 0) return `${failing.map(failures).join(" and ")} requests failed`;
+  const failed = pair.filter((one) => failedOf(one) > 0).map(failures);
+  if (failed.length > 0) return `${failed.join(" and ")} requests failed`;
   const short = pair.find(({ origin }) => origin.runs.length < origin.runsAsked);
   if (short) {
     const { runs, runsAsked } = short.origin;
@@ -579,18 +548,15 @@ function objectionTo(a: Setup, b: Setup): string | undefined {
   return seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ";
 }
 
-/**
- * The set-ups that take part, by the mean of their first requests, the fastest first. Baseline is
- * another kind of set-up, and takes part only as one of two.
- */
+/** The fastest first. Baseline is another kind of set-up, and takes part only as one of two. */
 function ranking(setups: readonly Setup[]): Setup[] {
   const answered = setups.filter(hasFirsts);
   const balanced = answered.filter((setup) => !isBaseline(setup));
-  const candidates = balanced.length < 2 ? answered : balanced;
-  return candidates.toSorted((a, b) => mean(a.first) - mean(b.first));
+  return (balanced.length < 2 ? answered : balanced).toSorted(
+    (a, b) => mean(a.first) - mean(b.first),
+  );
 }
 
-/** How much later `slow` answers, seed by seed. */
 const differences = (fast: Setup, slow: Setup): number[] =>
   slow.means.map((value, seed) => value - at(fast.means, seed));
 
@@ -622,7 +588,6 @@ function finding(fast: Setup, slow: Setup): string {
 }
 
 const isDisturbed = ({ disturbed }: RunRecord): boolean => disturbed.length > 0;
-
 /** How many of the runs were disturbed, to follow a sentence; empty when none was. */
 function disturbance(setups: readonly Setup[]): string {
   const runs = setups.flatMap(runsOf);
@@ -632,7 +597,6 @@ function disturbance(setups: readonly Setup[]): string {
   return ` ${disturbed} of ${all} ${disturbed === 1 ? "was" : "were"} disturbed.`;
 }
 
-/** What disturbed which run, a line each. */
 export const disturbances = (setups: readonly Setup[]): string[] =>
   setups.flatMap((setup) => {
     const disturbed = runsOf(setup).filter(isDisturbed);
@@ -640,7 +604,6 @@ export const disturbances = (setups: readonly Setup[]): string[] =>
     return disturbed.map((run) => oneLine(`${place} ${run.seed}: ${run.disturbed.join("; ")}`));
   });
 
-/** The comparison in one sentence, and what to know about it. */
 export function verdict(setups: readonly Setup[]): string {
   const [fast, slow] = ranking(setups);
   if (!fast) return "No verdict: there are no first requests to compare.";
@@ -665,7 +628,6 @@ export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval>
 // The same figures for the terminal. A number that the sample does not carry is not printed.
 
 type Column<T> = Readonly<{ head: string; cell: (row: T) => string }>;
-
 /** Rows under heads, the first column to the left, the others to the right. */
 function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[] {
   const padded = columns.map(({ head, cell }, place) => {
@@ -687,7 +649,6 @@ type Unit = Readonly<{ name: string; factor: number }>;
 const unitOf = (longest: number): Unit =>
   longest < 0.1 ? { name: "ms", factor: 1000 } : { name: "s", factor: 1 };
 
-/** A time, or what says that there is none. */
 function timeCell(value: number, { factor }: Unit): string {
   if (value === Infinity) return "failed";
   return Number.isNaN(value) ? "-" : significant(value * factor);
@@ -716,10 +677,8 @@ const runsCell = ({ origin }: Setup): string =>
   origin ? `${origin.runs.length}${origin.simulated ? " simulated" : ""}` : "?";
 const answeredCell = ({ all, planned }: Setup): string =>
   `${counted(all.length)} of ${planned === undefined ? "?" : counted(planned)}`;
-/** The mean of the first requests, with its interval over the runs. */
 const meanOf = ({ first, means }: Setup): Interval => ({ ...tInterval(means), mean: mean(first) });
 
-/** A row a set-up, and below them what the signs mean. */
 export function table(setups: readonly Setup[], limit?: number): string {
   const unit = unitOf(Math.max(...setups.map(({ all }) => all.at(-1) ?? 0)));
   const later = laterThanFastest(setups);
@@ -757,10 +716,7 @@ export type Scale = (value: number) => number;
 type Range = readonly [low: number, high: number];
 type Axis = Readonly<{ name: string; at: Scale; ticks: readonly number[] }>;
 
-/**
- * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten, whichever is
- * nearest on a logarithmic scale (d3's rule); as a fraction, since 3 / 10 is exact and 3 * 0.1 not.
- */
+/** d3's rule: 1, 2 or 5 times a power of ten; a fraction, as 3 / 10 is exact and 3 * 0.1 is not. */
 function tickStep(span: number, count: number): { times: number; over: number } {
   const power = Math.floor(Math.log10(span / count));
   const error = span / count / 10 ** power;
@@ -813,21 +769,17 @@ export function logScale([low, high]: Range, range: Range): Scale {
 }
 
 /** Half of what a tick's label takes of an axis: across by its width, upright by a line. */
-type Room = (tick: number) => number;
-const across: Room = (tick) => widthOf(`${tick} `) / 2;
-const upright: Room = () => LINE / 2;
+const across = (tick: number): number => widthOf(`${tick} `) / 2;
+const upright = (): number => LINE / 2;
 
 /** The first of the candidates whose labels do not run into each other, or else the last. */
-function fitting(candidates: readonly (readonly number[])[], scale: Scale, room: Room) {
+function fitting(candidates: readonly (readonly number[])[], scale: Scale, room: Scale) {
+  const collide = (a: number, b: number) => Math.abs(scale(a) - scale(b)) < room(a) + room(b);
   const fits = (list: readonly number[]): boolean =>
-    list.every((tick, place) => {
-      const before = list[place - 1] ?? NaN;
-      return !(Math.abs(scale(tick) - scale(before)) < room(tick) + room(before));
-    });
+    !list.slice(1).some((tick, place) => collide(tick, at(list, place)));
   return candidates.find(fits) ?? candidates.at(-1) ?? [];
 }
 
-/** All of `values`, or each second, third, ... of them. */
 const thinned = (values: readonly number[]): number[][] =>
   [1, 2, 3, 4, 6, 12].map((n) => values.filter((_, place) => place % n === 0));
 
@@ -838,7 +790,7 @@ function linearAxis(name: string, high: number, range: Range): Axis {
 }
 
 /** A logarithmic axis that holds `low` to `high`, with a tick at each power of ten at least. */
-function logAxis(name: string, [low, high]: Range, range: Range, room = across): Axis {
+function logAxis(name: string, [low, high]: Range, range: Range, room: Scale = across): Axis {
   const rungs = logRungs(low, high);
   const scale = logScale([at(rungs, 0), at(rungs, rungs.length - 1)], range);
   const powers = rungs.filter((rung) => Number.isInteger(Math.log10(rung)));
@@ -852,12 +804,10 @@ const spanOf = (lists: readonly Float64Array[]): Range => [
 ];
 
 // ─── Markup ──────────────────────────────────────────────────────────────────
-// The one place that knows SVG's syntax. Colours are literal attributes, for the light theme and
-// for tools that ignore style sheets; the style sheet repaints them, by class, where the reader
-// prefers dark.
+// The one place that knows SVG's syntax. Colours are attributes, for the light theme and for tools
+// without style sheets; the style sheet repaints them, by class, where the reader prefers dark.
 
-/** A coordinate, to 0.1 unit. */
-export const round = (value: number): string => String(Math.round(value * 10) / 10);
+export const round = (place: number): string => String(Math.round(place * 10) / 10); // to 0.1 unit
 
 /** Text made safe for XML, which knows no way at all to write most control characters. */
 export const escape = (text: string): string =>
@@ -880,7 +830,6 @@ function text(x: number, y: number, content: string, colour = INK, anchor = "sta
   return `<text ${place} ${paint(colour)}>${escape(content)}</text>`;
 }
 
-/** A path without a fill; nothing when there is no path. */
 function stroke(path: string, colour: Colour, width = 1, dash = "none"): string {
   const pen = `stroke-width="${width}" stroke-dasharray="${dash}"`;
   return path && `<path d="${path}" ${pen} ${paint(undefined, colour)}/>`;
@@ -894,7 +843,6 @@ function circle(x: number, y: number, radius: number, fill: Colour, edge: Colour
   return `<circle ${place} stroke-width="1.5" ${paint(fill, edge)}/>`;
 }
 
-/** A triangle whose tip is at `x` and `y`. */
 const triangle = (x: number, y: number, fill: Colour): string =>
   `<path d="M${round(x)} ${round(y)}l6 9h-12z" stroke-width="1" ${paint(fill, PAPER)}/>`;
 
@@ -913,10 +861,9 @@ type Frame = Readonly<Record<"top" | "bottom" | "labels", number>>;
 
 function prose(content: string, top: number, colour = INK): Panel {
   const lines = content === "" ? [] : wrap(content, WIDTH - 2 * MARGIN);
-  return {
-    svg: lines.map((words, place) => text(MARGIN, top + CAPITAL + LINE * place, words, colour)),
-    bottom: lines.length === 0 ? top : top + LINE * (lines.length - 1) + CAPITAL + DESCENT,
-  };
+  const y = (place: number): number => top + CAPITAL + LINE * place;
+  const svg = lines.map((words, place) => text(MARGIN, y(place), words, colour));
+  return { svg, bottom: lines.length === 0 ? top : y(lines.length - 1) + DESCENT };
 }
 
 type Plot = {
@@ -992,10 +939,8 @@ ${content}
 `;
 }
 
-/** Rules at the ticks of a horizontal axis. */
 const uprights = ({ at: scale, ticks: values }: Axis, { top, bottom }: Frame): string[] =>
   values.map((value) => line([scale(value), top], [scale(value), bottom], GRID));
-
 /** Rules at values of a vertical axis, the most important first, and labels that have room. */
 function levels(values: readonly number[], y: Scale, label: (value: number) => string): string[] {
   const known: number[] = [];
@@ -1007,14 +952,10 @@ function levels(values: readonly number[], y: Scale, label: (value: number) => s
   });
 }
 
-const shareLabel = (share: number): string => `${Number((share * 100).toPrecision(3))} %`;
-
 // ─── Response times ──────────────────────────────────────────────────────────
 // The three panels of the main picture, its header, and its conclusion, the verdict.
 
 const TIME = "Response Time (s)";
-
-/** A set-up as the picture shows it: it has answers. */
 type Drawn = Setup & Dress;
 
 /** The steps of a histogram over the bins that hold something, down to the axis at the others. */
@@ -1045,8 +986,7 @@ function binsOf(lists: readonly Float64Array[]) {
 function histogramPlot(drawn: readonly Drawn[]): Plot {
   const { top, x, bin, tail } = binsOf(drawn.map(({ all }) => all));
   const bars = drawn.map((one) => ({ ...one, ...histogram(one.all, top, BINS) }));
-  const shares = bars.flatMap((bar) => [...bar.shares, bar.beyond]);
-  const highest = niceTop(Math.max(...shares), 4);
+  const highest = niceTop(Math.max(...bars.flatMap((bar) => [...bar.shares, bar.beyond])), 4);
   const medians = medianMarks(drawn, top, x.at, bin(BINS + 1.5));
   const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
   const slowestFirst = bars.toSorted((a, b) => mean(b.all) - mean(a.all));
@@ -1093,10 +1033,7 @@ function medianMarks(drawn: readonly Drawn[], top: number, x: Scale, beyond: num
   });
 }
 
-/**
- * The share of `count` requests that still wait after t, of which sorted `values` are the answered
- * ones: the rest waits for ever. Steps closer than a unit are drawn as one, to keep the file small.
- */
+/** Those of `count` not among sorted `values` wait for ever; steps within a unit are one. */
 export function waitingPath(values: Float64Array, count: number, x: Scale, y: Scale): string {
   const steps = [`M${LEFT} ${round(y(1))}`];
   for (const [place, value] of values.entries()) {
@@ -1113,8 +1050,7 @@ function waitingPlot(drawn: readonly Drawn[], x: Axis): Plot {
   const least = Math.min(0.005, 0.5 / Math.max(...drawn.map(countOf)));
   const floor = LADDER.findLast((rung) => rung <= least) ?? SHORTEST;
   const shares = [0.5, 0.05, 0.01, 1, 1e-3, 1e-4, 1e-5, 1e-6].filter((share) => share >= floor);
-  const late = (one: Setup): number =>
-    Math.min(MAX_SECONDS, quantileWith(one.all, failedOf(one), 0.95));
+  const late = (one: Setup) => Math.min(MAX_SECONDS, quantileWith(one.all, failedOf(one), 0.95));
   return {
     title: "Share still waiting after t",
     note: "both axes logarithmic",
@@ -1131,7 +1067,6 @@ function waitingPlot(drawn: readonly Drawn[], x: Axis): Plot {
 }
 
 type Lane = Readonly<Record<"y" | "height", number>> & Readonly<Record<"edge" | "fill", Colour>>;
-
 /** Quartiles as a box, p5 to p95 as a line, the median across; few values one by one. */
 function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }: Lane): string[] {
   const has = (p: number): boolean => carries(values.length, p);
@@ -1148,10 +1083,7 @@ function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }
   ];
 }
 
-/**
- * Panel C, a row a set-up: the mean of each run, first requests, later ones. It shows why set-ups
- * differ, since a wait for a free slot falls on the first request only, and how much runs do.
- */
+/** Panel C shows why set-ups differ: a wait for a free slot falls on the first request only. */
 function firstPlot(drawn: readonly Drawn[], x: Axis): Plot {
   const several = drawn.some(({ means }) => means.length > 1);
   const height = several ? 48 : 38;
@@ -1162,8 +1094,8 @@ function firstPlot(drawn: readonly Drawn[], x: Axis): Plot {
     height: height * drawn.length,
     x,
     draw: (frame) => {
-      const rows = drawn.map((one, row) => {
-        const y = frame.top + height * (row + 1);
+      const row = (one: Drawn, place: number): string[] => {
+        const y = frame.top + height * (place + 1);
         const edge = one.look.line;
         const means = one.means.filter((value) => one.means.length > 1 && !Number.isNaN(value));
         return [
@@ -1172,8 +1104,8 @@ function firstPlot(drawn: readonly Drawn[], x: Axis): Plot {
           ...rangeMark(one.later, x.at, { y: y - 9, height: 10, edge, fill: PAPER }),
           entry(COLUMN, y - 14, one),
         ];
-      });
-      return [...uprights(x, frame), ...rows.flat()];
+      };
+      return [...uprights(x, frame), ...drawn.flatMap(row)];
     },
   };
 }
@@ -1188,23 +1120,22 @@ function sizeOf(setup: Setup): string {
   return `n = ${counted(clients)} in ${runs.length} runs`;
 }
 
-/** The offered load as a share of capacity; empty when nothing tells. */
 function loadOf({ origin }: Setup): string {
   const { servers = [], plan = {} } = origin ?? {};
   const kinds = servers.map((one) => ({ slots: Number(one["slots"]), mean: Number(one["mean"]) }));
   const share = Number(plan["rate"]) / capacityOf(kinds, Number(plan["maxRequests"]));
   return Number.isFinite(share) && share > 0 ? `${Math.round(share * 100)} %` : "";
 }
-const loadWords: Words = (setup) => loadOf(setup) && `${loadOf(setup)} of capacity`;
+const loadWords = (setup: Setup): string => loadOf(setup) && `${loadOf(setup)} of capacity`;
 
-const rateWords: Words = ({ origin }) => {
+function rateWords({ origin }: Setup): string {
   const rate = Number(origin?.plan["rate"] ?? NaN);
   if (rate === 0) return "all clients at once";
   return rate > 0 ? `${counted(rate)} clients a second` : "";
-};
+}
 
 /** What is said of most set-ups, then in brackets what is said of others. */
-function mostly(setups: readonly Setup[], words: Words): string {
+function mostly(setups: readonly Setup[], words: typeof rateWords): string {
   const said = setups.map(words).filter(Boolean);
   const often = (one: string): number => said.filter((other) => other === one).length;
   const [most = ""] = said.toSorted((a, b) => often(b) - often(a));
@@ -1231,16 +1162,6 @@ function simulatedLine(setups: readonly Setup[]): string {
   return `Simulated: ${simulated.map(titleOf).join(", ")}.`;
 }
 
-function failureLine(setups: readonly Setup[]): string {
-  const failing = setups.filter((setup) => failedOf(setup) > 0);
-  const failed = failing.map((setup) => `${failures(setup)} requests`).join(", ");
-  const said = failed ? `; failed: ${failed}` : "";
-  if (setups.some(({ planned }) => planned === undefined))
-    return `n: clients. Shares are of answered requests${said}; failures unknown.`;
-  return `n: runs × clients. Shares are of answered requests${said || "; none failed"}.`;
-}
-
-/** The load, n by set-up, and what the shares are shares of. */
 function header(setups: readonly Drawn[], start: number): Panel {
   const load = prose(planLine(setups), start, MUTED);
   const top = load.svg.length > 0 ? load.bottom + 6 : start;
@@ -1252,12 +1173,20 @@ function header(setups: readonly Drawn[], start: number): Panel {
     const y = top + CAPITAL + LINE * (place >> 1);
     return entry(MARGIN + width * (place % 2), y, { ...setup, label });
   });
+  const failed = setups
+    .filter((one) => failedOf(one) > 0)
+    .map((one) => `${failures(one)} requests`);
+  const isUnknown = setups.some(({ planned }) => planned === undefined);
+  const said = [`n: ${isUnknown ? "clients" : "runs × clients"}. Shares are of answered requests`];
+  if (failed.length > 0) said.push(`failed: ${failed.join(", ")}`);
+  if (failed.length === 0 && !isUnknown) said.push("none failed");
+  if (isUnknown) said.push("failures unknown");
   const below = top + LINE * Math.ceil(setups.length / 2);
-  const shares = prose(failureLine(setups), below, MUTED);
+  const shares = prose(`${said.join("; ")}.`, below, MUTED);
   return { svg: [...load.svg, ...legend, ...shares.svg], bottom: shares.bottom };
 }
 
-/** The whole SVG of the first eight; the verdict is about all. One of these has answers. */
+/** The first eight, one of which has answers; the verdict is about all. */
 export function drawPicture(all: readonly Setup[]): string {
   const things = all.slice(0, MOST_DRAWN);
   const isDrawn = (setup: Setup): boolean => setup.all.length > 0;
@@ -1284,7 +1213,6 @@ export function drawPicture(all: readonly Setup[]): string {
 
 /** A set-up at one rate; its p95 is Infinity where too many failed, NaN where too few came. */
 export type Point = Setup & Readonly<{ rate: number; mean: Interval; p95: Interval }>;
-/** A set-up at all rates, by rate. */
 type Line = Titled & { readonly points: readonly Point[] };
 
 export function pointOf(rate: number, setup: Setup): Point {
@@ -1294,7 +1222,6 @@ export function pointOf(rate: number, setup: Setup): Point {
   return { ...setup, rate, mean: meanOf(setup), p95 };
 }
 
-/** Points by set-up, in the order in which set-ups are first met. */
 export function linesOf(points: readonly Point[]): Line[] {
   const names = [...new Set(points.map(({ name }) => name))];
   const byRate = points.toSorted((a, b) => a.rate - b.rate);
@@ -1312,7 +1239,6 @@ function kneeOf({ points }: Line): number {
   return Number.isFinite(limit) && last ? last.rate : NaN;
 }
 
-/** Which set-up carries how much, and how much more than the next. */
 export function kneeSentence(lines: readonly Line[]): string {
   const rates = lines.flatMap(({ points }) => points.map(({ rate }) => rate));
   const lowest = counted(Math.min(...rates));
@@ -1354,13 +1280,12 @@ export function curveTable(lines: readonly Line[]): string {
   return aligned(rows, columns).join("\n");
 }
 
-type Measure = Readonly<{ title: string; note: string; of: "mean" | "p95" }>;
+type Of = "mean" | "p95";
+type Measure = Readonly<{ title: string; note: string; of: Of }>;
 const MEASURES: readonly Measure[] = [
   { title: "Mean of the first requests", note: "(s), with its interval over the runs", of: "mean" },
   { title: "95th percentile", note: "(s), at the top where more failed", of: "p95" },
 ];
-
-type Curve = Line & Dress;
 
 /** The rates that were tried are the ticks; over more than a decade or so, logarithmic. */
 function rateAxis(rates: readonly number[]): Axis {
@@ -1368,15 +1293,19 @@ function rateAxis(rates: readonly number[]): Axis {
   const scale = high > 20 * low ? logScale : linearScale;
   const middle = () => (LEFT + RIGHT) / 2;
   const axis = low === high ? middle : scale([low, high], [LEFT + 30, RIGHT - 30]);
-  const room: Room = (tick) => Math.max(across(tick), widthOf("100 % ") / 2);
+  const room = (tick: number): number => Math.max(across(tick), widthOf("100 % ") / 2);
   return { name: "Clients per second", at: axis, ticks: fitting(thinned(rates), axis, room) };
 }
 
-function measurePlot(curves: readonly Curve[], x: Axis, { title, note, of }: Measure): Plot {
+function measurePlot(
+  curves: readonly (Line & Dress)[],
+  x: Axis,
+  { title, note, of }: Measure,
+): Plot {
   const all = curves.flatMap(({ points }) => points.map((point) => point[of]));
   const means = all.map(({ mean: middle }) => middle).filter(Number.isFinite);
   const highest = Math.max(...means, ...all.map(({ high }) => high).filter(Number.isFinite));
-  const last = ({ points }: Curve): number =>
+  const last = ({ points }: Line): number =>
     Math.min(MAX_SECONDS, at(points, points.length - 1)[of].mean || 0);
   return {
     title,
@@ -1397,7 +1326,7 @@ function measurePlot(curves: readonly Curve[], x: Axis, { title, note, of }: Mea
 }
 
 /** Below the rates, what they are of the capacity of the first set-up with a balancer. */
-function loadLabels(curves: readonly Curve[], rates: Axis, y: number): string[] {
+function loadLabels(curves: readonly Line[], rates: Axis, y: number): string[] {
   const points = curves.flatMap((curve) => curve.points);
   const own = points.filter((point) => !isBaseline(point) || curves.length === 1);
   const loads = rates.ticks.flatMap((rate) => {
@@ -1408,8 +1337,7 @@ function loadLabels(curves: readonly Curve[], rates: Axis, y: number): string[] 
 }
 
 /** A line through its points, each with its interval, a little aside of its neighbours'. */
-function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, of: Measure["of"]): string {
-  const { points, look } = curve;
+function lineMarks({ points, look }: Line & Dress, place: number, x: Scale, y: Scale, of: Of) {
   const known = points.filter((point) => !Number.isNaN(point[of].mean));
   const marks = known.map(({ rate, [of]: { mean: middle, low, high, half } }) => {
     const across = x(rate) + 4 * place;
@@ -1422,7 +1350,6 @@ function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, of: Measure[
   return joined + marks.map(({ dot }) => dot).join("");
 }
 
-/** The whole SVG of at most eight lines. At least one point has answers. */
 export function drawCurve(all: readonly Line[]): string {
   const things = all.slice(0, MOST_DRAWN);
   const curves = dress(things);
@@ -1451,7 +1378,6 @@ export type Timeline = Setup & {
   readonly times: Float64Array;
   readonly window: Window | undefined;
 };
-/** The last server was away for so long. */
 type Window = Readonly<{ what: string; from: number; to: number }>;
 
 /** Throws a RunError when nothing tells when the clients arrived. */
@@ -1466,8 +1392,7 @@ export function timelineOf(setup: Setup): Timeline {
   const planned = origin.runs.flatMap(
     ({ clients, seed }) => drawPlan(clients, most, rate, seedsFrom(seed)).arrivals,
   );
-  const order = Uint32Array.from(planned, (_, place) => place);
-  order.sort((a, b) => at(planned, a) - at(planned, b));
+  const order = planned.map((_, place) => place).sort((a, b) => at(planned, a) - at(planned, b));
   return {
     ...setup,
     arrivals: Float64Array.from(order, (place) => at(planned, place)),
@@ -1498,6 +1423,8 @@ function between({ arrivals, times }: Timeline, from: number, to: number): Float
   return times.subarray(before(from), before(to));
 }
 
+const firstFailures = ({ first, firsts }: Setup): string =>
+  `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
 const endOf = (timelines: readonly Timeline[]): number =>
   Math.max(...timelines.map(({ arrivals }) => arrivals.at(-1) ?? 0));
 
@@ -1523,13 +1450,7 @@ export function phaseTable(timelines: readonly Timeline[]): string {
   return aligned(timelines, columns).join("\n");
 }
 
-const firstFailures = ({ first, firsts }: Setup): string =>
-  `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
-
-/**
- * For how long clients came who failed, or waited twice as long as any before the window: the
- * longest before is beaten by chance, if the window is as long.
- */
+/** How long clients came who failed, or waited twice the longest before, which chance may beat. */
 function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   let longest = 0;
   let last = from;
@@ -1541,7 +1462,6 @@ function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   return last - from;
 }
 
-/** What the picture shows, in one sentence. */
 export function timeSentence(timelines: readonly Timeline[]): string {
   const { window } = at(timelines, 0);
   if (window) {
@@ -1590,7 +1510,6 @@ function clientDots(timeline: Timeline, x: Scale, y: Scale, top: number, colour:
   return [drawn, stroke([...marks].join(""), colour, 1.5)];
 }
 
-/** The time in which the last server was away. */
 function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
   const [left, right] = [Math.min(RIGHT, x(from)), Math.min(RIGHT, x(to))];
   const size = `width="${round(right - left)}" height="${round(bottom - top)}"`;
@@ -1620,7 +1539,6 @@ function timePlot(timeline: Timeline & Dress, x: Axis, span: Range): Plot {
   };
 }
 
-/** The whole SVG of at most eight. At least one has answers. */
 export function drawOverTime(all: readonly Timeline[]): string {
   const things = all.slice(0, MOST_DRAWN);
   const drawn = dress(things);
@@ -1669,7 +1587,6 @@ function complaint(what: string, error: unknown): string {
   return oneLine(`${what}: ${error.message}`);
 }
 
-/** Rethrows what the system said, in one line. */
 const refusal =
   (what = "") =>
   (error: unknown): never => {
@@ -1677,8 +1594,6 @@ const refusal =
   };
 
 const readBytes = (file: string): Promise<Buffer> => readFile(file).catch(refusal());
-
-/** By following symbolic links; undefined when there is nothing. */
 const statOf = (file: string): Promise<BigIntStats | undefined> =>
   stat(file, { bigint: true }).catch(() => undefined);
 
@@ -1697,9 +1612,8 @@ async function filesIn(folder: string, complaints: Complaints): Promise<string[]
 async function filesOf(named: string, complaints: Complaints): Promise<string[]> {
   if (!(await statOf(named))?.isDirectory()) return [named];
   if (await journalOf(named, complaints)) return filesIn(named, complaints);
-  const isRun = (name: string): boolean =>
-    /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL;
-  const found = (await readdir(named)).filter(isRun).sort();
+  const isFile = (name: string) => /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL;
+  const found = (await readdir(named)).filter(isFile).sort();
   if (found.length === 0) complaints.add(oneLine(`Cannot draw ${named}: there are no runs in it`));
   const rank = (name: string): number => (KNOWN.indexOf(nameOf(name)) + 9) % 9;
   return found.sort((a, b) => rank(a) - rank(b)).map((name) => join(named, name));
@@ -1713,14 +1627,12 @@ async function identityOf(file: string): Promise<string> {
 
 /** Throws a UsageError when a file is there twice, or would be overwritten by the picture. */
 async function checkIdentities(files: readonly string[], picture: string): Promise<void> {
-  const known = new Set<string>();
-  for (const file of files) {
-    const identity = await identityOf(file);
-    if (known.has(identity)) throw bad("file", file, "each file once");
-    known.add(identity);
-  }
-  for (const file of files) known.add(await identityOf(join(dirname(file), JOURNAL)));
-  if (picture !== "-" && known.has(await identityOf(picture)))
+  const own = await Promise.all(files.map(identityOf));
+  const twice = files.find((_, place) => own.indexOf(at(own, place)) < place);
+  if (twice !== undefined) throw bad("file", twice, "each file once");
+  const journals = files.map((file) => identityOf(join(dirname(file), JOURNAL)));
+  const read = [...own, ...(await Promise.all(journals))];
+  if (picture !== "-" && read.includes(await identityOf(picture)))
     throw bad("--out", picture, "another file than those to read");
 }
 
@@ -1743,10 +1655,9 @@ async function readSetups(files: readonly string[], complaints: Complaints): Pro
   return setups;
 }
 
-/** Replaces `file` whole or not at all; its mode and, where allowed, its owner stay. */
+/** Replaces `file`, or what it links to, whole or not at all; mode and, if allowed, owner stay. */
 async function replaceFile(file: string, content: string): Promise<void> {
   const path = resolve(file);
-  // where links lead, even when nothing is there yet
   const end = await realpath(path).catch(() => readlink(path).catch(() => path));
   const target = resolve(dirname(path), end);
   const before = await statOf(target);
@@ -1763,9 +1674,7 @@ async function replaceFile(file: string, content: string): Promise<void> {
   }
 }
 
-/** What is said, and what is drawn, where there are answers. */
 type Result = Readonly<{ words: readonly string[]; draw: (() => string) | undefined }>;
-
 /** Words go to standard output, unless the picture does. Returns the exit code. */
 async function show({ words, draw }: Result, picture: string, complaints: Complaints) {
   for (const line of complaints) console.error(line);
@@ -1785,9 +1694,7 @@ async function show({ words, draw }: Result, picture: string, complaints: Compla
 // ─── Command line ────────────────────────────────────────────────────────────
 
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
-
 const folder = { kind: anyText, value: "DIR" };
-/** Exported for tests, as is main. */
 export const OPTIONS = {
   data: {
     ...folder,
@@ -1802,7 +1709,6 @@ export const OPTIONS = {
   curve: { ...folder, help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}` },
   overTime: { help: `first requests at their scheduled arrivals, into ${OVER_TIME}` },
 } satisfies Options;
-
 type Arguments = Values<typeof OPTIONS>;
 
 const bad = (what: string, text: string, expected: string): UsageError =>
@@ -1832,7 +1738,6 @@ function histogramsOf(setups: readonly Setup[], limit: number | undefined): Resu
   return { words: [...words, ...tooMany(setups)], draw };
 }
 
-/** A set-up whose arrivals are not known is told. */
 function overTimeOf(setups: readonly Setup[], complaints: Complaints): Result {
   const timelines: Timeline[] = [];
   for (const setup of setups) {
@@ -1880,7 +1785,8 @@ export async function main(named: string[], values: Arguments): Promise<number> 
   if (curve !== undefined) return showCurve(curve, values.out ?? join(curve, CURVE), complaints);
   const files = named.length === 0 ? await filesIn(data, complaints) : [];
   for (const name of named) files.push(...(await filesOf(name, complaints)));
-  const picture = values.out ?? join(dirname(files[0] ?? ""), overTime ? OVER_TIME : PICTURE);
+  const picture =
+    values.out ?? join(dirname(files[0] ?? ""), overTime ? OVER_TIME : "response_times.svg");
   await checkIdentities(files, picture);
   const setups = await readSetups(files, complaints);
   const result = overTime ? overTimeOf(setups, complaints) : histogramsOf(setups, within);

@@ -241,7 +241,7 @@ const isStalled = (): boolean => process.stdout.writableLength > 1 << 20;
 
 /**
  * Lines for standard output that are written together: a system call for each would cost a busy
- * server most of its time. A reader that is too slow costs lines, not memory, and is told on stderr.
+ * server most of its time. A slow reader costs lines, not memory, and how many is said on stderr.
  */
 export class LineWriter {
   static readonly #EVERY_MS = 50;
