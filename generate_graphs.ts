@@ -16,40 +16,34 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import type { BigIntStats } from "node:fs";
-import { lstat, open, readdir, readFile, readlink, rename, rm, stat } from "node:fs/promises";
+import { chmod, chown, readdir, readFile, readlink, realpath } from "node:fs/promises";
+import { rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { anyText, carries, isMain, type Options, quantile, reasonOf, RunError } from "./lib.ts";
 import { runScript, someSeconds, UsageError, type Values } from "./lib.ts";
-import { capacityOf, drawPlan, seedsFrom } from "./stress_test.ts";
+import { capacityOf, cellsOf, drawPlan, seedsFrom } from "./stress_test.ts";
 
 /** The files to read when none are named; the first is one server without a balancer. */
 const KNOWN = ["Baseline", "RoundRobin", "LeastConnections"];
 const JOURNAL = "runs.json";
-const PICTURE = "response_times.svg";
 const CURVE = "load_curve.svg";
 const OVER_TIME = "over_time.svg";
 
-/** The longest response time, 12 days; what is longer was not written in seconds. */
-const MAX_SECONDS = 1e6;
-/** A nanosecond: what is closer together has no spread, what is shorter no axis of its own. */
-const SHORTEST = 1e-9;
+const MAX_SECONDS = 1e6; // 12 days; what is longer was not written in seconds
+const SHORTEST = 1e-9; // what is closer together has no spread, what is shorter no axis of its own
 const BINS = 20;
-/** The histogram ends here, in medians, when a longer tail would squeeze the rest. */
-const LONG_TAIL = 6;
-/** With fewer seeds an interval is too wide to be worth a sentence; with more it seldom is. */
-const FEWEST_RUNS = 5;
-const ENOUGH_RUNS = 6;
+const LONG_TAIL = 6; // medians: where the histogram ends when a longer tail would squeeze the rest
+const FEWEST_RUNS = 5; // with fewer seeds an interval is too wide to be worth a sentence,
+const ENOUGH_RUNS = 6; // with more it seldom is
 
 /** Units of the view box. 18 units stay legible when the picture is shown 480 pixels wide. */
 const WIDTH = 960;
 const MARGIN = 20;
 const FONT = 18;
 const LINE = 23;
-/** The height of a capital, and what hangs below the base line. */
-const CAPITAL = 14;
-const DESCENT = 5;
-/** Between what belongs to one panel and the next panel's heading. */
-const AIR = 30;
+const CAPITAL = 14; // the height of one
+const DESCENT = 5; // what hangs below the base line
+const AIR = 30; // between what belongs to one panel and the next panel's heading
 /** Plots lie between LEFT and RIGHT; the column beside them holds labels with swatches. */
 const LEFT = 104;
 const RIGHT = 712;
@@ -89,7 +83,6 @@ const LOOKS: readonly Look[] = [
 /** Times of all clients in turn; client c has those from starts[c] on, and the last starts end. */
 export type Times = Readonly<{ values: Float64Array; starts: Uint32Array }>;
 
-/** The element at `place`, which exists. */
 function at<T>(list: ArrayLike<T>, place: number): T {
   const element = list[place];
   if (element === undefined) throw new Error(`Nothing at ${place} of ${list.length}`);
@@ -106,26 +99,25 @@ function quoted(value: unknown): string {
   return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
 }
 
-/** Throws a RunError unless `value` is an array. */
-function checkArray(value: unknown, place: string, what: string): asserts value is unknown[] {
-  if (Array.isArray(value)) return;
+/** `value`, which is not trusted to be one. Throws a RunError that says where it is. */
+function arrayOf(what: string, value: unknown, place = ""): unknown[] {
+  if (Array.isArray(value)) return value;
   throw new RunError(`${place}expected an array of ${what}, not ${quoted(value)}`);
 }
 
 /** Reads a file's text. Throws a RunError that says where it is malformed, counting from 1. */
 export function parseTimes(text: string): Times {
   if (text.trim() === "") throw new RunError("the file is empty: expected an array of clients");
-  const clients = parseJson(text);
-  checkArray(clients, "", "clients");
+  const clients = arrayOf("clients", parseJson(text));
   const starts = new Uint32Array(clients.length + 1);
   const values = new Float64Array(text.length / 2); // as many as commas and brackets leave room for
   let end = 0;
   for (const [client, requests] of clients.entries()) {
-    checkArray(requests, `client ${client + 1}: `, "times");
-    for (const [request, value] of requests.entries()) {
-      if (!isTime(value))
+    const who = `client ${client + 1}`;
+    for (const [place, value] of arrayOf("times", requests, `${who}: `).entries()) {
+      if (typeof value !== "number" || !(value >= 0 && value <= MAX_SECONDS))
         throw new RunError(
-          `client ${client + 1}, request ${request + 1}: ${quoted(value)} is not a time in seconds`,
+          `${who}, request ${place + 1}: ${quoted(value)} is not a time in seconds`,
         );
       values[end] = value;
       end += 1;
@@ -135,9 +127,6 @@ export function parseTimes(text: string): Times {
   return { values: values.slice(0, end), starts };
 }
 
-const isTime = (value: unknown): value is number =>
-  typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
-
 function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
@@ -146,12 +135,10 @@ function parseJson(text: string): unknown {
   }
 }
 
-/** UTF-8, or what a byte order mark says: PowerShell's `>` writes UTF-16. */
-function decode(bytes: Uint8Array): string {
-  if (bytes[0] === 0xff && bytes[1] === 0xfe) return new TextDecoder("utf-16le").decode(bytes);
-  if (bytes[0] === 0xfe && bytes[1] === 0xff) return new TextDecoder("utf-16be").decode(bytes);
-  return new TextDecoder().decode(bytes);
-}
+/** What a byte order mark says: PowerShell's `>` writes UTF-16. */
+const ENCODINGS: Readonly<Record<string, string>> = { fffe: "utf-16le", feff: "utf-16be" };
+const decode = (bytes: Buffer): string =>
+  new TextDecoder(ENCODINGS[bytes.toString("hex", 0, 2)]).decode(bytes);
 
 // ─── Origin ──────────────────────────────────────────────────────────────────
 // What runs.json says of a file, checked field by field: anybody may have edited it. An entry that
@@ -159,24 +146,18 @@ function decode(bytes: Uint8Array): string {
 
 type Fields = Readonly<Record<string, unknown>>;
 
-/** One run of a set-up: one seed. */
-type RunRecord = {
-  readonly seed: number;
-  readonly clients: number;
-  readonly planned: number;
-  readonly answered: number;
-  /** Places, within the run, of the clients whose first request failed. */
-  readonly firstFailed: readonly number[];
+/** What is needed of a run, which has one seed. */
+type RunRecord = Readonly<Record<"seed" | "clients" | "planned" | "answered", number>> & {
+  readonly firstFailed: readonly number[]; // places of clients within the run
   readonly interrupted: boolean;
   readonly disturbed: readonly string[];
+  readonly simulated?: unknown;
 };
 
 export type Origin = {
-  /** The same for all that one call measured. */
-  readonly session: string;
+  readonly session: string; // the same for all that one call measured
   readonly algorithm: unknown;
-  /** None when they were started by hand. */
-  readonly servers: readonly Fields[];
+  readonly servers: readonly Fields[]; // none when they were started by hand
   readonly plan: Fields;
   readonly runsAsked: number;
   readonly simulated: boolean;
@@ -189,118 +170,87 @@ const isCount = (value: unknown): value is number =>
   typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
 const isText = (value: unknown): value is string => typeof value === "string";
 
-/** `value` when it is a list of what `is` accepts, and an empty one when there is none. */
-function listOf<T>(value: unknown, is: (item: unknown) => item is T): readonly T[] | undefined {
-  if (value === undefined || value === null) return [];
-  return Array.isArray(value) && value.every(is) ? value : undefined;
+function isRun(run: unknown): run is RunRecord {
+  if (!isFields(run)) return false;
+  const { seed, clients, planned, answered, firstFailed, interrupted, disturbed } = run;
+  if (!isCount(seed) || !isCount(clients) || !isCount(planned) || !isCount(answered)) return false;
+  const isClient = (place: unknown): boolean => isCount(place) && place < clients;
+  if (!Array.isArray(firstFailed) || !firstFailed.every(isClient)) return false;
+  if (!Array.isArray(disturbed) || !disturbed.every(isText)) return false;
+  return typeof interrupted === "boolean" && planned >= answered;
 }
 
 /** What an entry of runs.json says of a file with this hash and times, if it may be believed. */
 export function originOf(entry: unknown, sha256: string, times: Times): Origin | undefined {
   if (!isFields(entry) || entry["sha256"] !== sha256) return undefined;
-  const { session, setup, plan, runsAsked } = entry;
-  const listed = listOf(entry["runs"], isFields) ?? [];
-  const runs = listed.map(recordOf).filter((run) => run !== undefined);
-  if (!isText(session) || !isFields(plan) || runs.length === 0) return undefined;
-  if (runs.length < listed.length || !fits(runs, times)) return undefined;
+  const { session, setup, plan, runs, runsAsked } = entry;
+  if (!isText(session) || !isFields(plan)) return undefined;
+  if (!Array.isArray(runs) || !runs.every(isRun) || runs.length === 0) return undefined;
+  const hasAll = total(runs.map(({ answered }) => answered)) === times.values.length;
+  const isAbout = total(runs.map(({ clients }) => clients)) === times.starts.length - 1;
+  if (!hasAll || !isAbout) return undefined;
   const { algorithm, servers } = isFields(setup) ? setup : {};
   return {
     session,
     algorithm,
-    servers: listOf(servers, isFields) ?? [],
+    servers: Array.isArray(servers) && servers.every(isFields) ? servers : [],
     plan,
     runsAsked: isCount(runsAsked) ? runsAsked : runs.length,
-    simulated: [entry, ...listed].some(({ simulated }) => simulated === true),
+    simulated: [entry, ...runs].some(({ simulated }) => simulated === true),
     runs,
   };
 }
-
-function recordOf(run: Fields): RunRecord | undefined {
-  const { seed, clients, planned, answered } = run;
-  const firstFailed = listOf(run["firstFailed"], isCount);
-  const disturbed = listOf(run["disturbed"], isText);
-  if (!isCount(seed) || !isCount(clients) || !firstFailed || !disturbed) return undefined;
-  if (!isCount(planned) || !isCount(answered) || planned < answered) return undefined;
-  if (firstFailed.some((place) => place >= clients)) return undefined;
-  const interrupted = run["interrupted"] === true;
-  return { seed, clients, planned, answered, firstFailed, interrupted, disturbed };
-}
-
-/** Whether the runs are about as many clients and answers as the file holds. */
-const fits = (runs: readonly RunRecord[], { values, starts }: Times): boolean =>
-  total(runs.map(({ clients }) => clients)) === starts.length - 1 &&
-  total(runs.map(({ answered }) => answered)) === values.length;
 
 // ─── Set-ups ─────────────────────────────────────────────────────────────────
 // A set-up is what one file holds: the clients of all its runs, run after run, and their origin.
 
 export type Setup = {
-  /** The file's name without .json. */
-  readonly name: string;
-  /** The name in words, different from all others. */
-  readonly title: string;
+  readonly name: string; // the file's, without .json
+  readonly title: string; // the name in words, different from all others
   readonly origin: Origin | undefined;
-  /** The first request of each client in the file's order; NaN where it was not answered. */
-  readonly firsts: Float64Array;
-  /** Sorted, in seconds, as are `first` and `later`. */
-  readonly all: Float64Array;
+  readonly firsts: Float64Array; // of each client in the file's order; NaN where not answered
+  readonly all: Float64Array; // sorted, in seconds, as are `first` and `later`
   readonly first: Float64Array;
   readonly later: Float64Array;
-  /** The mean first request of each run; of all together when the runs are unknown. */
-  readonly means: readonly number[];
-  /** undefined when nothing tells. */
-  readonly planned: number | undefined;
+  readonly means: readonly number[]; // of the first requests of each run, or of all together
+  readonly planned: number | undefined; // when nothing tells
 };
-/** How a set-up is called in a sentence. */
-type Namer = (setup: Setup) => string;
-const byTitle: Namer = ({ title }) => title;
+const titleOf = ({ title }: { readonly title: string }): string => title;
+const runsOf = ({ origin }: Setup): readonly RunRecord[] => origin?.runs ?? [];
+const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
+const hasFirsts = ({ first }: Setup): boolean => first.length > 0;
+const isBaseline = ({ name, origin }: Setup): boolean =>
+  name === KNOWN[0] || origin?.algorithm === "baseline";
 
-/** The sorted numbers among `values`. */
-const answeredOf = (values: Float64Array): Float64Array =>
-  values.filter((value) => !Number.isNaN(value)).sort();
+const sortedNumbers = (values: Float64Array) => values.filter((one) => !Number.isNaN(one)).sort();
 
 export function setupOf(name: string, title: string, times: Times, origin?: Origin): Setup {
-  const firsts = firstsOf(times, origin);
-  const first = answeredOf(firsts);
+  const { values, starts } = times;
+  const firsts = new Float64Array(starts.length - 1);
+  const later = values.slice();
+  const runs = byRun(firsts, origin);
+  for (const [run, own] of runs.entries())
+    for (const place of origin?.runs[run]?.firstFailed ?? []) own[place] = NaN;
+  for (const [client, start] of starts.subarray(0, -1).entries()) {
+    if (start === starts[client + 1]) firsts[client] = NaN;
+    // a later answer never stands in for a first request that failed
+    if (Number.isNaN(firsts[client])) continue;
+    firsts[client] = at(values, start);
+    later[start] = NaN;
+  }
   return {
     name,
     title,
     origin,
     firsts,
-    all: times.values.toSorted(),
-    first,
-    later: laterOf(times, firsts, first.length),
-    means: byRun(firsts, origin).map(mean),
+    all: values.toSorted(),
+    first: sortedNumbers(firsts),
+    later: sortedNumbers(later),
+    means: runs.map(mean),
     planned: origin && total(origin.runs.map(({ planned }) => planned)),
   };
 }
 
-/** A client whose first request failed has none: its later answers never stand in for it. */
-function firstsOf({ values, starts }: Times, origin: Origin | undefined): Float64Array {
-  const firsts = new Float64Array(starts.length - 1);
-  for (let client = 0; client < firsts.length; client++) {
-    const start = at(starts, client);
-    firsts[client] = start < at(starts, client + 1) ? at(values, start) : NaN;
-  }
-  for (const [run, own] of byRun(firsts, origin).entries()) {
-    for (const place of origin?.runs[run]?.firstFailed ?? []) own[place] = NaN;
-  }
-  return firsts;
-}
-
-function laterOf({ values, starts }: Times, firsts: Float64Array, answered: number): Float64Array {
-  const later = new Float64Array(values.length - answered);
-  let place = 0;
-  for (let client = 0; client < firsts.length; client++) {
-    const skipped = Number.isNaN(firsts[client]) ? 0 : 1;
-    const own = values.subarray(at(starts, client) + skipped, at(starts, client + 1));
-    later.set(own, place);
-    place += own.length;
-  }
-  return later.sort();
-}
-
-/** Views of the first requests, run by run. */
 function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[] {
   let end = 0;
   return (origin?.runs ?? [{ clients: firsts.length }]).map(({ clients }) => {
@@ -309,23 +259,15 @@ function byRun(firsts: Float64Array, origin: Origin | undefined): Float64Array[]
   });
 }
 
-const failedOf = ({ planned, all }: Setup): number => (planned ?? all.length) - all.length;
-
-const isBaseline = ({ name, origin }: Setup): boolean =>
-  name === KNOWN[0] || origin?.algorithm === "baseline";
-
 // ─── Names and numbers ───────────────────────────────────────────────────────
-// A name comes from a file's, which may be anything. Two set-ups never have the same one, however
-// it is shortened, and no legal character is replaced. Text cannot be measured here, so each
-// character counts as wide as in DejaVu Sans, the widest of the usual fonts.
+// A name comes from a file's, which may be anything. No two set-ups have the same, however short.
+// A character is as wide as in DejaVu Sans, the widest usual font: text cannot be measured here.
 
 /** Control characters as escapes, blanks as one: for a line on a terminal, and for XML. */
 export function oneLine(text: string): string {
   const code = (character: string): string => character.charCodeAt(0).toString(16).padStart(4, "0");
   return text.replace(/\s+/g, " ").replace(/\p{Cc}/gu, (character) => `\\u${code(character)}`);
 }
-const inQuotes = (text: string): string => `"${oneLine(text)}"`;
-
 const nameOf = (file: string): string => basename(file, ".json");
 
 /** What a file may be called, ever longer: in words, as it is, then with more and more folders. */
@@ -341,12 +283,11 @@ function formsOf(file: string): string[] {
 /** A name for each file; those that are the same grow until they differ. */
 export function titlesOf(files: readonly string[]): string[] {
   const forms = files.map(formsOf);
-  const titles = forms.map((list) => at(list, 0));
+  let titles = forms.map((list) => at(list, 0));
   const isTwice = (title: string): boolean => titles.indexOf(title) !== titles.lastIndexOf(title);
   for (let level = 1; titles.some(isTwice) && forms.some((list) => level < list.length); level++) {
-    const twice = titles.map(isTwice);
-    for (const [place, list] of forms.entries())
-      if (twice[place]) titles[place] = list[Math.min(level, list.length - 1)] ?? "";
+    const longer = forms.map((list) => at(list, Math.min(level, list.length - 1)));
+    titles = titles.map((title, place) => (isTwice(title) ? at(longer, place) : title));
   }
   return titles.map((title, place) => (isTwice(title) ? `${place + 1}: ${title}` : title));
 }
@@ -362,23 +303,27 @@ export function labelsOf(titles: readonly string[], room: number): string[] {
 
 /** The three known set-ups keep their looks, the others take what is free, in order. */
 export function looksOf(names: readonly string[]): Look[] {
-  const own = names.map((name, place) =>
-    names.indexOf(name) === place ? LOOKS[KNOWN.indexOf(name)] : undefined,
-  );
+  const firstLook = (name: string) => LOOKS[KNOWN.indexOf(name)];
+  const own = names.map((name, place) => names.indexOf(name) === place && firstLook(name));
   const others = [...LOOKS.slice(KNOWN.length), ...LOOKS.slice(0, KNOWN.length)];
   const free = others.filter((look) => !own.includes(look)).values();
-  return own.flatMap((look) => look ?? free.next().value ?? []);
+  return own.flatMap((look) => look || (free.next().value ?? []));
 }
 
-/** How one of at most eight things looks, and its title cut to the column and to a third. */
-type Dress = Readonly<{ look: Look; label: string; long: string }>;
+type Titled = Readonly<Record<"name" | "title", string>>;
+type Dress = Readonly<{ look: Look; label: string }>;
 
-function dress(things: readonly { readonly name: string; readonly title: string }[]): Dress[] {
-  const titles = things.map(({ title }) => title);
-  const labels = labelsOf(titles, WIDTH - MARGIN - COLUMN - SWATCH);
-  const longs = labelsOf(titles, WIDTH / 3);
+/** Titles that never fill more than a third of a line. */
+function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
+  const titles = labelsOf(things.map(titleOf), WIDTH / 3);
+  return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
+}
+
+function dress<T extends Titled>(things: readonly T[]): (T & Dress)[] {
   const looks = looksOf(things.map(({ name }) => name));
-  return looks.map((look, place) => ({ look, label: at(labels, place), long: at(longs, place) }));
+  const labels = labelsOf(things.map(titleOf), WIDTH - MARGIN - COLUMN - SWATCH);
+  const short = withShortTitles(things);
+  return short.map((one, slot) => ({ ...one, look: at(looks, slot), label: at(labels, slot) }));
 }
 
 /** Three significant digits, or whole numbers. */
@@ -391,8 +336,8 @@ export function seconds(value: number): string {
   return short !== 0 && Math.abs(short) < 1e-4 ? short.toExponential() : String(short);
 }
 
-/** 1,225 */
-const counted = (n: number): string => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+const counted = (n: number): string => String(n).replace(/\B(?=(\d{3})+$)/g, ","); // 1,225
+const shareLabel = (share: number): string => `${Number((share * 100).toPrecision(3))} %`;
 
 /** A share to so many decimals of a per cent; neither all nor none unless it is. */
 export function percent(share: number, decimals = 1): string {
@@ -417,13 +362,11 @@ const WIDTHS: readonly { readonly of: RegExp; readonly em: number }[] = [
   { of: /[\u00a0-\u058f]/u, em: 1.1 },
   { of: /\p{Extended_Pictographic}/u, em: 1.5 },
   { of: /[\u2e80-\u{3ffff}]/u, em: 1.05 },
+  { of: /./su, em: 1.45 },
 ];
-const UNKNOWN_EM = 1.45;
 
-/** How wide a text is, at the most, in units. */
 export function widthOf(text: string): number {
-  const em = (character: string): number =>
-    WIDTHS.find(({ of }) => of.test(character))?.em ?? UNKNOWN_EM;
+  const em = (one: string): number => WIDTHS.find(({ of }) => of.test(one))?.em ?? 0;
   return FONT * total([...text].map(em));
 }
 
@@ -456,17 +399,9 @@ export function wrap(text: string, room: number): string[] {
 // Pure functions from numbers to numbers. "Sorted" means ascending; times are in seconds, shares
 // between 0 and 1.
 
-/** The arithmetic mean of the numbers among `values`; NaN of nothing. */
 function mean(values: ArrayLike<number>): number {
-  let sum = 0;
-  let count = 0;
-  for (let place = 0; place < values.length; place++) {
-    const value = at(values, place);
-    if (Number.isNaN(value)) continue;
-    sum += value;
-    count += 1;
-  }
-  return sum / count;
+  const numbers = Float64Array.from(values).filter((value) => !Number.isNaN(value));
+  return numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
 }
 
 /** The probability that Student's t is within the root of `freedom` times the angle's tangent. */
@@ -494,7 +429,6 @@ export function tQuantile(level: number, freedom: number): number {
   return Math.sqrt(freedom) * Math.tan(low);
 }
 
-/** A mean of values, its interval, and half of that. */
 export type Interval = Readonly<Record<"mean" | "low" | "high" | "half", number>>;
 
 /** The t-interval of the mean of at least two independent values; NaN limits of fewer. */
@@ -508,29 +442,21 @@ export function tInterval(values: readonly number[], level = 0.95): Interval {
 
 /** A quantile of sorted `values` and of `failed` more, which lasted for ever. */
 export function quantileWith(values: Float64Array, failed: number, p: number): number {
-  if (failed === 0) return quantile(values, p);
-  const place = (values.length + failed - 1) * p;
-  const above = values[Math.ceil(place)] ?? Infinity;
-  if (above === Infinity) return values[place] ?? Infinity;
-  const below = at(values, Math.floor(place));
-  return below + (above - below) * (place - Math.floor(place));
+  const all = new Float64Array(values.length + failed).fill(NaN);
+  all.set(values);
+  const found = quantile(all, p);
+  return failed > 0 && Number.isNaN(found) ? Infinity : found;
 }
 
 /** A quantile of the first requests of clients; NaN where there are too few of them. */
 function firstQuantile(firsts: Float64Array, p: number): number {
   if (!carries(firsts.length, p)) return NaN;
-  const answered = answeredOf(firsts);
+  const answered = sortedNumbers(firsts);
   return quantileWith(answered, firsts.length - answered.length, p);
 }
 
-/** What a histogram shows: the share in each bin, and the share beyond them. */
-type Shares = Readonly<{ shares: readonly number[]; beyond: number }>;
-
-/**
- * `values` in equal bins from 0 to `top`. A value on an edge belongs to the bin above, `top` itself
- * to the last; what is within a billionth of an edge is on it, since 0.3 / 0.1 is not 3.
- */
-export function histogram(values: Float64Array, top: number, bins: number): Shares {
+/** On an edge is in the bin above, and a billionth off is on it, since 0.3 / 0.1 is not 3. */
+export function histogram(values: Float64Array, top: number, bins: number) {
   const counts = new Array<number>(bins + 1).fill(0);
   for (const value of values) {
     const exact = (value / top) * bins;
@@ -552,28 +478,13 @@ export function histogramTop(values: Float64Array): number {
 
 // ─── Verdict ─────────────────────────────────────────────────────────────────
 // One run is one observation, for the clients of one queue share their fate. So a verdict compares
-// runs, seed by seed, and is only given where nothing but the set-ups differs. Each reason not to
-// give it is one small function; the first that objects is told.
-
-/** A set-up whose origin is known, and how it is called. */
-type Known = Origin & { readonly setup: Setup; readonly called: string };
-type Objection = (fast: Known, slow: Known) => string | undefined;
+// runs, seed by seed, and is only given where nothing but the set-ups differs.
 
 /** Fields of runs.json that must be the same; a server's weight need not, it is the balancer's. */
-const PLAN = [
-  "rate",
-  "clients",
-  "maxRequests",
-  "reconnect",
-  "timeout",
-  "addresses",
-  "fail",
-  "hang",
-];
-const KIND = ["mean", "sd", "slots", "slow"];
+const PLAN = "rate clients maxRequests reconnect timeout addresses fail hang".split(" ");
+const KIND = "mean sd slots slow".split(" ");
 const UNITS: Fields = { rate: " a second", timeout: " s", mean: " s", sd: " s" };
 
-/** A field of runs.json in words. */
 function shown(value: unknown): string {
   if (typeof value === "number") return counted(value);
   if (isFields(value)) return Object.values(value).map(shown).join("-");
@@ -588,104 +499,79 @@ function differenceIn(keys: readonly string[], a: Fields, b: Fields): string | u
 
 /** The Baseline has one server, which is one of the others' kinds. */
 function serverDifference(a: Known, b: Known): string | undefined {
-  const baseline = eitherOf(a, b, ({ setup }) => isBaseline(setup));
-  const others = baseline === a ? b : a;
-  const [alone] = baseline?.servers ?? [];
-  const isAlike = (server: Fields): boolean => !differenceIn(KIND, alone ?? {}, server);
-  if (alone && others.servers.some(isAlike)) return undefined;
-  const [one, other] = [a.servers.length, b.servers.length];
-  if (!alone && one !== other) return `${one} and ${other} servers`;
-  return a.servers
-    .map((server, place) => differenceIn(KIND, server, b.servers[place] ?? {}))
-    .find((difference) => difference !== undefined);
+  const [one, other] = isBaseline(a) ? [a, b] : [b, a];
+  const alone = isBaseline(one) ? one.origin.servers[0] : undefined;
+  if (alone && other.origin.servers.some((server) => !differenceIn(KIND, alone, server)))
+    return undefined;
+  const [own, others] = [a.origin.servers, b.origin.servers];
+  if (!alone && own.length !== others.length) return `${own.length} and ${others.length} servers`;
+  return own.map((server, place) => differenceIn(KIND, server, others[place] ?? {})).find(Boolean);
 }
 
-/** "404 of Round Robin's 1,225", of which `called` is the possessor. */
-function failedAmong(called: string, setup: Setup): string {
-  const whose = called.endsWith("s") ? `${called}'` : `${called}'s`;
+/** "404 of Round Robin's 1,225" */
+function failures(setup: Setup): string {
+  const whose = setup.title.endsWith("s") ? `${setup.title}'` : `${setup.title}'s`;
   return `${counted(failedOf(setup))} of ${whose} ${counted(setup.planned ?? 0)}`;
 }
 
-const within = (what: string, difference: string | undefined): string | undefined =>
-  difference && `the ${what} differ (${difference})`;
+type Known = Setup & { readonly origin: Origin };
+const isKnown = (setup: Setup): setup is Known => setup.origin !== undefined;
+const seedsOf = ({ origin }: Known): string => origin.runs.map(({ seed }) => seed).join();
 
-/** The first of the two to which something applies. */
-const eitherOf = (a: Known, b: Known, applies: (one: Known) => boolean): Known | undefined =>
-  [a, b].find(applies);
+/** Why two cannot be compared. What is told first would stand if all that follows were mended. */
+function objectionTo(a: Setup, b: Setup): string | undefined {
+  const untold = [a, b].filter((one) => !isKnown(one)).map(titleOf);
+  const were = untold.length > 1 ? "were" : "was";
+  if (!isKnown(a) || !isKnown(b))
+    return `${JOURNAL} does not tell how ${untold.join(" and ")} ${were} measured`;
+  const pair = [a, b];
+  const simulated = pair.find(({ origin }) => origin.simulated);
+  const real = pair.find(({ origin }) => !origin.simulated);
+  if (simulated && real) return `${simulated.title} is simulated, ${real.title} is not`;
+  const plans = differenceIn(PLAN, a.origin.plan, b.origin.plan);
+  if (plans) return `the plans differ (${plans})`;
+  const servers = serverDifference(a, b);
+  if (servers) return `the servers differ (${servers})`;
+  const broken = pair.find(({ origin }) => origin.runs.some(({ interrupted }) => interrupted));
+  if (broken) return `a run of ${broken.title} was interrupted`;
+  const failed = pair.filter((one) => failedOf(one) > 0).map(failures);
+  if (failed.length > 0) return `${failed.join(" and ")} requests failed`;
+  const short = pair.find(({ origin }) => origin.runs.length < origin.runsAsked);
+  if (short) {
+    const { runs, runsAsked } = short.origin;
+    return `only ${runs.length} of the ${runsAsked} runs asked for of ${short.title} are there`;
+  }
+  const least = Math.min(a.origin.runs.length, b.origin.runs.length);
+  const few = least === 1 ? "one run is one observation" : `${least} runs are too few`;
+  if (least < FEWEST_RUNS) return `${few}; --runs ${ENOUGH_RUNS} gives one`;
+  if (a.origin.session !== b.origin.session) return "they were measured at different times";
+  return seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ";
+}
 
-/** What is told first would still stand in the way if all that follows were mended. */
-const OBJECTIONS: readonly Objection[] = [
-  (a, b) => {
-    const simulated = eitherOf(a, b, (one) => one.simulated);
-    const real = eitherOf(a, b, (one) => !one.simulated);
-    return simulated && real && `${simulated.called} is simulated, ${real.called} is not`;
-  },
-  (a, b) => within("plans", differenceIn(PLAN, a.plan, b.plan)),
-  (a, b) => within("servers", serverDifference(a, b)),
-  (a, b) => {
-    const broken = eitherOf(a, b, ({ runs }) => runs.some((run) => run.interrupted));
-    return broken && `a run of ${broken.called} was interrupted`;
-  },
-  (a, b) => {
-    const failing = [a, b].filter(({ setup }) => failedOf(setup) > 0);
-    const each = failing.map(({ called, setup }) => failedAmong(called, setup));
-    return each.length > 0 ? `${each.join(" and ")} requests failed` : undefined;
-  },
-  (a, b) => {
-    const short = eitherOf(a, b, ({ runs, runsAsked }) => runs.length < runsAsked);
-    const { runs, runsAsked, called } = short ?? a;
-    return short && `only ${runs.length} of the ${runsAsked} runs asked for of ${called} are there`;
-  },
-  (a, b) => {
-    const runs = Math.min(a.runs.length, b.runs.length);
-    const few = runs === 1 ? "one run is one observation" : `${runs} runs are too few`;
-    return runs < FEWEST_RUNS ? `${few}; --runs ${ENOUGH_RUNS} gives one` : undefined;
-  },
-  (a, b) => (a.session === b.session ? undefined : "they were measured at different times"),
-  (a, b) => (seedsOf(a) === seedsOf(b) ? undefined : "the seeds differ"),
-];
-
-const seedsOf = ({ runs }: Known): string => runs.map(({ seed }) => seed).join();
-
-/** Why the two cannot be compared; undefined when they can. */
-function objectionTo(fast: Setup, slow: Setup, name: Namer): string | undefined {
-  if (!fast.origin && !slow.origin)
-    return `${JOURNAL} does not tell how ${name(fast)} and ${name(slow)} were measured`;
-  if (!fast.origin || !slow.origin)
-    return `${JOURNAL} does not tell how ${name(fast.origin ? slow : fast)} was measured`;
-  const one = { ...fast.origin, setup: fast, called: name(fast) };
-  const other = { ...slow.origin, setup: slow, called: name(slow) };
-  return OBJECTIONS.map((objection) => objection(one, other)).find(
-    (reason) => reason !== undefined,
+/** The fastest first. Baseline is another kind of set-up, and takes part only as one of two. */
+function ranking(setups: readonly Setup[]): Setup[] {
+  const answered = setups.filter(hasFirsts);
+  const balanced = answered.filter((setup) => !isBaseline(setup));
+  return (balanced.length < 2 ? answered : balanced).toSorted(
+    (a, b) => mean(a.first) - mean(b.first),
   );
 }
 
-/**
- * The set-ups that take part, by the mean of their first requests, the fastest first. Baseline is
- * another kind of set-up, and takes part only as one of two.
- */
-function ranking(setups: readonly Setup[]): Setup[] {
-  const answered = setups.filter(({ first }) => first.length > 0);
-  const balanced = answered.filter((setup) => !isBaseline(setup));
-  const candidates = balanced.length < 2 ? answered : balanced;
-  return candidates.toSorted((a, b) => mean(a.first) - mean(b.first));
-}
-
-/** How much later `slow` answers, seed by seed. */
 const differences = (fast: Setup, slow: Setup): number[] =>
   slow.means.map((value, seed) => value - at(fast.means, seed));
 
-/** Numbers to as many decimals as give `half` two digits, and `low` at least one. */
-function digitsFor({ mean: middle, low, half }: Interval): (value: number) => string {
-  const digit = half > SHORTEST ? half : Math.abs(middle) / 10;
+/** Numbers times `factor`: as many decimals as give `half` two digits, and `low` at least one. */
+function digitsFor(interval: Interval, factor = 1): (value: number) => string {
+  const half = interval.half * factor;
+  const low = interval.low * factor;
+  const digit = half > SHORTEST ? half : Math.abs(interval.mean * factor) / 10;
   let decimals = digit > SHORTEST ? Math.max(0, 1 - Math.floor(Math.log10(digit))) : 4;
   while (decimals < 9 && low > 0 && Number(low.toFixed(decimals)) === 0) decimals += 1;
   // without the sign of a zero
-  return (value) => value.toFixed(Math.min(9, decimals)).replace(/^-(?=[0.]+$)/, "");
+  return (value) => (value * factor).toFixed(Math.min(9, decimals)).replace(/^-(?=[0.]+$)/, "");
 }
 
-/** The fastest against the next, over the seeds. */
-function finding(fast: Setup, slow: Setup, name: Namer): string {
+function finding(fast: Setup, slow: Setup): string {
   const each = differences(fast, slow);
   const interval = tInterval(each);
   const time = digitsFor(interval);
@@ -693,53 +579,47 @@ function finding(fast: Setup, slow: Setup, name: Namer): string {
   const span = `${time(interval.low)} to ${time(interval.high)} s`;
   const range = `95 % interval over ${each.length} paired runs ${span}`;
   if (!(interval.low > 0) || interval.half < SHORTEST)
-    return `No clear difference between ${name(fast)} and ${name(slow)}: ${by}, ${range}.`;
+    return `No clear difference between ${fast.title} and ${slow.title}: ${by}, ${range}.`;
   const sooner = each.filter((value) => value > 0).length;
   const share = interval.mean / mean(slow.means);
   const much = percent(share, share < 0.01 ? 1 : 0);
-  const claim = `${name(fast)} answers first requests ${by} (${much}) sooner than ${name(slow)}`;
+  const claim = `${fast.title} answers first requests ${by} (${much}) sooner than ${slow.title}`;
   return `${claim}: ${range}, sooner in ${sooner} of ${each.length}.`;
 }
 
-const disturbedIn = ({ origin }: Setup): RunRecord[] =>
-  (origin?.runs ?? []).filter(({ disturbed }) => disturbed.length > 0);
-
+const isDisturbed = ({ disturbed }: RunRecord): boolean => disturbed.length > 0;
 /** How many of the runs were disturbed, to follow a sentence; empty when none was. */
 function disturbance(setups: readonly Setup[]): string {
-  const runs = total(setups.map(({ origin }) => origin?.runs.length ?? 0));
-  const disturbed = setups.flatMap(disturbedIn).length;
+  const runs = setups.flatMap(runsOf);
+  const disturbed = runs.filter(isDisturbed).length;
   if (disturbed === 0) return "";
-  const all = runs === 1 ? "1 run" : `${counted(runs)} runs`;
+  const all = runs.length === 1 ? "1 run" : `${counted(runs.length)} runs`;
   return ` ${disturbed} of ${all} ${disturbed === 1 ? "was" : "were"} disturbed.`;
 }
 
-/** The comparison in one sentence, and what to know about it. */
-export function verdict(setups: readonly Setup[], name: Namer): string {
+export const disturbances = (setups: readonly Setup[]): string[] =>
+  setups.flatMap((setup) => {
+    const disturbed = runsOf(setup).filter(isDisturbed);
+    const place = `Disturbed: ${setup.title}, seed`;
+    return disturbed.map((run) => oneLine(`${place} ${run.seed}: ${run.disturbed.join("; ")}`));
+  });
+
+export function verdict(setups: readonly Setup[]): string {
   const [fast, slow] = ranking(setups);
   if (!fast) return "No verdict: there are no first requests to compare.";
-  const pair = slow ? [fast, slow] : [fast];
-  const reason = slow
-    ? objectionTo(fast, slow, name)
-    : `there is nothing to compare ${name(fast)} with`;
-  const sentence =
-    slow && reason === undefined ? finding(fast, slow, name) : `No verdict: ${reason}.`;
-  const simulated = slow && pair.every(({ origin }) => origin?.simulated);
-  return `${sentence}${simulated ? " Both are simulated." : ""}${disturbance(pair)}`;
+  if (!slow)
+    return `No verdict: there is nothing to compare ${fast.title} with.${disturbance([fast])}`;
+  const reason = objectionTo(fast, slow);
+  const sentence = reason === undefined ? finding(fast, slow) : `No verdict: ${reason}.`;
+  const isVirtual = fast.origin?.simulated && slow.origin?.simulated;
+  return `${sentence}${isVirtual ? " Both are simulated." : ""}${disturbance([fast, slow])}`;
 }
-
-/** What disturbed which run, a line each. */
-export const disturbances = (setups: readonly Setup[]): string[] =>
-  setups.flatMap((setup) =>
-    disturbedIn(setup).map(({ seed, disturbed }) =>
-      oneLine(`Disturbed: ${setup.title}, seed ${seed}: ${disturbed.join("; ")}`),
-    ),
-  );
 
 /** How much later than the fastest each other is that may be compared with it: all hold at once. */
 export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval> {
   const [fastest, ...others] = setups.length > 2 ? ranking(setups) : [];
   if (!fastest) return new Map();
-  const fair = others.filter((other) => objectionTo(fastest, other, byTitle) === undefined);
+  const fair = others.filter((other) => objectionTo(fastest, other) === undefined);
   const level = 1 - 0.05 / fair.length; // Bonferroni
   return new Map(fair.map((other) => [other, tInterval(differences(fastest, other), level)]));
 }
@@ -747,37 +627,28 @@ export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval>
 // ─── Tables ──────────────────────────────────────────────────────────────────
 // The same figures for the terminal. A number that the sample does not carry is not printed.
 
-const PERCENTILES = [0.5, 0.9, 0.95, 0.99];
-
 type Column<T> = Readonly<{ head: string; cell: (row: T) => string }>;
-
 /** Rows under heads, the first column to the left, the others to the right. */
 function aligned<T>(rows: readonly T[], columns: readonly Column<T>[]): string[] {
-  const lines = [columns.map(({ head }) => head)];
-  for (const row of rows) lines.push(columns.map(({ cell }) => cell(row)));
-  const widths = columns.map((_, place) =>
-    Math.max(...lines.map((line) => cellsOf(at(line, place)))),
+  const padded = columns.map(({ head, cell }, place) => {
+    const cells = [head, ...rows.map(cell)];
+    const width = Math.max(...cells.map(cellsOf));
+    const blanks = cells.map((one) => " ".repeat(width - cellsOf(one)));
+    return cells.map((one, row) => (place === 0 ? one + at(blanks, row) : at(blanks, row) + one));
+  });
+  return ["", ...rows].map((_, row) =>
+    padded
+      .map((cells) => at(cells, row))
+      .join("  ")
+      .trimEnd(),
   );
-  const padded = (cell: string, place: number): string => {
-    const blanks = " ".repeat(at(widths, place) - cellsOf(cell));
-    return place === 0 ? cell + blanks : blanks + cell;
-  };
-  return lines.map((line) => line.map(padded).join("  ").trimEnd());
 }
-
-const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\u{1f000}-\u{3ffff}]/gu;
-
-/** How many cells of a terminal a text takes. */
-const cellsOf = (text: string): number =>
-  [...text.replace(/[\p{M}\p{Cf}]/gu, "").replace(WIDE, "ww")].length;
 
 /** How a table's times are written: in milliseconds where all are below 0.1 s. */
 type Unit = Readonly<{ name: string; factor: number }>;
 const unitOf = (longest: number): Unit =>
   longest < 0.1 ? { name: "ms", factor: 1000 } : { name: "s", factor: 1 };
 
-/** A time, or what says that there is none. */
 function timeCell(value: number, { factor }: Unit): string {
   if (value === Infinity) return "failed";
   return Number.isNaN(value) ? "-" : significant(value * factor);
@@ -796,59 +667,45 @@ function withinCell({ all, planned }: Setup, limit: number): string {
   return `${percent(share, 2)}${planned === undefined ? " of answered" : ""}`;
 }
 
-/** An interval in the table's unit. */
 function laterCell(interval: Interval | undefined, { factor }: Unit): string {
   if (!interval) return "-";
-  const [middle, low, high] = [interval.mean, interval.low, interval.high].map((s) => s * factor);
-  const by = { mean: middle ?? 0, low: low ?? 0, high: high ?? 0, half: interval.half * factor };
-  const time = digitsFor(by);
-  return `${time(by.mean)} (${time(by.low)} to ${time(by.high)})`;
+  const time = digitsFor(interval, factor);
+  return `${time(interval.mean)} (${time(interval.low)} to ${time(interval.high)})`;
 }
 
 const runsCell = ({ origin }: Setup): string =>
   origin ? `${origin.runs.length}${origin.simulated ? " simulated" : ""}` : "?";
 const answeredCell = ({ all, planned }: Setup): string =>
   `${counted(all.length)} of ${planned === undefined ? "?" : counted(planned)}`;
+const meanOf = ({ first, means }: Setup): Interval => ({ ...tInterval(means), mean: mean(first) });
 
-/** A row a set-up, and below them what the signs mean. */
 export function table(setups: readonly Setup[], limit?: number): string {
   const unit = unitOf(Math.max(...setups.map(({ all }) => all.at(-1) ?? 0)));
   const later = laterThanFastest(setups);
-  const columns: (Column<Setup> | false)[] = [
-    { head: `response time (${unit.name})`, cell: byTitle },
+  const last = "later than the fastest";
+  const columns: Column<Setup>[] = [
+    { head: `response time (${unit.name})`, cell: titleOf },
     { head: "runs", cell: runsCell },
     { head: "clients", cell: ({ firsts }) => counted(firsts.length) },
     { head: "answered of planned", cell: answeredCell },
     { head: "first mean", cell: (setup) => meanCell(meanOf(setup), unit) },
-    ...PERCENTILES.map((p) => ({
+    ...[0.5, 0.9, 0.95, 0.99].map((p) => ({
       head: `p${p * 100}`,
       cell: ({ all }: Setup) => timeCell(carries(all.length, p) ? quantile(all, p) : NaN, unit),
     })),
     { head: "max", cell: ({ all }) => timeCell(all.at(-1) ?? NaN, unit) },
-    later.size > 0 && { head: LATER, cell: (setup) => laterCell(later.get(setup), unit) },
-    limit !== undefined && { head: `within ${limit} s`, cell: (one) => withinCell(one, limit) },
   ];
-  const rows = aligned(
-    setups,
-    columns.filter((column) => column !== false),
-  );
-  return [...rows, ...remarks(setups, later.size)].join("\n");
-}
-
-const LATER = "later than the fastest";
-
-/** The mean of the first requests, with its interval over the runs. */
-const meanOf = ({ first, means }: Setup): Interval => ({ ...tInterval(means), mean: mean(first) });
-
-function remarks(setups: readonly Setup[], compared: number): string[] {
-  const said = [
-    setups.some(({ all }) => !carries(all.length, 0.99)) &&
-      "-: too few answers (p90 needs 29, p95 59, p99 299)",
-    setups.some(({ origin }) => !origin) && `?: ${JOURNAL} does not tell; failures unknown`,
-    setups.some(({ means }) => means.length > 1) && "±: 95 % interval over the runs",
-    compared > 0 && `${LATER}: intervals that hold together with 95 % (Bonferroni)`,
-  ];
-  return said.filter((remark) => remark !== false);
+  if (later.size > 0) columns.push({ head: last, cell: (one) => laterCell(later.get(one), unit) });
+  if (limit !== undefined)
+    columns.push({ head: `within ${limit} s`, cell: (setup) => withinCell(setup, limit) });
+  const lines = aligned(setups, columns);
+  if (setups.some(({ all }) => !carries(all.length, 0.99)))
+    lines.push("-: too few answers (p90 needs 29, p95 59, p99 299)");
+  if (setups.some(({ origin }) => !origin))
+    lines.push(`?: ${JOURNAL} does not tell; failures unknown`);
+  if (setups.some(({ means }) => means.length > 1)) lines.push("±: 95 % interval over the runs");
+  if (later.size > 0) lines.push(`${last}: intervals that hold together with 95 % (Bonferroni)`);
+  return lines.join("\n");
 }
 
 // ─── Scales and ticks ────────────────────────────────────────────────────────
@@ -857,25 +714,16 @@ function remarks(setups: readonly Setup[], compared: number): string[] {
 
 export type Scale = (value: number) => number;
 type Range = readonly [low: number, high: number];
-type Axis = Readonly<{ at: Scale; ticks: readonly number[] }>;
+type Axis = Readonly<{ name: string; at: Scale; ticks: readonly number[] }>;
 
-/** 1, 2, 5 or 10, by d3's rule: what is nearest to `error` on a logarithmic scale. */
-function roundFactor(error: number): number {
-  if (error >= Math.sqrt(50)) return 10;
-  if (error >= Math.sqrt(10)) return 5;
-  return error >= Math.sqrt(2) ? 2 : 1;
-}
-
-/**
- * The step of about `count` ticks over `span`, of 1, 2 or 5 times a power of ten; as a fraction,
- * since 3 / 10 is exact and 3 * 0.1 is not.
- */
+/** d3's rule: 1, 2 or 5 times a power of ten; a fraction, as 3 / 10 is exact and 3 * 0.1 is not. */
 function tickStep(span: number, count: number): { times: number; over: number } {
   const power = Math.floor(Math.log10(span / count));
-  const factor = roundFactor(span / count / 10 ** power);
-  return power < 0
-    ? { times: 1, over: Number(`1e${-power}`) / factor }
-    : { times: factor * Number(`1e${power}`), over: 1 };
+  const error = span / count / 10 ** power;
+  const limits = [Math.sqrt(2), Math.sqrt(10), Math.sqrt(50)];
+  const factor = at([1, 2, 5, 10], limits.filter((limit) => error >= limit).length);
+  if (power >= 0) return { times: factor * Number(`1e${power}`), over: 1 };
+  return { times: 1, over: Number(`1e${-power}`) / factor };
 }
 
 /** About `count` round numbers from `low` to `high`. */
@@ -900,29 +748,19 @@ const LADDER = Array.from({ length: 16 }, (_, place) => place - 9)
   .flatMap((power) => [1, 2, 5].map((factor) => Number(`${factor}e${power}`)))
   .filter((rung) => rung <= MAX_SECONDS);
 
-/** The place of the highest rung that is not above `value`, or of the lowest of all. */
-const rungBelow = (value: number): number =>
-  Math.max(
-    0,
-    LADDER.findLastIndex((rung) => rung <= value),
-  );
-
-/**
- * The rungs that enclose `low` and `high`. A logarithm has no place for 0: what has no rung below
- * it is drawn at the edge.
- */
+/** The rungs that enclose `low` and `high`; what has none below it, as 0, is drawn at the edge. */
 export function logRungs(low: number, high: number): number[] {
   const highest = Math.min(high || 1, MAX_SECONDS);
   const top = LADDER.findIndex((rung) => rung >= highest);
-  const bottom = low > 0 && low <= high ? rungBelow(low) : top - 3;
+  const below = LADDER.findLastIndex((rung) => rung <= low);
+  const bottom = low > 0 && low <= high ? Math.max(0, below) : top - 3;
   const alone = bottom >= top ? 1 : 0; // one value, on a rung: leave room on both sides
   return LADDER.slice(Math.max(0, bottom - alone), top + alone + 1);
 }
 
-export const linearScale =
-  ([low, high]: Range, [from, to]: Range): Scale =>
-  (value) =>
-    from + ((value - low) / (high - low)) * (to - from);
+function linearScale([low, high]: Range, [from, to]: Range): Scale {
+  return (value) => from + ((value - low) / (high - low)) * (to - from);
+}
 
 /** Logarithmic; what lies beyond the domain goes to its edge. */
 export function logScale([low, high]: Range, range: Range): Scale {
@@ -931,36 +769,32 @@ export function logScale([low, high]: Range, range: Range): Scale {
 }
 
 /** Half of what a tick's label takes of an axis: across by its width, upright by a line. */
-type Room = (tick: number) => number;
-const across: Room = (tick) => widthOf(`${tick} `) / 2;
-const upright: Room = () => LINE / 2;
+const across = (tick: number): number => widthOf(`${tick} `) / 2;
+const upright = (): number => LINE / 2;
 
 /** The first of the candidates whose labels do not run into each other, or else the last. */
-function fitting(candidates: readonly (readonly number[])[], scale: Scale, room: Room) {
+function fitting(candidates: readonly (readonly number[])[], scale: Scale, room: Scale) {
+  const collide = (a: number, b: number) => Math.abs(scale(a) - scale(b)) < room(a) + room(b);
   const fits = (list: readonly number[]): boolean =>
-    list.every((tick, place) => {
-      const before = list[place - 1] ?? NaN;
-      return !(Math.abs(scale(tick) - scale(before)) < room(tick) + room(before));
-    });
+    !list.slice(1).some((tick, place) => collide(tick, at(list, place)));
   return candidates.find(fits) ?? candidates.at(-1) ?? [];
 }
 
-/** All of `values`, or each second, third, ... of them. */
 const thinned = (values: readonly number[]): number[][] =>
   [1, 2, 3, 4, 6, 12].map((n) => values.filter((_, place) => place % n === 0));
 
-function linearAxis([low, high]: Range, range: Range): Axis {
-  const scale = linearScale([low, high], range);
-  const lists = [8, 5, 4, 3, 2, 1].map((count) => ticks(low, high, count));
-  return { at: scale, ticks: fitting(lists, scale, across) };
+function linearAxis(name: string, high: number, range: Range): Axis {
+  const scale = linearScale([0, high], range);
+  const lists = [8, 5, 4, 3, 2, 1].map((count) => ticks(0, high, count));
+  return { name, at: scale, ticks: fitting(lists, scale, across) };
 }
 
 /** A logarithmic axis that holds `low` to `high`, with a tick at each power of ten at least. */
-function logAxis(low: number, high: number, range: Range, room = across): Axis {
+function logAxis(name: string, [low, high]: Range, range: Range, room: Scale = across): Axis {
   const rungs = logRungs(low, high);
   const scale = logScale([at(rungs, 0), at(rungs, rungs.length - 1)], range);
   const powers = rungs.filter((rung) => Number.isInteger(Math.log10(rung)));
-  return { at: scale, ticks: fitting([rungs, ...thinned(powers)], scale, room) };
+  return { name, at: scale, ticks: fitting([rungs, ...thinned(powers)], scale, room) };
 }
 
 /** The shortest of sorted times that is above 0, and the longest, of several lists. */
@@ -970,12 +804,10 @@ const spanOf = (lists: readonly Float64Array[]): Range => [
 ];
 
 // ─── Markup ──────────────────────────────────────────────────────────────────
-// The one place that knows SVG's syntax. Colours are literal attributes, for the light theme and
-// for tools that ignore style sheets; the style sheet repaints them, by class, where the reader
-// prefers dark.
+// The one place that knows SVG's syntax. Colours are attributes, for the light theme and for tools
+// without style sheets; the style sheet repaints them, by class, where the reader prefers dark.
 
-/** A coordinate, to 0.1 unit. */
-export const round = (value: number): string => String(Math.round(value * 10) / 10);
+export const round = (place: number): string => String(Math.round(place * 10) / 10); // to 0.1 unit
 
 /** Text made safe for XML, which knows no way at all to write most control characters. */
 export const escape = (text: string): string =>
@@ -998,13 +830,11 @@ function text(x: number, y: number, content: string, colour = INK, anchor = "sta
   return `<text ${place} ${paint(colour)}>${escape(content)}</text>`;
 }
 
-/** A path without a fill; nothing when there is no path. */
 function stroke(path: string, colour: Colour, width = 1, dash = "none"): string {
   const pen = `stroke-width="${width}" stroke-dasharray="${dash}"`;
   return path && `<path d="${path}" ${pen} ${paint(undefined, colour)}/>`;
 }
 
-/** A straight line. */
 const line = ([x1, y1]: Range, [x2, y2]: Range, colour: Colour, width = 1, dash = "none"): string =>
   stroke(`M${round(x1)} ${round(y1)}L${round(x2)} ${round(y2)}`, colour, width, dash);
 
@@ -1013,96 +843,92 @@ function circle(x: number, y: number, radius: number, fill: Colour, edge: Colour
   return `<circle ${place} stroke-width="1.5" ${paint(fill, edge)}/>`;
 }
 
-/** A short piece of a set-up's line, and a text beside it; `y` is the base line. */
-const entry = (x: number, y: number, { line: colour, dash, text: ink }: Look, content: string) =>
-  line([x, y - FONT / 3], [x + SWATCH - 8, y - FONT / 3], colour, 3, dash) +
-  text(x + SWATCH, y, content, ink);
+const triangle = (x: number, y: number, fill: Colour): string =>
+  `<path d="M${round(x)} ${round(y)}l6 9h-12z" stroke-width="1" ${paint(fill, PAPER)}/>`;
+
+/** A short piece of a set-up's line, and its label beside it; `y` is the base line. */
+const entry = (x: number, y: number, { look, label }: Dress): string =>
+  line([x, y - FONT / 3], [x + SWATCH - 8, y - FONT / 3], look.line, 3, look.dash) +
+  text(x + SWATCH, y, label, look.text);
 
 // ─── Pages ───────────────────────────────────────────────────────────────────
-// What all pictures share: a title, prose, panels below each other with air between them, and a
-// conclusion. A panel is a function from where it begins to its markup and where it ends.
+// What all pictures share: a title, prose, plots below each other with air between them, and a
+// conclusion. A plot says how much room it needs; where it comes to lie is decided here.
 
 type Panel = Readonly<{ svg: readonly string[]; bottom: number }>;
-type PanelAt = (top: number) => Panel;
-/** The plot itself. */
-type Frame = Readonly<{ top: number; bottom: number }>;
+/** Where a plot lies, and the base line of the labels below it. */
+type Frame = Readonly<Record<"top" | "bottom" | "labels", number>>;
 
-/** Lines of prose over the whole width. */
 function prose(content: string, top: number, colour = INK): Panel {
   const lines = content === "" ? [] : wrap(content, WIDTH - 2 * MARGIN);
-  return {
-    svg: lines.map((words, place) => text(MARGIN, top + CAPITAL + LINE * place, words, colour)),
-    bottom: lines.length === 0 ? top : top + LINE * (lines.length - 1) + CAPITAL + DESCENT,
-  };
+  const y = (place: number): number => top + CAPITAL + LINE * place;
+  const svg = lines.map((words, place) => text(MARGIN, y(place), words, colour));
+  return { svg, bottom: lines.length === 0 ? top : y(lines.length - 1) + DESCENT };
 }
 
-/** `aside` stands at the right of the heading; `labels` lines come `gap` below the plot. */
 type Plot = {
   readonly title: string;
   readonly note: string;
-  readonly aside?: string;
-  readonly height: number;
-  readonly labels?: number;
-  readonly gap?: number;
-  /** What is in the frame, and the labels, whose first base line is given. */
-  readonly draw: (frame: Frame, labels: number) => readonly string[];
+  readonly aside?: string; // at the right of the heading
+  readonly beside?: readonly Dress[]; // labels below that, with swatches
+  readonly height?: number; // if not PLOT, or what is beside it
+  readonly x: Axis;
+  readonly gap?: number; // between the plot and the labels of `x`
+  readonly lines?: number; // of labels
+  readonly draw: (frame: Frame) => readonly string[];
 };
 
-/** A heading, a plot below it, and labels below that. */
-function plotAt(start: number, plot: Plot): Panel {
-  const { title, note, aside = "", height, labels = 1, gap = 8, draw } = plot;
+function panelOf(plot: Plot, start: number): Panel {
+  const { title, note, aside = "", beside = [], x, gap = 8, lines = 1 } = plot;
   const y = start + CAPITAL;
-  const frame = { top: y + 16, bottom: y + 16 + height };
-  const first = frame.bottom + gap + CAPITAL;
+  const top = y + 16;
+  const bottom = top + (plot.height ?? Math.max(PLOT, LINE * beside.length));
+  const labels = bottom + gap + CAPITAL;
+  const besideName = x.ticks.filter((tick) => x.at(tick) + across(tick) < COLUMN + 28);
   const bold = `<tspan font-weight="600" ${paint(INK)}>${escape(title)}</tspan>`;
   const place = `x="${MARGIN}" y="${round(y)}"`;
-  const heading = `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`;
-  const svg = [heading, aside && text(COLUMN, y, aside, MUTED), ...draw(frame, first)];
-  return { svg, bottom: first + LINE * (labels - 1) + DESCENT };
-}
-
-/** Panels below each other, with air between them. */
-function stacked(panels: readonly PanelAt[], top: number): Panel {
-  const svg: string[] = [];
-  let bottom = top - AIR;
-  for (const panel of panels) {
-    const drawn = panel(bottom + AIR);
-    svg.push("<g>", ...drawn.svg, "</g>");
-    bottom = drawn.bottom;
-  }
-  return { svg, bottom };
+  const svg = [
+    `<text ${place} ${paint(MUTED)}>${bold} ${escape(note)}</text>`,
+    aside && text(COLUMN, y, aside, MUTED),
+    ...plot.draw({ top, bottom, labels }),
+    ...beside.map((one, row) => entry(COLUMN, top + CAPITAL + LINE * row, one)),
+    ...besideName.map((tick) => text(x.at(tick), labels, String(tick), MUTED, "middle")),
+    text(WIDTH - MARGIN, labels, x.name, MUTED, "end"),
+  ];
+  return { svg: ["<g>", ...svg, "</g>"], bottom: labels + LINE * (lines - 1) + DESCENT };
 }
 
 type Page = {
   readonly title: string;
-  /** Below the title. */
-  readonly head: PanelAt;
-  readonly panels: readonly PanelAt[];
+  readonly head: (top: number) => Panel; // what stands below the title
+  readonly plots: readonly Plot[];
   readonly conclusion: string;
-  /** The picture for those who do not see it. */
-  readonly name: string;
-  readonly description: string;
+  readonly things: readonly Titled[]; // what is drawn
+  readonly description: string; // for those who do not see the picture
   readonly looks: readonly Look[];
 };
 
 /** The whole file. Its ids derive from its content, so two of them can stand in one page. */
-function svgOf({ title, head, panels, conclusion, name, description, looks }: Page): string {
-  const above = head(54);
-  const body = stacked(panels, above.bottom + AIR);
-  const footer = prose(conclusion, body.bottom + AIR);
-  const height = Math.ceil(footer.bottom) + MARGIN;
-  const content = [...above.svg, ...body.svg, ...footer.svg].filter(Boolean).join("\n");
+function svgOf({ title, head, plots, conclusion, things, description, looks }: Page): string {
+  const panels = [head(54)];
+  const next = (): number => at(panels, panels.length - 1).bottom + AIR;
+  for (const plot of plots) panels.push(panelOf(plot, next()));
+  panels.push(prose(conclusion, next()));
+  const height = Math.ceil(next()) - AIR + MARGIN;
+  const content = panels.flatMap(({ svg }) => svg.filter(Boolean)).join("\n");
+  const name = `${title}: ${things.map(titleOf).join(", ")}`;
   const hash = createHash("sha256").update(name + description + content);
   const id = `g${hash.digest("hex").slice(0, 8)}`;
-  const colours = [PAPER, INK, MUTED, GRID, ...looks.flatMap(({ line, text }) => [line, text])];
-  const dark = colours.map(
+  const own = looks.flatMap((look) => [look.line, look.text]);
+  const dark = [PAPER, INK, MUTED, GRID, ...own].map(
     (one) => `.${id} .f-${one.name}{fill:${one.dark}}.${id} .s-${one.name}{stroke:${one.dark}}`,
   );
   const size = `width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}"`;
-  const role = `role="img" aria-labelledby="${id}-title ${id}-desc"`;
+  const role = `class="${id}" role="img" aria-labelledby="${id}-title ${id}-desc"`;
   const style = 'style="max-width:100%;height:auto"';
-  const font = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${style} class="${id}" ${role} ${font} font-size="${FONT}">
+  const family = `font-family="system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"`;
+  const root = `xmlns="http://www.w3.org/2000/svg" ${size} ${style} ${role} ${family}`;
+  return `<svg ${root} font-size="${FONT}">
 <title id="${id}-title">${escape(name)}</title>
 <desc id="${id}-desc">${escape(description)}</desc>
 <style>@media (prefers-color-scheme: dark){${dark.join("")}}</style>
@@ -1113,46 +939,24 @@ ${content}
 `;
 }
 
-/** The base line of a label beside a plot. */
-const rowOf = ({ top }: Frame, place: number): number => top + LINE * place + CAPITAL;
-/** Enough for the plot, and for the labels beside it. */
-const heightFor = (labels: number): number => Math.max(PLOT, LINE * labels);
-
-/** Rules at the ticks of a horizontal axis. */
 const uprights = ({ at: scale, ticks: values }: Axis, { top, bottom }: Frame): string[] =>
   values.map((value) => line([scale(value), top], [scale(value), bottom], GRID));
-
-/** The labels of a horizontal axis up to `limit`, and its name at the right. */
-function labelled(axis: Axis, y: number, name: string, limit = 752): string[] {
-  const shown = axis.ticks.filter((value) => axis.at(value) + across(value) < limit);
-  return [
-    ...shown.map((value) => text(axis.at(value), y, String(value), MUTED, "middle")),
-    text(WIDTH - MARGIN, y, name, MUTED, "end"),
-  ];
-}
-
-/** Rules at ticks of a vertical axis, the most important first, and labels that have room. */
-function levels({ at: scale, ticks: values }: Axis, label: (value: number) => string): string[] {
+/** Rules at values of a vertical axis, the most important first, and labels that have room. */
+function levels(values: readonly number[], y: Scale, label: (value: number) => string): string[] {
   const known: number[] = [];
   return values.flatMap((value) => {
-    const y = scale(value);
-    const rule = line([LEFT, y], [RIGHT, y], GRID);
-    if (known.some((other) => Math.abs(other - y) < FONT)) return [rule];
-    known.push(y);
-    return [rule, text(LEFT - 8, y + FONT / 3, label(value), MUTED, "end")];
+    const rule = line([LEFT, y(value)], [RIGHT, y(value)], GRID);
+    if (known.some((other) => Math.abs(other - y(value)) < FONT)) return [rule];
+    known.push(y(value));
+    return [rule, text(LEFT - 8, y(value) + FONT / 3, label(value), MUTED, "end")];
   });
 }
-
-const shareLabel = (share: number): string => `${Number((share * 100).toPrecision(3))} %`;
 
 // ─── Response times ──────────────────────────────────────────────────────────
 // The three panels of the main picture, its header, and its conclusion, the verdict.
 
 const TIME = "Response Time (s)";
-
-/** A set-up as the picture shows it: it has answers. */
-type Drawn = Dress & { readonly setup: Setup };
-type Bars = Drawn & Shares;
+type Drawn = Setup & Dress;
 
 /** The steps of a histogram over the bins that hold something, down to the axis at the others. */
 export function outline(shares: readonly number[], x: Scale, y: Scale): string {
@@ -1167,153 +971,104 @@ export function outline(shares: readonly number[], x: Scale, y: Scale): string {
 }
 
 /** The axes of panel A: the bins, then a gap and a last bin for what lies beyond them, if any. */
-type Bins = Readonly<{ top: number; axis: Axis; bin: Scale; tail: string }>;
-
-function binsOf(lists: readonly Float64Array[]): Bins {
-  const pooled = new Float64Array(total(lists.map(({ length }) => length)));
-  let end = 0;
-  for (const values of lists) {
-    pooled.set(values, end);
-    end += values.length;
-  }
-  const top = histogramTop(pooled.sort());
+function binsOf(lists: readonly Float64Array[]) {
+  const pooled = Float64Array.from(lists.flatMap((values) => [...values])).sort();
+  const top = histogramTop(pooled);
   const tail = (pooled.at(-1) ?? 0) > top * (1 + SHORTEST) ? `> ${seconds(top)} s` : "";
   const bin = linearScale([0, tail ? BINS + 3 : BINS], [LEFT, RIGHT]);
-  return { top, axis: linearAxis([0, top], [LEFT, bin(BINS)]), bin, tail };
+  const x = linearAxis(TIME, top, [LEFT, bin(BINS)]);
+  const limit = tail ? bin(BINS + 1.5) - widthOf(`${tail} `) / 2 : Infinity;
+  const shown = x.ticks.filter((tick) => x.at(tick) + across(tick) < limit);
+  return { top, x: { ...x, ticks: shown }, bin, tail };
 }
 
 /** Panel A: the histogram. Shares are of all of a set-up's answers, so nothing is dropped. */
-function histogramPanel(drawn: readonly Drawn[], start: number): Panel {
-  const bins = binsOf(drawn.map(({ setup }) => setup.all));
-  const bars = drawn.map((one) => {
-    const { shares, beyond } = histogram(one.setup.all, bins.top, BINS);
-    return { ...one, shares: [...shares, 0, beyond], beyond };
-  });
-  const highest = niceTop(Math.max(...bars.flatMap(({ shares }) => shares)), 4);
-  const { marks, rows } = medianMarks(drawn, bins);
-  return plotAt(start, {
+function histogramPlot(drawn: readonly Drawn[]): Plot {
+  const { top, x, bin, tail } = binsOf(drawn.map(({ all }) => all));
+  const bars = drawn.map((one) => ({ ...one, ...histogram(one.all, top, BINS) }));
+  const highest = niceTop(Math.max(...bars.flatMap((bar) => [...bar.shares, bar.beyond])), 4);
+  const medians = medianMarks(drawn, top, x.at, bin(BINS + 1.5));
+  const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
+  const slowestFirst = bars.toSorted((a, b) => mean(b.all) - mean(a.all));
+  return {
     title: "Relative Frequency",
     note: `in ${BINS} equal bins; triangles mark the medians`,
-    aside: bins.tail ? `${bins.tail}, max` : "Maximum",
-    height: heightFor(drawn.length),
-    gap: 8 + 11 * rows,
-    draw: (frame, labels) => {
-      const y = linearScale([0, highest], [frame.bottom, frame.top]);
+    aside: tail ? `${tail}, max` : "Maximum",
+    beside: bars.map(({ all, look, beyond }) => {
+      const longest = `${seconds(all.at(-1) ?? 0)} s`;
+      return { look, label: tail ? `${percent(beyond)}, ${longest}` : longest };
+    }),
+    gap: 19 + 11 * Math.max(...medians.map(({ row }) => row)),
+    x,
+    draw: ({ top, bottom, labels }) => {
+      const y = linearScale([0, highest], [bottom, top]);
+      const base = (from: number, to: number): string =>
+        line([bin(from), bottom], [bin(to), bottom], MUTED, 1.5);
       return [
-        ...levels({ at: y, ticks: ticks(0, highest, 4) }, shareLabel),
-        ...shapes(bars, bins.bin, y),
-        ...marks.map((mark) => mark(frame.bottom)),
-        ...binLabels(bins, frame.bottom, labels),
-        ...bars.map((bar, row) =>
-          entry(COLUMN, rowOf(frame, row), bar.look, maximum(bar, bins.tail)),
-        ),
+        ...levels(ticks(0, highest, 4), y, shareLabel),
+        ...slowestFirst.map(({ look, shares, beyond }) => {
+          const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
+          const path = outline([...shares, 0, beyond], bin, y);
+          return `<path d="${path}" ${pen} ${paint(look.line, look.line)}/>`;
+        }),
+        ...medians.map(({ x, row, look }) => triangle(x, bottom + 2 + 11 * row, look.line)),
+        base(0, BINS),
+        tail && base(BINS + 1, BINS + 2) + text(bin(BINS + 1.5), labels, tail, MUTED, "middle"),
       ];
     },
-  });
+  };
 }
 
-/** The slowest first, so that the others are drawn over it. */
-function shapes(bars: readonly Bars[], bin: Scale, y: Scale): string[] {
-  const opacity = bars.length > 3 ? 0.06 : 0.18; // many fills on top of each other make mud
-  const slowestFirst = bars.toSorted((a, b) => mean(b.setup.all) - mean(a.setup.all));
-  return slowestFirst.map(({ look, shares }) => {
-    const pen = `fill-opacity="${opacity}" stroke-width="2" stroke-dasharray="${look.dash}"`;
-    return `<path d="${outline(shares, bin, y)}" ${pen} ${paint(look.line, look.line)}/>`;
-  });
-}
-
-/** The base lines of the bins, and what stands below them. */
-function binLabels({ axis, tail, bin }: Bins, bottom: number, y: number): string[] {
-  const base = (from: number, to: number): string =>
-    line([bin(from), bottom], [bin(to), bottom], MUTED, 1.5);
-  if (!tail) return [base(0, BINS), ...labelled(axis, y, TIME)];
-  const middle = bin(BINS + 1.5);
-  const limit = middle - widthOf(`${tail} `) / 2;
-  const label = text(middle, y, tail, MUTED, "middle");
-  return [base(0, BINS), base(BINS + 1, BINS + 2), ...labelled(axis, y, TIME, limit), label];
-}
-
-type Mark = (bottom: number) => string;
-
-/** Triangles below the axis; those that would lie on each other go into rows. */
-function medianMarks(drawn: readonly Drawn[], { top, axis, bin }: Bins) {
+/** Where triangles mark medians; those that would lie on each other go into rows. */
+function medianMarks(drawn: readonly Drawn[], top: number, x: Scale, beyond: number) {
   const ends: number[] = [];
-  const placed = drawn
-    .map(({ setup, look }) => ({ median: quantile(setup.all, 0.5), look }))
-    .toSorted((a, b) => a.median - b.median);
-  const marks = placed.map(({ median, look }): Mark => {
-    const x = median > top ? bin(BINS + 1.5) : axis.at(median);
-    const free = ends.findIndex((end) => x - end >= 14);
+  const medians = drawn.map(({ all, look }) => ({ median: quantile(all, 0.5), look }));
+  medians.sort((a, b) => a.median - b.median);
+  return medians.map(({ median, look }) => {
+    const place = median > top ? beyond : x(median);
+    const free = ends.findIndex((end) => place - end >= 14);
     const row = free < 0 ? ends.length : free;
-    ends[row] = x;
-    const triangle = (bottom: number) => `M${round(x)} ${round(bottom + 2 + 11 * row)}l6 9h-12z`;
-    return (y) => `<path d="${triangle(y)}" stroke-width="1" ${paint(look.line, PAPER)}/>`;
+    ends[row] = place;
+    return { x: place, row, look };
   });
-  return { marks, rows: ends.length };
 }
 
-/** A set-up's maximum, and its share of the tail where there is one. */
-function maximum({ setup, beyond }: Bars, tail: string): string {
-  const longest = `${seconds(setup.all.at(-1) ?? 0)} s`;
-  return tail ? `${percent(beyond)}, ${longest}` : longest;
-}
-
-/**
- * The share of `count` requests that still wait after t, of which sorted `values` are the answered
- * ones: the rest waits for ever. Steps closer than a unit are drawn as one, to keep the file small.
- */
+/** Those of `count` not among sorted `values` wait for ever; steps within a unit are one. */
 export function waitingPath(values: Float64Array, count: number, x: Scale, y: Scale): string {
   const steps = [`M${LEFT} ${round(y(1))}`];
-  for (let place = 0; place < values.length; place++) {
-    const here = x(at(values, place));
+  for (const [place, value] of values.entries()) {
     const next = values[place + 1];
-    if (next !== undefined && Math.floor(x(next)) === Math.floor(here)) continue;
-    steps.push(`H${round(here)}V${round(y((count - place - 1) / count))}`);
+    if (next !== undefined && Math.floor(x(next)) === Math.floor(x(value))) continue;
+    steps.push(`H${round(x(value))}V${round(y((count - place - 1) / count))}`);
   }
   return steps.join("") + (count > values.length ? `H${RIGHT}` : "");
 }
 
-/** When 95 % of the requests were answered: what orders the labels of panel B. */
-const tailOf = ({ setup }: Drawn): number =>
-  Math.min(MAX_SECONDS, quantileWith(setup.all, failedOf(setup), 0.95));
-
 /** Panel B: no bins, the whole tail; one late client in 12,000 is as clear as the median. */
-function waitingPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
+function waitingPlot(drawn: readonly Drawn[], x: Axis): Plot {
   const countOf = ({ planned, all }: Setup): number => planned ?? all.length;
-  const most = Math.max(...drawn.map(({ setup }) => countOf(setup)));
-  const floor = at(LADDER, rungBelow(Math.min(0.005, 0.5 / most)));
+  const least = Math.min(0.005, 0.5 / Math.max(...drawn.map(countOf)));
+  const floor = LADDER.findLast((rung) => rung <= least) ?? SHORTEST;
   const shares = [0.5, 0.05, 0.01, 1, 1e-3, 1e-4, 1e-5, 1e-6].filter((share) => share >= floor);
-  const slowestFirst = drawn.toSorted((a, b) => tailOf(b) - tailOf(a));
-  return plotAt(start, {
+  const late = (one: Setup) => Math.min(MAX_SECONDS, quantileWith(one.all, failedOf(one), 0.95));
+  return {
     title: "Share still waiting after t",
     note: "both axes logarithmic",
     aside: "Slowest first",
-    height: heightFor(drawn.length),
-    draw: (frame, labels) => {
+    beside: drawn.toSorted((a, b) => late(b) - late(a)),
+    x,
+    draw: (frame) => {
       const y = logScale([floor, 1], [frame.bottom, frame.top]);
-      return [
-        ...uprights(time, frame),
-        ...levels({ at: y, ticks: shares }, shareLabel),
-        ...drawn.map(({ setup, look }) =>
-          stroke(waitingPath(setup.all, countOf(setup), time.at, y), look.line, 2, look.dash),
-        ),
-        ...slowestFirst.map(({ look, label }, row) =>
-          entry(COLUMN, rowOf(frame, row), look, label),
-        ),
-        ...labelled(time, labels, TIME),
-      ];
+      const curve = (one: Drawn): string =>
+        stroke(waitingPath(one.all, countOf(one), x.at, y), one.look.line, 2, one.look.dash);
+      return [...uprights(x, frame), ...levels(shares, y, shareLabel), ...drawn.map(curve)];
     },
-  });
+  };
 }
 
-/** A lane of panel C. */
 type Lane = Readonly<Record<"y" | "height", number>> & Readonly<Record<"edge" | "fill", Colour>>;
-
-/**
- * What the sample carries: the quartiles as a box, p5 to p95 as a line, the median across. Fewer
- * values are drawn one by one.
- */
-function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }: Lane): string {
+/** Quartiles as a box, p5 to p95 as a line, the median across; few values one by one. */
+function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }: Lane): string[] {
   const has = (p: number): boolean => carries(values.length, p);
   const x = (p: number): number => scale(quantile(values, p));
   const half = height / 2;
@@ -1325,67 +1080,53 @@ function rangeMark(values: Float64Array, scale: Scale, { y, height, edge, fill }
     has(0.75) ? `<path d="${box}" stroke-width="1.5" ${paint(fill, edge)}/>` : "",
     ...dots,
     has(0.5) ? line([x(0.5), y - half - 2], [x(0.5), y + half + 2], INK, 2.5) : "",
-  ].join("");
-}
-
-/** A set-up's row of panel C: the mean of each run, first requests, later ones. */
-function firstRow({ setup, look, label }: Drawn, time: Axis, bottom: number): string[] {
-  const edge = look.line;
-  const means = setup.means.length < 2 ? [] : setup.means.filter((value) => !Number.isNaN(value));
-  return [
-    ...means.map((value) => circle(time.at(value), bottom - 41, 3, PAPER, INK)),
-    rangeMark(setup.first, time.at, { y: bottom - 26, height: 12, edge, fill: edge }),
-    rangeMark(setup.later, time.at, { y: bottom - 9, height: 10, edge, fill: PAPER }),
-    entry(COLUMN, bottom - 14, look, label),
   ];
 }
 
-/**
- * Panel C: first requests against later ones. It shows why set-ups differ, since a wait for a free
- * slot falls on the first request only, and how much runs do.
- */
-function firstPanel(drawn: readonly Drawn[], time: Axis, start: number): Panel {
-  const several = drawn.some(({ setup }) => setup.means.length > 1);
+/** Panel C shows why set-ups differ: a wait for a free slot falls on the first request only. */
+function firstPlot(drawn: readonly Drawn[], x: Axis): Plot {
+  const several = drawn.some(({ means }) => means.length > 1);
   const height = several ? 48 : 38;
-  return plotAt(start, {
+  return {
     title: "First requests",
     note: "(filled) and later ones: p5 to p95, quartiles, median",
     aside: several ? "○ mean of each run" : "",
     height: height * drawn.length,
-    draw: (frame, labels) => [
-      ...uprights(time, frame),
-      ...drawn.flatMap((one, row) => firstRow(one, time, frame.top + height * (row + 1))),
-      ...labelled(time, labels, TIME),
-    ],
-  });
+    x,
+    draw: (frame) => {
+      const row = (one: Drawn, place: number): string[] => {
+        const y = frame.top + height * (place + 1);
+        const edge = one.look.line;
+        const means = one.means.filter((value) => one.means.length > 1 && !Number.isNaN(value));
+        return [
+          ...means.map((value) => circle(x.at(value), y - 41, 3, PAPER, INK)),
+          ...rangeMark(one.first, x.at, { y: y - 26, height: 12, edge, fill: edge }),
+          ...rangeMark(one.later, x.at, { y: y - 9, height: 10, edge, fill: PAPER }),
+          entry(COLUMN, y - 14, one),
+        ];
+      };
+      return [...uprights(x, frame), ...drawn.flatMap(row)];
+    },
+  };
 }
 
-/** n of a set-up: runs and clients. */
-function sizeOf({ origin, firsts, all }: Setup): string {
-  if (all.length === 0) return "no answers";
-  const runs = origin?.runs ?? [];
-  const each = new Set(runs.map(({ clients }) => clients));
-  if (runs.length < 2) return `n = ${counted(firsts.length)}`;
-  if (each.size > 1) return `n = ${counted(firsts.length)} in ${runs.length} runs`;
-  return `n = ${runs.length} × ${counted(firsts.length / runs.length)}`;
+function sizeOf(setup: Setup): string {
+  const runs = runsOf(setup);
+  const clients = setup.firsts.length;
+  if (setup.all.length === 0) return "no answers";
+  if (runs.length < 2) return `n = ${counted(clients)}`;
+  const isEven = runs.every((run) => run.clients === clients / runs.length);
+  if (isEven) return `n = ${runs.length} × ${counted(clients / runs.length)}`;
+  return `n = ${counted(clients)} in ${runs.length} runs`;
 }
 
-/** The offered load as a share of capacity. */
-function loadOf(origin: Origin | undefined): number | undefined {
-  if (!origin) return undefined;
-  const servers = origin.servers.map(({ slots, mean: each }) => ({
-    slots: Number(slots),
-    mean: Number(each),
-  }));
-  const capacity = capacityOf(servers, Number(origin.plan["maxRequests"]));
-  const share = Number(origin.plan["rate"]) / capacity;
-  return Number.isFinite(share) && share > 0 ? share : undefined;
+function loadOf({ origin }: Setup): string {
+  const { servers = [], plan = {} } = origin ?? {};
+  const kinds = servers.map((one) => ({ slots: Number(one["slots"]), mean: Number(one["mean"]) }));
+  const share = Number(plan["rate"]) / capacityOf(kinds, Number(plan["maxRequests"]));
+  return Number.isFinite(share) && share > 0 ? `${Math.round(share * 100)} %` : "";
 }
-
-const loadWords = ({ origin }: Setup): string => {
-  const load = loadOf(origin);
-  return load === undefined ? "" : `${Math.round(load * 100)} % of capacity`;
-};
+const loadWords = (setup: Setup): string => loadOf(setup) && `${loadOf(setup)} of capacity`;
 
 function rateWords({ origin }: Setup): string {
   const rate = Number(origin?.plan["rate"] ?? NaN);
@@ -1394,94 +1135,76 @@ function rateWords({ origin }: Setup): string {
 }
 
 /** What is said of most set-ups, then in brackets what is said of others. */
-function mostly(setups: readonly Setup[], words: Namer, name: Namer): string {
+function mostly(setups: readonly Setup[], words: typeof rateWords): string {
   const said = setups.map(words).filter(Boolean);
   const often = (one: string): number => said.filter((other) => other === one).length;
   const [most = ""] = said.toSorted((a, b) => often(b) - often(a));
   const others = setups.filter((setup) => words(setup) !== "" && words(setup) !== most);
-  const each = others.map((setup) => `${name(setup)} ${words(setup)}`).join(", ");
+  const each = others.map((setup) => `${setup.title} ${words(setup)}`).join(", ");
   return each ? `${most} (${each})` : most;
 }
 
 /** How the clients came, and whether to all set-ups alike, as far as runs.json tells. */
-function planLine(setups: readonly Setup[], name: Namer): string {
-  const origins = setups.flatMap(({ origin }) => origin ?? []);
-  const [first] = origins;
-  const all = origins.length === setups.length && setups.length > 1;
-  const differs = origins.some(({ plan }) => differenceIn(PLAN, plan, first?.plan ?? {}));
-  const said = [mostly(setups, rateWords, name), mostly(setups, loadWords, name)].filter(Boolean);
+function planLine(setups: readonly Setup[]): string {
+  const plans = setups.map(({ origin }) => origin?.plan).filter((plan) => plan !== undefined);
+  const differs = plans.some((plan) => differenceIn(PLAN, plan, plans[0] ?? {}));
   const same = differs ? "The plans differ." : "Same plan for all.";
+  const isKnownOfAll = plans.length === setups.length && setups.length > 1;
+  const said = [rateWords, loadWords].map((words) => mostly(setups, words)).filter(Boolean);
   const load = said.length > 0 ? `Offered load: ${said.join("; ")}.` : "";
-  return [load, all ? same : "", simulatedLine(setups, name)].filter(Boolean).join(" ");
+  return [load, isKnownOfAll ? same : "", simulatedLine(setups)].filter(Boolean).join(" ");
 }
 
-/** Which of the set-ups are simulated. */
-function simulatedLine(setups: readonly Setup[], name: Namer): string {
+function simulatedLine(setups: readonly Setup[]): string {
   const simulated = setups.filter(({ origin }) => origin?.simulated);
   if (simulated.length === 0) return "";
   if (simulated.length === setups.length) return "Simulated.";
-  return `Simulated: ${simulated.map(name).join(", ")}.`;
+  return `Simulated: ${simulated.map(titleOf).join(", ")}.`;
 }
 
-/** What the shares are shares of. */
-function failureLine(setups: readonly Setup[], name: Namer): string {
-  const failing = setups.filter((setup) => failedOf(setup) > 0);
-  const failed = failing.map((setup) => `${failedAmong(name(setup), setup)} requests`).join(", ");
-  const isUnknown = setups.some(({ planned }) => planned === undefined);
-  const said = failed ? `; failed: ${failed}` : "";
-  if (isUnknown) return `n: clients. Shares are of answered requests${said}; failures unknown.`;
-  return `n: runs × clients. Shares are of answered requests${said || "; none failed"}.`;
-}
-
-/** The load, n by set-up, and what the shares are shares of. */
-function header(setups: readonly Setup[], dresses: readonly Dress[], name: Namer, start: number) {
-  const load = prose(planLine(setups, name), start, MUTED);
+function header(setups: readonly Drawn[], start: number): Panel {
+  const load = prose(planLine(setups), start, MUTED);
   const top = load.svg.length > 0 ? load.bottom + 6 : start;
   const width = (WIDTH - 2 * MARGIN) / 2;
   const room = width - SWATCH - Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
-  const labels = labelsOf(setups.map(name), room);
+  const titles = labelsOf(setups.map(titleOf), room);
   const legend = setups.map((setup, place) => {
-    const [x, y] = [MARGIN + width * (place % 2), top + CAPITAL + LINE * (place >> 1)];
-    return entry(x, y, at(dresses, place).look, `${at(labels, place)}, ${sizeOf(setup)}`);
+    const label = `${at(titles, place)}, ${sizeOf(setup)}`;
+    const y = top + CAPITAL + LINE * (place >> 1);
+    return entry(MARGIN + width * (place % 2), y, { ...setup, label });
   });
+  const failed = setups
+    .filter((one) => failedOf(one) > 0)
+    .map((one) => `${failures(one)} requests`);
+  const isUnknown = setups.some(({ planned }) => planned === undefined);
+  const said = [`n: ${isUnknown ? "clients" : "runs × clients"}. Shares are of answered requests`];
+  if (failed.length > 0) said.push(`failed: ${failed.join(", ")}`);
+  if (failed.length === 0 && !isUnknown) said.push("none failed");
+  if (isUnknown) said.push("failures unknown");
   const below = top + LINE * Math.ceil(setups.length / 2);
-  const shares = prose(failureLine(setups, name), below, MUTED);
+  const shares = prose(`${said.join("; ")}.`, below, MUTED);
   return { svg: [...load.svg, ...legend, ...shares.svg], bottom: shares.bottom };
 }
 
-/** Calls set-ups by titles that never fill more than a third of a line. */
-function namerOf(setups: readonly Setup[]): Namer {
-  const labels = labelsOf(setups.map(byTitle), WIDTH / 3);
-  return (setup) => labels[setups.indexOf(setup)] ?? setup.title;
-}
-
-/** The picture in words, for those who do not see it. */
-function described({ setup: { title, all } }: Drawn): string {
-  const [median, longest] = [seconds(quantile(all, 0.5)), seconds(all.at(-1) ?? 0)];
-  return `${title}: ${counted(all.length)} answers, median ${median} s, maximum ${longest} s.`;
-}
-
-/** The whole SVG of the first eight; the verdict is about all. One of these has answers. */
+/** The first eight, one of which has answers; the verdict is about all. */
 export function drawPicture(all: readonly Setup[]): string {
-  const setups = all.slice(0, MOST_DRAWN);
-  const dresses = dress(setups);
-  const drawn = setups
-    .map((setup, place) => ({ ...at(dresses, place), setup }))
-    .filter(({ setup }) => setup.all.length > 0);
-  const time = logAxis(...spanOf(drawn.map(({ setup }) => setup.all)), [LEFT, RIGHT]);
-  const title = "Response Time Histograms";
+  const things = all.slice(0, MOST_DRAWN);
+  const isDrawn = (setup: Setup): boolean => setup.all.length > 0;
+  const words = things.filter(isDrawn).map(({ title, all: times }) => {
+    const [median, longest] = [seconds(quantile(times, 0.5)), seconds(times.at(-1) ?? 0)];
+    return `${title}: ${counted(times.length)} answers, median ${median} s, maximum ${longest} s.`;
+  });
+  const dressed = dress(things);
+  const drawn = dressed.filter(isDrawn);
+  const time = logAxis(TIME, spanOf(drawn.map((one) => one.all)), [LEFT, RIGHT]);
   return svgOf({
-    title,
-    head: (top) => header(setups, dresses, namerOf(setups), top),
-    panels: [
-      (top) => histogramPanel(drawn, top),
-      (top) => waitingPanel(drawn, time, top),
-      (top) => firstPanel(drawn, time, top),
-    ],
-    conclusion: verdict(all, namerOf(all)),
-    name: `${title}: ${setups.map(byTitle).join(", ")}`,
-    description: `${drawn.map(described).join(" ")} ${verdict(all, byTitle)}`,
-    looks: dresses.map(({ look }) => look),
+    title: "Response Time Histograms",
+    head: (top) => header(dressed, top),
+    plots: [histogramPlot(drawn), waitingPlot(drawn, time), firstPlot(drawn, time)],
+    conclusion: verdict(withShortTitles(all)),
+    things,
+    description: `${words.join(" ")} ${verdict(all)}`,
+    looks: dressed.map(({ look }) => look),
   });
 }
 
@@ -1489,26 +1212,23 @@ export function drawPicture(all: readonly Setup[]): string {
 // Folders of one rate each: what the first requests of each set-up take as the load grows.
 
 /** A set-up at one rate; its p95 is Infinity where too many failed, NaN where too few came. */
-export type Point = Readonly<{ rate: number; setup: Setup; mean: Interval; p95: Interval }>;
-/** A set-up at all rates, by rate. */
-type Line = Readonly<{ name: string; title: string; points: readonly Point[] }>;
+export type Point = Setup & Readonly<{ rate: number; mean: Interval; p95: Interval }>;
+type Line = Titled & { readonly points: readonly Point[] };
 
 export function pointOf(rate: number, setup: Setup): Point {
   const each = byRun(setup.firsts, setup.origin).map((run) => firstQuantile(run, 0.95));
   const whole = { ...tInterval([]), mean: firstQuantile(setup.firsts, 0.95) };
   const p95 = each.length > 1 && each.every(Number.isFinite) ? tInterval(each) : whole;
-  return { rate, setup, mean: meanOf(setup), p95 };
+  return { ...setup, rate, mean: meanOf(setup), p95 };
 }
 
-/** Points by set-up, in the order in which set-ups are first met. */
 export function linesOf(points: readonly Point[]): Line[] {
-  const names = [...new Set(points.map(({ setup }) => setup.name))];
-  const titles = titlesOf(names);
-  return names.map((name, place) => ({
-    name,
-    title: at(titles, place),
-    points: points.filter(({ setup }) => setup.name === name).sort((a, b) => a.rate - b.rate),
-  }));
+  const names = [...new Set(points.map(({ name }) => name))];
+  const byRate = points.toSorted((a, b) => a.rate - b.rate);
+  return titlesOf(names).map((title, place) => {
+    const own = byRate.filter(({ name }) => name === names[place]);
+    return { name: at(names, place), title, points: own.map((one) => ({ ...one, title })) };
+  });
 }
 
 /** The highest rate up to which a line's p95 stays below twice its first; NaN when unknown. */
@@ -1519,63 +1239,53 @@ function kneeOf({ points }: Line): number {
   return Number.isFinite(limit) && last ? last.rate : NaN;
 }
 
-/** Which set-up carries how much, and how much more than the next. */
-export function kneeSentence(lines: readonly Line[], name: (line: Line) => string): string {
+export function kneeSentence(lines: readonly Line[]): string {
   const rates = lines.flatMap(({ points }) => points.map(({ rate }) => rate));
-  const known = lines.filter((line) => !Number.isNaN(kneeOf(line)));
-  const knees = known.toSorted((a, b) => kneeOf(b) - kneeOf(a));
   const lowest = counted(Math.min(...rates));
-  if (knees.length === 0)
+  const known = lines.filter((line) => !Number.isNaN(kneeOf(line)));
+  if (known.length === 0)
     return `No knee: the p95 at ${lowest} a second is not known (it needs 59 first requests).`;
-  const highest = Math.max(...rates);
-  const each = knees.map((one) => {
-    const rate = kneeOf(one);
-    return `${name(one)} ${counted(rate)}${rate === highest ? " (the highest tried)" : ""}`;
+  const knees = known.toSorted((a, b) => kneeOf(b) - kneeOf(a));
+  const each = knees.map((line) => {
+    const remark = kneeOf(line) === Math.max(...rates) ? " (the highest tried)" : "";
+    return `${line.title} ${counted(kneeOf(line))}${remark}`;
   });
-  const claim =
-    "Up to so many clients a second the p95 of first requests stays below twice that at";
-  return `${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees, name)}`;
+  const claim = "clients a second the p95 of first requests stays below twice that at";
+  return `Up to so many ${claim} ${lowest}: ${each.join(", ")}.${moreLoad(knees)}`;
 }
 
-function moreLoad(knees: readonly Line[], name: (line: Line) => string): string {
-  const balanced = knees.filter(({ points }) => !points.every(({ setup }) => isBaseline(setup)));
+function moreLoad(knees: readonly Line[]): string {
+  const balanced = knees.filter(({ points }) => !points.every(isBaseline));
   const [best, next] = balanced.length < 2 ? knees : balanced;
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
   const least = kneeOf(best) === best.points.at(-1)?.rate ? "at least " : "";
-  if (share > 0) return ` ${name(best)} carries ${least}${share} % more load than ${name(next)}.`;
-  return ` ${name(best)} and ${name(next)} carry the same load, as far as was tried.`;
+  if (share > 0) return ` ${best.title} carries ${least}${share} % more load than ${next.title}.`;
+  return ` ${best.title} and ${next.title} carry the same load, as far as was tried.`;
 }
 
-/** A row a set-up and rate. */
 export function curveTable(lines: readonly Line[]): string {
-  const rows = lines.flatMap(({ points, title }) => points.map((point) => ({ ...point, title })));
+  const rows = lines.flatMap(({ points }) => points);
   const times = rows.flatMap(({ mean: first, p95 }) => [first.mean, p95.mean]);
   const unit = unitOf(Math.max(...times.filter(Number.isFinite)));
-  const columns: Column<Point & { readonly title: string }>[] = [
-    { head: `first requests (${unit.name})`, cell: ({ title }) => title },
+  const columns: Column<Point>[] = [
+    { head: `first requests (${unit.name})`, cell: titleOf },
     { head: "clients/s", cell: ({ rate }) => String(rate) },
-    { head: "load", cell: ({ setup }) => loadWords(setup) || "-" },
-    { head: "runs", cell: ({ setup }) => runsCell(setup) },
-    { head: "answered of planned", cell: ({ setup }) => answeredCell(setup) },
+    { head: "load", cell: (point) => loadWords(point) || "-" },
+    { head: "runs", cell: runsCell },
+    { head: "answered of planned", cell: answeredCell },
     { head: "mean", cell: ({ mean: first }) => meanCell(first, unit) },
     { head: "p95", cell: ({ p95 }) => meanCell(p95, unit) },
   ];
   return aligned(rows, columns).join("\n");
 }
 
-/** One measure of all lines over the rates. */
-type Measure = Readonly<{ title: string; note: string; of: (point: Point) => Interval }>;
+type Of = "mean" | "p95";
+type Measure = Readonly<{ title: string; note: string; of: Of }>;
 const MEASURES: readonly Measure[] = [
-  {
-    title: "Mean of the first requests",
-    note: "(s), with its interval over the runs",
-    of: (point) => point.mean,
-  },
-  { title: "95th percentile", note: "(s), at the top where more failed", of: (point) => point.p95 },
+  { title: "Mean of the first requests", note: "(s), with its interval over the runs", of: "mean" },
+  { title: "95th percentile", note: "(s), at the top where more failed", of: "p95" },
 ];
-
-type Curve = Dress & { readonly line: Line };
 
 /** The rates that were tried are the ticks; over more than a decade or so, logarithmic. */
 function rateAxis(rates: readonly number[]): Axis {
@@ -1583,84 +1293,78 @@ function rateAxis(rates: readonly number[]): Axis {
   const scale = high > 20 * low ? logScale : linearScale;
   const middle = () => (LEFT + RIGHT) / 2;
   const axis = low === high ? middle : scale([low, high], [LEFT + 30, RIGHT - 30]);
-  const room: Room = (tick) => Math.max(across(tick), widthOf("100 % ") / 2);
-  return { at: axis, ticks: fitting(thinned(rates), axis, room) };
+  const room = (tick: number): number => Math.max(across(tick), widthOf("100 % ") / 2);
+  return { name: "Clients per second", at: axis, ticks: fitting(thinned(rates), axis, room) };
 }
 
-function measurePanel(curves: readonly Curve[], rates: Axis, measure: Measure, start: number) {
-  const all = curves.flatMap(({ line: { points } }) => points.map(measure.of));
-  const finite = (values: readonly number[]): number[] => values.filter(Number.isFinite);
-  const means = finite(all.map(({ mean: middle }) => middle));
-  const highest = Math.max(...means, ...finite(all.map(({ high }) => high)));
-  const last = ({ line: { points } }: Curve): number =>
-    Math.min(MAX_SECONDS, measure.of(at(points, points.length - 1)).mean || 0);
-  return plotAt(start, {
-    ...measure,
-    height: heightFor(curves.length),
-    labels: 2,
-    draw: (frame, labels) => {
-      const y = logAxis(Math.min(...means), highest, [frame.bottom, frame.top], upright);
+function measurePlot(
+  curves: readonly (Line & Dress)[],
+  x: Axis,
+  { title, note, of }: Measure,
+): Plot {
+  const all = curves.flatMap(({ points }) => points.map((point) => point[of]));
+  const means = all.map(({ mean: middle }) => middle).filter(Number.isFinite);
+  const highest = Math.max(...means, ...all.map(({ high }) => high).filter(Number.isFinite));
+  const last = ({ points }: Line): number =>
+    Math.min(MAX_SECONDS, at(points, points.length - 1)[of].mean || 0);
+  return {
+    title,
+    note,
+    beside: curves.toSorted((a, b) => last(b) - last(a)),
+    x,
+    lines: 2,
+    draw: (frame) => {
+      const y = logAxis("", [Math.min(...means), highest], [frame.bottom, frame.top], upright);
       return [
-        ...uprights(rates, frame),
-        ...levels(y, String),
-        ...curves.map((one, place) => lineMarks(one, place, rates.at, y.at, measure)),
-        ...curves
-          .toSorted((a, b) => last(b) - last(a))
-          .map(({ look, label }, row) => entry(COLUMN, rowOf(frame, row), look, label)),
-        ...labelled(rates, labels, "Clients per second"),
-        ...loadLabels(curves, rates, labels + LINE),
+        ...uprights(x, frame),
+        ...levels(y.ticks, y.at, String),
+        ...curves.map((one, place) => lineMarks(one, place, x.at, y.at, of)),
+        ...loadLabels(curves, x, frame.labels + LINE),
       ];
     },
-  });
+  };
 }
 
 /** Below the rates, what they are of the capacity of the first set-up with a balancer. */
-function loadLabels(curves: readonly Curve[], rates: Axis, y: number): string[] {
-  const setups = curves.flatMap(({ line: { points } }) => points);
-  const own = setups.filter(({ setup }) => !isBaseline(setup) || curves.length === 1);
+function loadLabels(curves: readonly Line[], rates: Axis, y: number): string[] {
+  const points = curves.flatMap((curve) => curve.points);
+  const own = points.filter((point) => !isBaseline(point) || curves.length === 1);
   const loads = rates.ticks.flatMap((rate) => {
-    const load = own.map((one) => (one.rate === rate ? loadOf(one.setup.origin) : 0)).find(Boolean);
-    return load ? text(rates.at(rate), y, `${Math.round(load * 100)} %`, MUTED, "middle") : [];
+    const load = own.map((one) => (one.rate === rate ? loadOf(one) : "")).find(Boolean);
+    return load ? text(rates.at(rate), y, load, MUTED, "middle") : [];
   });
   return loads.length > 0 ? [...loads, text(WIDTH - MARGIN, y, "of capacity", MUTED, "end")] : [];
 }
 
 /** A line through its points, each with its interval, a little aside of its neighbours'. */
-function lineMarks(curve: Curve, place: number, x: Scale, y: Scale, measure: Measure): string {
-  const { line: own, look } = curve;
-  const marks = own.points
-    .map((point) => ({ ...measure.of(point), x: x(point.rate) + 4 * place }))
-    .filter((mark) => !Number.isNaN(mark.mean))
-    .map(({ mean: middle, low, high, half, x: across }) => {
-      const bar = Number.isFinite(half) ? line([across, y(low)], [across, y(high)], look.line) : "";
-      const dot = bar + circle(across, y(middle), 3.5, look.line, PAPER);
-      return { step: `L${round(across)} ${round(y(middle))}`, dot };
-    });
+function lineMarks({ points, look }: Line & Dress, place: number, x: Scale, y: Scale, of: Of) {
+  const known = points.filter((point) => !Number.isNaN(point[of].mean));
+  const marks = known.map(({ rate, [of]: { mean: middle, low, high, half } }) => {
+    const across = x(rate) + 4 * place;
+    const bar = Number.isFinite(half) ? line([across, y(low)], [across, y(high)], look.line) : "";
+    const dot = bar + circle(across, y(middle), 3.5, look.line, PAPER);
+    return { step: `L${round(across)} ${round(y(middle))}`, dot };
+  });
   const path = marks.map(({ step }) => step).join("");
   const joined = marks.length > 1 ? stroke(path.replace("L", "M"), look.line, 2, look.dash) : "";
   return joined + marks.map(({ dot }) => dot).join("");
 }
 
-/** The whole SVG of at most eight lines. At least one point has answers. */
 export function drawCurve(all: readonly Line[]): string {
-  const lines = all.slice(0, MOST_DRAWN);
-  const dresses = dress(lines);
-  const curves = lines.map((own, place) => ({ ...at(dresses, place), line: own }));
-  const setups = lines.flatMap(({ points }) => points.map(({ setup }) => setup));
-  const points = lines.flatMap((own) => own.points);
+  const things = all.slice(0, MOST_DRAWN);
+  const curves = dress(things);
+  const points = things.flatMap((one) => one.points);
   const rates = rateAxis([...new Set(points.map(({ rate }) => rate))].sort((a, b) => a - b));
-  const about = `First requests as the offered load grows. ${simulatedLine(setups, byTitle)}`;
-  const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(of(one).mean)));
-  const title = "Load Curve";
+  const about = `First requests as the offered load grows. ${simulatedLine(points)}`;
+  const drawn = MEASURES.filter(({ of }) => points.some((one) => Number.isFinite(one[of].mean)));
   return svgOf({
-    title,
+    title: "Load Curve",
     head: (top) => prose(about.trim(), top, MUTED),
-    panels: drawn.map((measure) => (top) => measurePanel(curves, rates, measure, top)),
-    conclusion:
-      kneeSentence(lines, (one) => at(dresses, lines.indexOf(one)).long) + disturbance(setups),
-    name: `${title}: ${lines.map((one) => one.title).join(", ")}`,
-    description: kneeSentence(lines, (one) => one.title),
-    looks: dresses.map(({ look }) => look),
+    plots: drawn.map((measure) => measurePlot(curves, rates, measure)),
+    conclusion: kneeSentence(curves) + disturbance(points),
+    things,
+    description: kneeSentence(things),
+    looks: curves.map(({ look }) => look),
   });
 }
 
@@ -1668,14 +1372,12 @@ export function drawCurve(all: readonly Line[]): string {
 // First requests where the plan had them arrive: the arrivals are drawn again from seed and rate,
 // and all runs of a set-up lie on each other.
 
-/** The first requests of a set-up by arrival: when, and how long; NaN where it failed. */
-export type Timeline = {
-  readonly setup: Setup;
+/** A set-up's first requests by arrival: when, and how long; NaN where it failed. */
+export type Timeline = Setup & {
   readonly arrivals: Float64Array;
   readonly times: Float64Array;
   readonly window: Window | undefined;
 };
-/** The last server was away for so long. */
 type Window = Readonly<{ what: string; from: number; to: number }>;
 
 /** Throws a RunError when nothing tells when the clients arrived. */
@@ -1690,10 +1392,9 @@ export function timelineOf(setup: Setup): Timeline {
   const planned = origin.runs.flatMap(
     ({ clients, seed }) => drawPlan(clients, most, rate, seedsFrom(seed)).arrivals,
   );
-  const order = Uint32Array.from(planned, (_, place) => place);
-  order.sort((a, b) => at(planned, a) - at(planned, b));
+  const order = planned.map((_, place) => place).sort((a, b) => at(planned, a) - at(planned, b));
   return {
-    setup,
+    ...setup,
     arrivals: Float64Array.from(order, (place) => at(planned, place)),
     times: Float64Array.from(order, (place) => at(firsts, place)),
     window: windowOf(origin.plan),
@@ -1710,7 +1411,8 @@ function windowOf({ fail, hang }: Fields): Window | undefined {
 /** First requests of clients that came from `from` on and before `to`. */
 function between({ arrivals, times }: Timeline, from: number, to: number): Float64Array {
   const before = (limit: number): number => {
-    let [low, high] = [0, arrivals.length];
+    let low = 0;
+    let high = arrivals.length;
     while (low < high) {
       const middle = (low + high) >> 1;
       if (at(arrivals, middle) < limit) low = middle + 1;
@@ -1721,45 +1423,34 @@ function between({ arrivals, times }: Timeline, from: number, to: number): Float
   return times.subarray(before(from), before(to));
 }
 
-/** Before, while and after the window; without one, thirds of the time. */
-function phasesOf({ window }: Timeline, end: number) {
-  const cuts = window ? [window.from, window.to] : [end / 3, (2 * end) / 3];
-  const names = window
-    ? ["before", `while ${window.what}`, "after"]
-    : ["first third", "second third", "last third"];
-  return names.map((name, place) => ({
-    name,
-    from: cuts[place - 1] ?? 0,
-    to: cuts[place] ?? Infinity,
-  }));
-}
-
+const firstFailures = ({ first, firsts }: Setup): string =>
+  `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
 const endOf = (timelines: readonly Timeline[]): number =>
   Math.max(...timelines.map(({ arrivals }) => arrivals.at(-1) ?? 0));
 
-/** A row a set-up: failures, and median and p95 of the first requests by phase. */
+/** By phase: before, while and after the window; without one, thirds of the time. */
 export function phaseTable(timelines: readonly Timeline[]): string {
-  const unit = unitOf(Math.max(...timelines.map(({ setup }) => setup.first.at(-1) ?? 0)));
+  const unit = unitOf(Math.max(...timelines.map(({ first }) => first.at(-1) ?? 0)));
   const columns: Column<Timeline>[] = [
-    { head: `first requests (${unit.name})`, cell: ({ setup }) => setup.title },
-    { head: "runs", cell: ({ setup }) => runsCell(setup) },
-    { head: "failed", cell: ({ setup }) => firstFailures(setup) },
+    { head: `first requests (${unit.name})`, cell: titleOf },
+    { head: "runs", cell: runsCell },
+    { head: "failed", cell: firstFailures },
   ];
-  for (const { name, from, to } of phasesOf(at(timelines, 0), endOf(timelines))) {
+  const end = endOf(timelines);
+  const { window } = at(timelines, 0);
+  const { from, to } = window ?? { from: end / 3, to: (2 * end) / 3 };
+  const cuts = [0, from, to, Infinity];
+  const thirds = ["first third", "second third", "last third"];
+  const phases = window ? ["before", `while ${window.what}`, "after"] : thirds;
+  for (const [place, name] of phases.entries()) {
     const cell = (p: number) => (one: Timeline) =>
-      timeCell(firstQuantile(between(one, from, to), p), unit);
+      timeCell(firstQuantile(between(one, at(cuts, place), at(cuts, place + 1)), p), unit);
     columns.push({ head: `${name}: p50`, cell: cell(0.5) }, { head: "p95", cell: cell(0.95) });
   }
   return aligned(timelines, columns).join("\n");
 }
 
-const firstFailures = ({ first, firsts }: Setup): string =>
-  `${counted(firsts.length - first.length)} of ${counted(firsts.length)}`;
-
-/**
- * For how long clients came who failed, or waited twice as long as any before the window: the
- * longest before is beaten by chance, if the window is as long.
- */
+/** How long clients came who failed, or waited twice the longest before, which chance may beat. */
 function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   let longest = 0;
   let last = from;
@@ -1771,22 +1462,20 @@ function hurtFor({ arrivals, times }: Timeline, { from, to }: Window): number {
   return last - from;
 }
 
-/** What the picture shows, in one sentence. */
-export function timeSentence(timelines: readonly Timeline[], name: Namer): string {
+export function timeSentence(timelines: readonly Timeline[]): string {
   const { window } = at(timelines, 0);
   if (window) {
-    const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${name(one.setup)}`);
+    const each = timelines.map((one) => `${seconds(hurtFor(one, window))} s in ${one.title}`);
     const since = `After the last server was ${window.what} at ${seconds(window.from)} s`;
     const who = "clients came who failed or waited twice as long as any before";
     return `${since}, ${who} for ${each.join(", ")}.`;
   }
   const end = endOf(timelines);
   const each = timelines.flatMap((one) => {
-    const [first = NaN, , last = NaN] = phasesOf(one, end).map(({ from, to }) =>
-      firstQuantile(between(one, from, to), 0.5),
-    );
+    const median = (from: number, to: number) => firstQuantile(between(one, from, to), 0.5);
+    const [first, last] = [median(0, end / 3), median((2 * end) / 3, Infinity)];
     if (!Number.isFinite(first + last)) return [];
-    return `from ${seconds(first)} to ${seconds(last)} s in ${name(one.setup)}`;
+    return `from ${seconds(first)} to ${seconds(last)} s in ${one.title}`;
   });
   if (each.length === 0) return "Too few clients for a median in each third of the time.";
   const claim = "From the first third of the time to the last the median first request went";
@@ -1807,82 +1496,67 @@ function movingPath(timeline: Timeline, p: number, x: Scale, y: Scale): string {
   return steps.join("");
 }
 
-/** Clients as dots, each place of the picture at most once; failed ones as marks at the top. */
-function clientDots(
-  { arrivals, times }: Timeline,
-  x: Scale,
-  y: Scale,
-  { top }: Frame,
-  colour: Colour,
-) {
+/** Clients as dots, each place of the picture at most once; failed ones as marks above `top`. */
+function clientDots(timeline: Timeline, x: Scale, y: Scale, top: number, colour: Colour): string[] {
   const dots = new Set<string>();
   const marks = new Set<string>();
-  for (const [place, arrival] of arrivals.entries()) {
-    const time = at(times, place);
+  for (const [place, arrival] of timeline.arrivals.entries()) {
+    const time = at(timeline.times, place);
     if (Number.isNaN(time)) marks.add(`M${Math.round(x(arrival))} ${round(top - 8)}v8`);
     else dots.add(`M${Math.round(x(arrival))} ${Math.round(y(time))}h0`);
   }
-  const round2 = `<g stroke-linecap="round" stroke-opacity="0.45">`;
-  return [
-    `${round2}${stroke([...dots].join(""), colour, 2.4)}</g>`,
-    stroke([...marks].join(""), colour, 1.5),
-  ];
+  const pen = `<g stroke-linecap="round" stroke-opacity="0.45">`;
+  const drawn = `${pen}${stroke([...dots].join(""), colour, 2.4)}</g>`;
+  return [drawn, stroke([...marks].join(""), colour, 1.5)];
 }
 
-/** The time in which the last server was away. */
 function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
   const [left, right] = [Math.min(RIGHT, x(from)), Math.min(RIGHT, x(to))];
   const size = `width="${round(right - left)}" height="${round(bottom - top)}"`;
   return `<rect x="${round(left)}" y="${round(top)}" ${size} fill-opacity="0.45" ${paint(GRID)}/>`;
 }
 
-function timePanel(timeline: Timeline, { look, long }: Dress, x: Axis, span: Range, start: number) {
-  const { setup, window } = timeline;
-  const failed = setup.first.length < setup.firsts.length;
-  return plotAt(start, {
-    title: long,
-    note: `${sizeOf(setup)}${failed ? `, ${firstFailures(setup)} failed` : ""}`,
+function timePlot(timeline: Timeline & Dress, x: Axis, span: Range): Plot {
+  const { title, look, first, firsts, window } = timeline;
+  const failed = first.length < firsts.length ? `, ${firstFailures(timeline)} failed` : "";
+  return {
+    title,
+    note: sizeOf(timeline) + failed,
     height: 138,
-    draw: (whole, labels) => {
+    x,
+    draw: (whole) => {
       const frame = { ...whole, top: whole.top + 6 }; // for the marks
-      const y = logAxis(...span, [frame.bottom, frame.top], upright);
+      const y = logAxis("", span, [frame.bottom, frame.top], upright);
       return [
         window ? shade(window, x.at, frame) : "",
         ...uprights(x, frame),
-        ...levels(y, String),
-        ...clientDots(timeline, x.at, y.at, frame, look.line),
+        ...levels(y.ticks, y.at, String),
+        ...clientDots(timeline, x.at, y.at, frame.top, look.line),
         stroke(movingPath(timeline, 0.5, x.at, y.at), INK, 2),
         stroke(movingPath(timeline, 0.95, x.at, y.at), INK, 2, "5 3"),
-        ...labelled(x, labels, "Arrival (s)"),
       ];
     },
-  });
+  };
 }
 
-/** The whole SVG of at most eight. At least one has answers. */
 export function drawOverTime(all: readonly Timeline[]): string {
-  const timelines = all.slice(0, MOST_DRAWN);
-  const setups = timelines.map(({ setup }) => setup);
-  const dresses = dress(setups);
-  const name = namerOf(setups);
-  const x = linearAxis([0, endOf(timelines) || 1], [LEFT, RIGHT]);
-  const span = spanOf(setups.map(({ first }) => first));
-  const { window } = at(timelines, 0);
-  const shaded = window && `Shaded: the last server was ${window.what}. `;
+  const things = all.slice(0, MOST_DRAWN);
+  const drawn = dress(things);
+  const x = linearAxis("Arrival (s)", endOf(things) || 1, [LEFT, RIGHT]);
+  const span = spanOf(things.map(({ first }) => first));
+  const { window } = at(things, 0);
+  const shaded = window ? `Shaded: the last server was ${window.what}. ` : "";
   const about =
     "Each dot is a client's first request (s) at its scheduled arrival, each mark at the top one " +
-    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded ?? ""}`;
-  const title = "First Requests Over Time";
+    `that failed; lines: median and p95 (dashed) in a moving window. ${shaded}${planLine(drawn)}`;
   return svgOf({
-    title,
-    head: (top) => prose((about + planLine(setups, name)).trim(), top, MUTED),
-    panels: timelines.map(
-      (one, place) => (top) => timePanel(one, at(dresses, place), x, span, top),
-    ),
-    conclusion: timeSentence(timelines, name) + disturbance(setups),
-    name: `${title}: ${setups.map(byTitle).join(", ")}`,
-    description: timeSentence(timelines, byTitle),
-    looks: dresses.map(({ look }) => look),
+    title: "First Requests Over Time",
+    head: (top) => prose(about.trim(), top, MUTED),
+    plots: drawn.map((one) => timePlot(one, x, span)),
+    conclusion: timeSentence(drawn) + disturbance(things),
+    things,
+    description: timeSentence(things),
+    looks: drawn.map(({ look }) => look),
   });
 }
 
@@ -1890,28 +1564,20 @@ export function drawOverTime(all: readonly Timeline[]): string {
 // What to read, what it is called, and how a picture is written: whole or not at all, and never
 // over a measurement. Files are told apart by what they are, not by how they are called.
 
-/** Reads each runs.json once, and complains of it once. */
-class Journals {
-  readonly complaints: string[] = [];
-  readonly #known = new Map<string, Fields | undefined>();
+/** What goes wrong with one file, a line each; the others are drawn all the same. */
+type Complaints = Set<string>;
 
-  /** What the folder's runs.json says, by name; undefined where there is none to believe. */
-  async of(folder: string): Promise<Fields | undefined> {
-    const file = join(folder, JOURNAL);
-    if (!this.#known.has(file)) this.#known.set(file, await this.#read(file));
-    return this.#known.get(file);
-  }
-
-  async #read(file: string): Promise<Fields | undefined> {
-    if (!(await statOf(file))) return undefined;
-    try {
-      const content = parseJson(decode(await readBytes(file)));
-      if (isFields(content)) return content;
-      throw new RunError("expected an object of set-ups by name");
-    } catch (error) {
-      this.complaints.push(complaint(`Cannot read ${file}`, error));
-      return undefined;
-    }
+/** What the folder's runs.json says, by name; undefined where there is none to believe. */
+async function journalOf(folder: string, complaints: Complaints): Promise<Fields | undefined> {
+  const file = join(folder, JOURNAL);
+  if (!(await statOf(file))) return undefined;
+  try {
+    const content = parseJson(decode(await readBytes(file)));
+    if (isFields(content)) return content;
+    throw new RunError("expected an object of set-ups by name");
+  } catch (error) {
+    complaints.add(complaint(`Cannot read ${file}`, error));
+    return undefined;
   }
 }
 
@@ -1921,42 +1587,36 @@ function complaint(what: string, error: unknown): string {
   return oneLine(`${what}: ${error.message}`);
 }
 
-const readBytes = (file: string): Promise<Buffer> => readFile(file).catch(refused);
+const refusal =
+  (what = "") =>
+  (error: unknown): never => {
+    throw new RunError(oneLine(what + reasonOf(error)));
+  };
 
-/** Rethrows what the system said. */
-function refused(error: unknown): never {
-  throw new RunError(reasonOf(error));
-}
-
-/** By following symbolic links; undefined when there is nothing. */
+const readBytes = (file: string): Promise<Buffer> => readFile(file).catch(refusal());
 const statOf = (file: string): Promise<BigIntStats | undefined> =>
   stat(file, { bigint: true }).catch(() => undefined);
 
 /** The runs of a folder: the three known ones, and what else runs.json lists. */
-async function filesIn(folder: string, journals: Journals): Promise<string[]> {
-  const listed = await journals.of(folder);
+async function filesIn(folder: string, complaints: Complaints): Promise<string[]> {
   const path = (name: string): string => join(folder, `${name}.json`);
+  const listed = await journalOf(folder, complaints);
   if (!listed) return KNOWN.map(path);
-  const known: string[] = [];
-  for (const name of KNOWN) {
-    if (Object.hasOwn(listed, name) || (await statOf(path(name)))) known.push(name);
-  }
+  const there = await Promise.all(KNOWN.map((name) => statOf(path(name))));
+  const known = KNOWN.filter((name, place) => Object.hasOwn(listed, name) || there[place]);
   const isOther = (name: string): boolean => !KNOWN.includes(name) && /^[^/\\\0]+$/.test(name);
   return [...known, ...Object.keys(listed).filter(isOther)].map(path);
 }
 
 /** A folder that is named means its runs; one without a runs.json, all that is there. */
-async function filesOf(named: string, journals: Journals): Promise<string[]> {
+async function filesOf(named: string, complaints: Complaints): Promise<string[]> {
   if (!(await statOf(named))?.isDirectory()) return [named];
-  if (await journals.of(named)) return filesIn(named, journals);
-  const found = (await readdir(named)).filter(
-    (name) => /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL,
-  );
+  if (await journalOf(named, complaints)) return filesIn(named, complaints);
+  const isFile = (name: string) => /^[^.].*(?<!\.partial)\.json$/.test(name) && name !== JOURNAL;
+  const found = (await readdir(named)).filter(isFile).sort();
+  if (found.length === 0) complaints.add(oneLine(`Cannot draw ${named}: there are no runs in it`));
   const rank = (name: string): number => (KNOWN.indexOf(nameOf(name)) + 9) % 9;
-  found.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
-  if (found.length === 0)
-    journals.complaints.push(oneLine(`Cannot draw ${named}: there are no runs in it`));
-  return found.map((name) => join(named, name));
+  return found.sort((a, b) => rank(a) - rank(b)).map((name) => join(named, name));
 }
 
 /** The same text for the same file, whatever it is called and wherever links lead. */
@@ -1967,99 +1627,77 @@ async function identityOf(file: string): Promise<string> {
 
 /** Throws a UsageError when a file is there twice, or would be overwritten by the picture. */
 async function checkIdentities(files: readonly string[], picture: string): Promise<void> {
-  const known = new Set<string>();
-  for (const file of files) {
-    const identity = await identityOf(file);
-    if (known.has(identity)) throw bad("file", file, "each file once");
-    known.add(identity);
-  }
-  for (const file of files) known.add(await identityOf(join(dirname(file), JOURNAL)));
-  if (picture !== "-" && known.has(await identityOf(picture)))
+  const own = await Promise.all(files.map(identityOf));
+  const twice = files.find((_, place) => own.indexOf(at(own, place)) < place);
+  if (twice !== undefined) throw bad("file", twice, "each file once");
+  const journals = files.map((file) => identityOf(join(dirname(file), JOURNAL)));
+  const read = [...own, ...(await Promise.all(journals))];
+  if (picture !== "-" && read.includes(await identityOf(picture)))
     throw bad("--out", picture, "another file than those to read");
 }
 
 /** Reads `files` one after the other. One that cannot be read becomes a complaint. */
-async function readSetups(files: readonly string[], journals: Journals): Promise<Setup[]> {
+async function readSetups(files: readonly string[], complaints: Complaints): Promise<Setup[]> {
   const setups: Setup[] = [];
-  const titles = titlesOf(files);
-  for (const [place, file] of files.entries()) {
+  for (const [place, title] of titlesOf(files).entries()) {
+    const file = at(files, place);
     try {
-      setups.push(await readSetup(file, at(titles, place), await journals.of(dirname(file))));
+      const listed = (await journalOf(dirname(file), complaints)) ?? {};
+      const bytes = await readBytes(file);
+      const times = parseTimes(decode(bytes));
+      const entry = Object.hasOwn(listed, nameOf(file)) ? listed[nameOf(file)] : undefined;
+      const sha256 = createHash("sha256").update(bytes).digest("hex");
+      setups.push(setupOf(nameOf(file), title, times, originOf(entry, sha256, times)));
     } catch (error) {
-      journals.complaints.push(complaint(`Cannot draw ${file}`, error));
+      complaints.add(complaint(`Cannot draw ${file}`, error));
     }
   }
   return setups;
 }
 
-async function readSetup(file: string, title: string, listed: Fields = {}): Promise<Setup> {
-  const bytes = await readBytes(file);
-  const times = parseTimes(decode(bytes));
-  const name = nameOf(file);
-  const entryOf = Object.hasOwn(listed, name) ? listed[name] : undefined;
-  const sha256 = createHash("sha256").update(bytes).digest("hex");
-  return setupOf(name, title, times, originOf(entryOf, sha256, times));
-}
-
-/** Where a chain of symbolic links ends, also when there is nothing yet. */
-async function targetOf(file: string, links = 0): Promise<string> {
-  const found = await lstat(file).catch(() => undefined);
-  if (!found?.isSymbolicLink() || links > 40) return file;
-  return targetOf(resolve(dirname(file), await readlink(file)), links + 1);
-}
-
-/** Replaces `file` whole or not at all; its mode and, where allowed, its owner stay. */
+/** Replaces `file`, or what it links to, whole or not at all; mode and, if allowed, owner stay. */
 async function replaceFile(file: string, content: string): Promise<void> {
-  const target = await targetOf(resolve(file));
+  const path = resolve(file);
+  const end = await realpath(path).catch(() => readlink(path).catch(() => path));
+  const target = resolve(dirname(path), end);
   const before = await statOf(target);
+  const mode = Number(before?.mode ?? 0o666n) & 0o7777;
   const draft = join(dirname(target), `.picture-${randomUUID().slice(0, 8)}.draft`);
-  const handle = await open(draft, "wx");
   try {
-    if (before) await handle.chown(Number(before.uid), Number(before.gid)).catch(() => undefined);
-    if (before) await handle.chmod(Number(before.mode) & 0o7777);
-    await handle.writeFile(content);
-    await handle.close();
+    await writeFile(draft, content, { flag: "wx", mode });
+    if (before) await chown(draft, Number(before.uid), Number(before.gid)).catch(() => undefined);
+    if (before) await chmod(draft, mode); // the umask may have taken from it
     await rename(draft, target);
   } catch (error) {
-    await handle.close().catch(() => undefined);
     await rm(draft, { force: true });
     throw error;
   }
 }
 
-/** What is said, and what is drawn. */
-type Result = Readonly<{ words: readonly string[]; svg: () => string }>;
-
+type Result = Readonly<{ words: readonly string[]; draw: (() => string) | undefined }>;
 /** Words go to standard output, unless the picture does. Returns the exit code. */
-async function show({ words, svg }: Result, picture: string, complaints: readonly string[]) {
+async function show({ words, draw }: Result, picture: string, complaints: Complaints) {
   for (const line of complaints) console.error(line);
-  const code = complaints.length > 0 ? 1 : 0;
-  if (words.length === 0 && code === 0)
-    throw new RunError(oneLine(`Cannot write ${picture}: there are no answers to draw`));
-  if (words.length === 0) return code;
-  if (picture === "-") {
-    console.error(words.join("\n"));
-    process.stdout.write(svg());
-    return code;
-  }
-  console.log(words.join("\n"));
-  const draw = async (): Promise<void> => replaceFile(picture, svg());
-  await draw().catch((error: unknown) => {
-    throw new RunError(oneLine(`Cannot write ${picture}: ${reasonOf(error)}`));
-  });
-  console.log(oneLine(picture));
+  const code = complaints.size > 0 ? 1 : 0;
+  if (words.length === 0 && code === 1) return code;
+  const failed = refusal(`Cannot write ${picture}: `);
+  const isAside = picture === "-";
+  const say = isAside ? console.error : console.log;
+  if (words.length > 0) say(words.join("\n"));
+  if (!draw) return failed("there are no answers to draw");
+  if (isAside) process.stdout.write(draw());
+  else await replaceFile(picture, draw()).catch(failed);
+  if (!isAside) say(oneLine(picture));
   return code;
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
 
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";
-
-/** Exported for tests, as is main. */
+const folder = { kind: anyText, value: "DIR" };
 export const OPTIONS = {
   data: {
-    kind: anyText,
-    value: "DIR",
+    ...folder,
     help: `the folder of ${KNOWN.join(", ")} and what else its ${JOURNAL} lists (default data)`,
   },
   out: {
@@ -2067,23 +1705,14 @@ export const OPTIONS = {
     value: "FILE",
     help: "where the picture goes, - for standard output (default beside the first file)",
   },
-  within: {
-    kind: someSeconds,
-    value: "SECONDS",
-    help: "a column: the share answered within that",
-  },
-  curve: {
-    kind: anyText,
-    value: "DIR",
-    help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}`,
-  },
+  within: { kind: someSeconds, value: "SECONDS", help: "a column: the share answered within that" },
+  curve: { ...folder, help: `first requests by load, of DIR/rate-R/..., into DIR/${CURVE}` },
   overTime: { help: `first requests at their scheduled arrivals, into ${OVER_TIME}` },
 } satisfies Options;
-
 type Arguments = Values<typeof OPTIONS>;
 
 const bad = (what: string, text: string, expected: string): UsageError =>
-  new UsageError(`Bad ${what} ${inQuotes(text)}: expected ${expected}`);
+  new UsageError(`Bad ${what} "${oneLine(text)}": expected ${expected}`);
 
 /** Throws a UsageError for what does not go together, before anything is read. */
 function checkArguments(named: readonly string[], values: Arguments): void {
@@ -2098,80 +1727,70 @@ function checkArguments(named: readonly string[], values: Arguments): void {
     throw bad("--out", out, "a name that ends in .svg, or - for standard output");
 }
 
-/** Says so when the picture shows not all. */
 const tooMany = ({ length }: readonly unknown[]): string[] =>
   length > MOST_DRAWN ? [`The picture shows the first ${MOST_DRAWN} of ${length}.`] : [];
 
-/** Table, verdict and picture of response times. */
-function resultOf(setups: readonly Setup[], limit: number | undefined): Result {
-  if (setups.length === 0) return { words: [], svg: () => "" };
-  const words = [table(setups, limit), "", verdict(setups, byTitle), ...disturbances(setups)];
-  const svg = (): string => {
-    if (setups.slice(0, MOST_DRAWN).some(({ all }) => all.length > 0)) return drawPicture(setups);
-    throw new RunError("there are no answers to draw");
-  };
-  return { words: [...words, ...tooMany(setups)], svg };
+function histogramsOf(setups: readonly Setup[], limit: number | undefined): Result {
+  if (setups.length === 0) return { words: [], draw: undefined };
+  const words = [table(setups, limit), "", verdict(setups), ...disturbances(setups)];
+  const hasAnswers = setups.slice(0, MOST_DRAWN).some(({ all }) => all.length > 0);
+  const draw = hasAnswers ? () => drawPicture(setups) : undefined;
+  return { words: [...words, ...tooMany(setups)], draw };
 }
 
-/** Table, sentence and picture over time; a set-up whose arrivals are not known is told. */
-function overTimeOf(setups: readonly Setup[], journals: Journals): Result {
-  const timelines = setups.flatMap((setup) => {
+function overTimeOf(setups: readonly Setup[], complaints: Complaints): Result {
+  const timelines: Timeline[] = [];
+  for (const setup of setups) {
     try {
-      return timelineOf(setup);
+      timelines.push(timelineOf(setup));
     } catch (error) {
-      journals.complaints.push(complaint(`Cannot draw ${setup.title} over time`, error));
-      return [];
+      complaints.add(complaint(`Cannot draw ${setup.title} over time`, error));
     }
-  });
-  if (!timelines.some(({ setup }) => setup.first.length > 0)) return { words: [], svg: () => "" };
-  const said = timeSentence(timelines, byTitle) + disturbance(timelines.map(({ setup }) => setup));
-  const words = [phaseTable(timelines), "", said, ...tooMany(timelines)];
-  return { words, svg: () => drawOverTime(timelines) };
-}
-
-/** The folders rate-R of a sweep, and their rates. */
-async function ratesIn(folder: string): Promise<Map<string, number>> {
-  const names = await readdir(folder).catch((error: unknown) => {
-    throw new RunError(oneLine(`Cannot read ${folder}: ${reasonOf(error)}`));
-  });
-  const rates = names
-    .filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name))
-    .map((name): [string, number] => [join(folder, name), Number(name.slice(5))]);
-  if (rates.length > 0) return new Map(rates.sort(([, a], [, b]) => a - b));
-  throw bad("--curve", folder, "a folder with folders rate-R in it");
-}
-
-/** Table, sentence and picture of a sweep. */
-async function showCurve(folder: string, picture: string, journals: Journals): Promise<number> {
-  const points: Point[] = [];
-  const files: string[] = [];
-  for (const [path, rate] of await ratesIn(folder)) {
-    const own = await filesOf(path, journals);
-    files.push(...own);
-    points.push(...(await readSetups(own, journals)).map((setup) => pointOf(rate, setup)));
   }
-  await checkIdentities(files, picture);
-  const setups = points.map(({ setup }) => setup);
+  if (!timelines.some(hasFirsts)) return { words: [], draw: undefined };
+  const said = timeSentence(timelines) + disturbance(timelines);
+  const words = [phaseTable(timelines), "", said, ...tooMany(timelines)];
+  return { words, draw: () => drawOverTime(timelines) };
+}
+
+function curveOf(points: readonly Point[]): Result {
+  if (!points.some(hasFirsts)) return { words: [], draw: undefined };
   const lines = linesOf(points);
-  const said = kneeSentence(lines, ({ title }) => title) + disturbance(setups);
-  const isEmpty = !setups.some(({ first }) => first.length > 0);
-  const words = isEmpty ? [] : [curveTable(lines), "", said, ...tooMany(lines)];
-  return show({ words, svg: () => drawCurve(lines) }, picture, journals.complaints);
+  const said = kneeSentence(lines) + disturbance(points);
+  return { words: [curveTable(lines), "", said, ...tooMany(lines)], draw: () => drawCurve(lines) };
+}
+
+/** Reads the folders rate-R of a sweep, the lowest rate first. */
+async function showCurve(folder: string, picture: string, complaints: Complaints) {
+  const names = await readdir(folder).catch(refusal(`Cannot read ${folder}: `));
+  const own = names.filter((name) => /^rate-(\d+\.?\d*|\.\d+)$/.test(name));
+  if (own.length === 0) throw bad("--curve", folder, "a folder with folders rate-R in it");
+  const rates = own.map((name) => ({ path: join(folder, name), rate: Number(name.slice(5)) }));
+  const points: Point[] = [];
+  const read: string[] = [];
+  for (const { path, rate } of rates.sort((a, b) => a.rate - b.rate)) {
+    const files = await filesOf(path, complaints);
+    const setups = await readSetups(files, complaints);
+    points.push(...setups.map((setup) => pointOf(rate, setup)));
+    read.push(...files);
+  }
+  await checkIdentities(read, picture);
+  return show(curveOf(points), picture, complaints);
 }
 
 export async function main(named: string[], values: Arguments): Promise<number> {
   checkArguments(named, values);
-  const { data = "data", curve, overTime } = values;
-  const journals = new Journals();
-  if (curve !== undefined) return showCurve(curve, values.out ?? join(curve, CURVE), journals);
-  const files = named.length === 0 ? await filesIn(data, journals) : [];
-  for (const name of named) files.push(...(await filesOf(name, journals)));
-  const beside = join(dirname(files[0] ?? ""), overTime ? OVER_TIME : PICTURE);
-  const picture = values.out ?? beside;
+  const { data = "data", curve, overTime, within } = values;
+  const complaints: Complaints = new Set();
+  if (curve !== undefined) return showCurve(curve, values.out ?? join(curve, CURVE), complaints);
+  const files = named.length === 0 ? await filesIn(data, complaints) : [];
+  for (const name of named) files.push(...(await filesOf(name, complaints)));
+  const picture =
+    values.out ?? join(dirname(files[0] ?? ""), overTime ? OVER_TIME : "response_times.svg");
   await checkIdentities(files, picture);
-  const setups = await readSetups(files, journals);
-  const result = overTime ? overTimeOf(setups, journals) : resultOf(setups, values.within);
-  return show(result, picture, journals.complaints);
+  const setups = await readSetups(files, complaints);
+  const result = overTime ? overTimeOf(setups, complaints) : histogramsOf(setups, within);
+  return show(result, picture, complaints);
 }
 
 if (isMain(import.meta)) void runScript({ usage: USAGE, options: OPTIONS, main });

@@ -25,9 +25,7 @@ export function reasonOf(error: unknown): string {
 // A script declares its options once, in a table: --help, the checks and the types of the values
 // derive from it.
 
-/**
- * How a text becomes a value: `read` returns undefined for a text that is not what was `expected`.
- */
+/** How a text becomes a value: `read` gives undefined for one that is not what was `expected`. */
 export type Kind<T> = { readonly expected: string; readonly read: (text: string) => T | undefined };
 
 const numberKind = (shape: RegExp, min: number, max: number, expected: string): Kind<number> => ({
@@ -37,9 +35,7 @@ const numberKind = (shape: RegExp, min: number, max: number, expected: string): 
 });
 export const wholeNumber = (min: number, max = 1_000_000_000): Kind<number> =>
   numberKind(/^\d{1,16}$/, min, max, `a whole number from ${min} to ${max}`);
-/**
- * A number of `unit`, not below 0; the upper limit keeps milliseconds within what timers can hold.
- */
+/** A number of `unit`, not below 0, and so high that timers can still hold it as milliseconds. */
 export const amount = (unit: string): Kind<number> =>
   numberKind(/^(\d+\.?\d*|\.\d+)$/, 0, 2_000_000, `a number of ${unit} from 0 to 2000000`);
 export const someSeconds: Kind<number> = {
@@ -52,21 +48,10 @@ export const oneOf = <const T extends string>(names: readonly T[]): Kind<T> => (
   read: (text) => names.find((name) => name === text),
 });
 
-/**
- * Options by name (`connectTimeout` is written `--connect-timeout`). One without a `kind` is a
- * flag; `value` is the placeholder in --help.
- */
-export type Options = Readonly<
-  Record<
-    string,
-    {
-      readonly kind?: Kind<unknown>;
-      readonly value?: string;
-      readonly fallback?: string;
-      readonly help: string;
-    }
-  >
->;
+/** One without a `kind` is a flag; `value` is the placeholder in --help. */
+type Option = Readonly<{ kind?: Kind<unknown>; value?: string; fallback?: string; help: string }>;
+/** By name: `connectTimeout` is written `--connect-timeout`. */
+export type Options = Readonly<Record<string, Option>>;
 export type Values<O extends Options> = {
   [K in keyof O]: O[K] extends { kind: Kind<infer T> }
     ? O[K] extends { fallback: string }
@@ -75,10 +60,7 @@ export type Values<O extends Options> = {
     : boolean;
 };
 
-/**
- * A script: how to call it (the last words of every usage error), its options, and what it does;
- * `main` returns the exit code.
- */
+/** How to call a script (what every usage error ends with), and what it does: an exit code. */
 export type Script<O extends Options> = {
   readonly usage: string;
   readonly options: O;
@@ -87,16 +69,13 @@ export type Script<O extends Options> = {
 const flagOf = (key: string): string =>
   `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
-/**
- * Reads `text` as `kind`. Throws a UsageError that names the argument, quotes the text and says
- * what would be right.
- */
+const bad = (name: string, text: string, expected: string): UsageError =>
+  new UsageError(`Bad ${name} ${JSON.stringify(text)}: expected ${expected}`);
+
+/** Reads `text` as `kind`. Throws a UsageError that names the argument. */
 export function readValue<T>(name: string, kind: Kind<T>, text: string): T {
   const value = kind.read(text);
-  if (value === undefined)
-    throw new UsageError(
-      `Bad ${name} ${JSON.stringify(text)}: expected ${kind.expected}${bracketHint(text)}`,
-    );
+  if (value === undefined) throw bad(name, text, kind.expected + bracketHint(text));
   return value;
 }
 
@@ -138,19 +117,10 @@ export function parseCommandLine<O extends Options>(
   argv: readonly string[],
 ): { positionals: string[]; values: Values<O> } {
   const keys = new Map(Object.keys(options).map((key) => [flagOf(key), key]));
-  const forms = Object.fromEntries(
-    [...keys].map(([flag, key]) => [
-      flag.slice(2),
-      { type: options[key]?.kind ? "string" : "boolean" } as const,
-    ]),
-  );
-  const { tokens } = parseArgs({
-    args: [...argv],
-    options: forms,
-    strict: false,
-    allowPositionals: true,
-    tokens: true,
-  });
+  const formOf = (key: string) => ({ type: options[key]?.kind ? "string" : "boolean" }) as const;
+  const forms = Object.fromEntries([...keys].map(([flag, key]) => [flag.slice(2), formOf(key)]));
+  const lenient = { strict: false, allowPositionals: true, tokens: true } as const;
+  const { tokens } = parseArgs({ args: [...argv], options: forms, ...lenient });
   const positionals = new Map<number, string>(); // by place in argv
   const values: Record<string, unknown> = {};
   for (const [key, { kind, fallback }] of Object.entries(options))
@@ -163,10 +133,7 @@ export function parseCommandLine<O extends Options>(
     const key = keys.get(token.rawName);
     if (key === undefined) refuseOption(text.replace(/=.*/s, ""), [...keys.keys(), "--help"]);
     const kind = options[key]?.kind;
-    if (!kind && token.value !== undefined)
-      throw new UsageError(
-        `Bad ${token.rawName} ${JSON.stringify(token.value)}: expected no value`,
-      );
+    if (!kind && token.value !== undefined) throw bad(token.rawName, token.value, "no value");
     if (kind && (token.value === undefined || (!token.inlineValue && keys.has(token.value))))
       throw new UsageError(`Missing value of "${token.rawName}": expected ${kind.expected}`);
     values[key] = kind ? readValue(token.rawName, kind, token.value ?? "") : true;
@@ -183,10 +150,7 @@ function helpOf({ usage, options }: { readonly usage: string; readonly options: 
   return [usage, "Options:", ...rows, row("--help", "this text")].join("\n");
 }
 
-/**
- * Runs a script as the program. Errors of input and of the world become one line; a bug keeps its
- * stack.
- */
+/** Errors of input and of the world become one line; a bug keeps its stack. */
 export async function runScript<O extends Options>(script: Script<O>): Promise<void> {
   for (const stream of [process.stdout, process.stderr]) {
     // output that cannot be written is no reason for a balancer to stop
@@ -206,9 +170,8 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
   } catch (error) {
     if (!(error instanceof UsageError || error instanceof RunError)) throw error;
     process.exitCode = error instanceof UsageError ? 2 : 1;
-    console.error(
-      [error.message, error instanceof UsageError ? script.usage : ""].filter(Boolean).join("\n"),
-    );
+    console.error(error.message);
+    if (error instanceof UsageError) console.error(script.usage);
   }
 }
 
@@ -239,10 +202,7 @@ export function parseAddress(text: string): Address | undefined {
 export const formatAddress = ({ host, port }: Address): string =>
   host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 
-/**
- * Starts listening and returns the real address (port 0 asks the system for a free one). Throws
- * RunError.
- */
+/** Returns the real address: port 0 asks the system for a free one. Throws RunError. */
 export async function listen(
   server: Server,
   options: ListenOptions & Address,
@@ -253,15 +213,11 @@ export async function listen(
   };
   await once(server.listen(options), "listening").catch(failed);
   const bound = server.address();
-  return bound === null || typeof bound === "string"
-    ? failed("not a TCP address")
-    : { host: bound.address, port: bound.port };
+  if (bound === null || typeof bound === "string") return failed("not a TCP address");
+  return { host: bound.address, port: bound.port };
 }
 
-/**
- * Calls `stop` on the first of `signals`, `stopNow` on the second. A repeat within a second is
- * the same signal: the tsx wrapper may deliver one twice.
- */
+/** A repeat within a second is the same signal: the tsx wrapper may deliver one twice. */
 export function onStopSignals(
   stop: () => void,
   stopNow: () => void,
@@ -278,17 +234,16 @@ export function onStopSignals(
 
 // ─── Timers and output ───────────────────────────────────────────────────────
 
-/** The longest a timer can hold, in milliseconds; a longer one fires at once. */
-export const LONGEST_TIMER = 2 ** 31 - 1;
+export const LONGEST_TIMER = 2 ** 31 - 1; // in milliseconds; one that is longer fires at once
+
+/** Whether a megabyte waits for the reader. */
+const isStalled = (): boolean => process.stdout.writableLength > 1 << 20;
 
 /**
- * Lines for standard output that wait a moment and are written together: a system call for each
- * would cost a busy server most of its time. A reader that is too slow costs lines, not memory;
- * how many were dropped is said on stderr, as soon as it reads again or at the end.
+ * Lines for standard output that are written together: a system call for each would cost a busy
+ * server most of its time. A slow reader costs lines, not memory, and how many is said on stderr.
  */
 export class LineWriter {
-  /** Bytes that may wait for the reader. */
-  static readonly #MOST = 1 << 20;
   static readonly #EVERY_MS = 50;
   #lines: string[] = [];
   #dropped = 0;
@@ -296,7 +251,7 @@ export class LineWriter {
 
   /** Takes `line`, which holds no newline. */
   write(line: string): void {
-    if (process.stdout.writableLength > LineWriter.#MOST) this.#dropped += 1;
+    if (isStalled()) this.#dropped += 1;
     else this.#lines.push(line);
     this.#timer ??= setTimeout(() => this.#look(), LineWriter.#EVERY_MS);
   }
@@ -314,19 +269,14 @@ export class LineWriter {
 
   /** Waits on, while lines were dropped and the reader has not caught up. */
   #look(): void {
-    this.#timer = undefined;
-    const isStalled = process.stdout.writableLength > LineWriter.#MOST;
-    if (!isStalled || this.#dropped === 0) return this.flush();
+    if (!isStalled() || this.#dropped === 0) return this.flush();
     this.#timer = setTimeout(() => this.#look(), LineWriter.#EVERY_MS).unref();
   }
 }
 
-// ─── Samples ─────────────────────────────────────────────────────────────────
+// ─── Samples and random numbers ──────────────────────────────────────────────
 
-/**
- * The `p`-quantile of sorted values by linear interpolation (Hyndman and Fan 1996, type 7); NaN of
- * nothing.
- */
+/** The `p`-quantile of sorted values by interpolation (Hyndman and Fan 1996, type 7), or NaN. */
 export function quantile(values: ArrayLike<number>, p: number): number {
   const place = (values.length - 1) * p;
   const below = values[Math.floor(place)] ?? NaN;
@@ -334,13 +284,8 @@ export function quantile(values: ArrayLike<number>, p: number): number {
   return below + (above - below) * (place - Math.floor(place));
 }
 
-/**
- * Whether `n` values carry the `p`-quantile: with 95 % certainty at least one of them lies beyond
- * it (p90 29, p95 59, p99 299).
- */
+/** Whether one of `n` values lies beyond the `p`-quantile with 95 % certainty (p99: of 299). */
 export const carries = (n: number, p: number): boolean => n >= Math.log(0.05) / Math.log(p);
-
-// ─── Random numbers ──────────────────────────────────────────────────────────
 
 export const seedNumber = wholeNumber(0, 2 ** 32 - 1);
 /** Numbers in [0, 1), the same ones for the same seed: mulberry32, by Tommy Ettinger. */

@@ -48,7 +48,7 @@ const lineOf = (name: string, p95s: Readonly<Record<number, number>>): graphs.Po
     graphs.pointOf(Number(rate), measured(name, [Array.from({ length: 60 }, () => [time])])),
   );
 const sentence = (...points: graphs.Point[][]): string =>
-  graphs.kneeSentence(graphs.linesOf(points.flat()), ({ title }) => title);
+  graphs.kneeSentence(graphs.linesOf(points.flat()));
 
 curves(
   "says up to which rate each set-up keeps its p95, and what the best one carries more",
@@ -190,7 +190,7 @@ function struck(name: string): graphs.Setup {
 times("says for how long clients suffered after a server was killed", () => {
   const timeline = graphs.timelineOf(struck("RoundRobin"));
   assert.match(
-    graphs.timeSentence([timeline], ({ title }) => title),
+    graphs.timeSentence([timeline]),
     /^After the last server was killed at 1 s, clients came who failed or waited twice as long as any before for (1\.9\d|2) s in Round Robin\.$/,
   );
   const table = graphs.phaseTable([timeline]);
@@ -211,7 +211,7 @@ times("shades the window, and marks who failed at the top edge", () => {
 
 times("compares the first third of the time with the last where nothing was done", () => {
   const say = (one: graphs.Setup): string =>
-    graphs.timeSentence([graphs.timelineOf(one)], ({ title }) => title);
+    graphs.timeSentence([graphs.timelineOf(one)]);
   assert.match(say(steady("a")), /^From the first third .* went from 0\.0\d+ to 0\.0\d+ s in a\.$/);
 });
 

@@ -16,7 +16,7 @@ import {
   unknown,
 } from "./graphs_fixtures.ts";
 
-const say = (...setups: graphs.Setup[]): string => graphs.verdict(setups, ({ title }) => title);
+const say = (...setups: graphs.Setup[]): string => graphs.verdict(setups);
 
 const SLOW = [0.081, 0.086, 0.09, 0.084, 0.088, 0.087];
 const FAST = [0.072, 0.074, 0.076, 0.075, 0.078, 0.0738];
