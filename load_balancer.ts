@@ -81,20 +81,40 @@ const SERVERS = [
 // the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
 /** A server. What is not marked otherwise is written by the balancer section. */
-export interface Server extends Candidate {
+export class Server implements Candidate {
+  readonly name: string;
   readonly address: Address;
+  readonly hash: number;
   /** As it is configured now. */
   spec: ServerSpec;
+  weight: number;
+  open = 0;
+  credit = 0;
+  creditor: object | undefined = undefined;
+  readonly cost = newCost();
   /** Taken out by hand: it gets no new clients. */
-  draining: boolean;
+  draining = false;
   /** When it was last drained or made ready, and since when its slow start counts. */
   switchedAt: number;
-  warmSince: number;
+  warmSince = -Infinity;
   /** Written by the health section. */
   readonly health: HealthState;
   /** Counted for people to see; nothing decides by it. */
-  readonly stats: Stats;
+  readonly stats = new Stats();
+
+  constructor(spec: ServerSpec, now: number) {
+    this.name = formatAddress(spec);
+    this.address = { host: spec.host, port: spec.port };
+    this.hash = hash(this.name);
+    this.spec = spec;
+    this.weight = spec.weight;
+    this.switchedAt = now;
+    this.health = new HealthState(now);
+  }
 }
+
+/** A server as it is before anything is known of it. */
+export const newServer = (spec: ServerSpec, now: number): Server => new Server(spec, now);
 
 export class Stats {
   total = 0;
@@ -108,43 +128,18 @@ export class Stats {
   readonly turnTimes = newHistogram(BUCKETS);
 }
 
-/** A server as it is before anything is known of it. */
-export function newServer(spec: ServerSpec, now: number): Server {
-  const name = formatAddress(spec);
-  return {
-    name,
-    address: { host: spec.host, port: spec.port },
-    hash: hash(name),
-    spec,
-    weight: spec.weight,
-    open: 0,
-    credit: 0,
-    creditor: undefined,
-    cost: newCost(),
-    draining: false,
-    switchedAt: now,
-    warmSince: -Infinity,
-    health: new HealthState(now),
-    stats: new Stats(),
-  };
-}
-
-/** How many samples were at most each bound and above the one before; the last, above all. */
-export interface Histogram {
-  readonly bounds: readonly number[];
-  readonly counts: number[];
-  sum: number;
-}
 /** For the metrics: bounds in seconds that Prometheus' users expect. */
 const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 /** For the page's median and p95: from 1 ms to 10 s, each 1.2 times the one before. */
 const FINE_BUCKETS = Array.from({ length: 52 }, (_, i) => Math.min(10, 0.001 * 1.2 ** i));
 
-const newHistogram = (bounds: readonly number[]): Histogram => ({
+/** How many samples were at most each bound and above the one before; the last, above all. */
+const newHistogram = (bounds: readonly number[]) => ({
   bounds,
   counts: new Array<number>(bounds.length + 1).fill(0),
   sum: 0,
 });
+export type Histogram = ReturnType<typeof newHistogram>;
 
 function count(histogram: Histogram, seconds: number): void {
   const { bounds, counts } = histogram;
@@ -186,20 +181,13 @@ const serverSpec: Kind<ServerSpec> = {
     const address = parseAddress(place);
     const weight = serverWeight.read(stars);
     if (address === undefined || address.port === 0 || weight === undefined) return undefined;
-    return {
-      ...address,
-      weight,
-      backup: backup !== undefined,
-      configuredHost: address.host,
-      resolved: isIP(address.host) !== 0,
-    };
+    const resolved = isIP(address.host) !== 0;
+    const isBackup = backup !== undefined;
+    return { ...address, weight, backup: isBackup, configuredHost: address.host, resolved };
   },
 };
 
-/**
- * Reads servers as they are written in a list or a file. Throws a UsageError about the first one
- * that is wrong, or there twice.
- */
+/** Reads a list of servers. Throws a UsageError about the first that is wrong, or there twice. */
 export function parseServers(texts: readonly string[]): ServerSpec[] {
   const specs = new Map<string, ServerSpec>();
   for (const text of texts) addServer(specs, text.trim());
@@ -214,28 +202,27 @@ function addServer(specs: Map<string, ServerSpec>, text: string): void {
   specs.set(name, spec);
 }
 
-/** Reads the text of a servers file: one a line, `#` starts a comment. Throws a RunError. */
-function parseFile(file: string, text: string): ServerSpec[] {
+/** The text of `file`, or why it cannot be read. */
+const textOf = (file: string): Promise<string | RunError> =>
+  readFile(file, "utf8").catch(
+    (error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`),
+  );
+
+/** The servers in the text of a file, one a line, `#` starts a comment; or what is wrong there. */
+function serversIn(file: string, text: string | RunError): ServerSpec[] | RunError {
+  if (text instanceof RunError) return text;
   const specs = new Map<string, ServerSpec>();
   for (const [index, line] of text.split("\n").entries()) {
     const entry = line.replace(/#.*/, "").trim();
     try {
       if (entry !== "") addServer(specs, entry);
     } catch (error) {
-      throw new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
+      return new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
   }
   if (specs.size > 0) return [...specs.values()];
-  throw new RunError(
-    `${file}:1: no server in the file: expected one host:port[*weight] [backup] a line`,
-  );
-}
-
-/** The text of `file`. Throws a RunError. */
-async function textOf(file: string): Promise<string> {
-  return readFile(file, "utf8").catch((error: unknown) => {
-    throw new RunError(`Cannot read ${file}: ${reasonOf(error)}`);
-  });
+  const expected = "expected one host:port[*weight] [backup] a line";
+  return new RunError(`${file}:1: no server in the file: ${expected}`);
 }
 
 /** All addresses of a host name. */
@@ -243,10 +230,7 @@ export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/**
- * A name stands for its IPv4 addresses, and for the IPv6 ones where it has no other: a server with
- * both would count twice.
- */
+/** A name stands for its IPv6 addresses only where it has no other: else both would count. */
 function chosenFrom(addresses: readonly string[]): string[] {
   const family = addresses.some((address) => isIP(address) === 4) ? 4 : 6;
   const chosen = addresses.filter((address) => isIP(address) === family);
@@ -254,27 +238,28 @@ function chosenFrom(addresses: readonly string[]): string[] {
 }
 
 /** What is known of a name in the list of servers. */
-type KnownName = {
-  readonly name: string;
+const newName = (name: string) => ({
+  name,
   /** Its last good answer; none yet is empty. */
-  addresses: readonly string[];
-  isAsked: boolean;
-  askedAt: number;
+  addresses: new Array<string>(),
+  isAsked: false,
+  askedAt: 0,
   /** Its last look-up took so long that its like must not hold up the others. */
-  isSlow: boolean;
+  isSlow: false,
   /** That it failed has been said. */
-  isFailing: boolean;
-};
+  isFailing: false,
+});
+type KnownName = ReturnType<typeof newName>;
 
-/** Who hears of changes. */
+/** Who hears of changes, and of a complaint about the file; undefined: it is good (again). */
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
-  /** What is wrong with the servers file, in a line; undefined when it is good (again). */
   readonly fileRead: (complaint: string | undefined) => void;
 };
 
 /** Seconds between two looks at the file, between two look-ups, and what is a slow look-up. */
 const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
+type DirectorySeconds = typeof DIRECTORY_SECONDS;
 
 /**
  * What the configured servers are at the moment. A name is looked up here and not for each
@@ -283,84 +268,72 @@ const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
  * other, so that the other one is free for the rest.
  */
 export class Directory {
-  /** The servers file; undefined when there is none. */
-  readonly file: string | undefined;
-  readonly #resolve: Resolver;
-  readonly #seconds: typeof DIRECTORY_SECONDS;
-  readonly #names = new Map<string, KnownName>();
-  readonly #timers: NodeJS.Timeout[] = [];
   #configured: readonly ServerSpec[];
-  /** What was last read of the file, or why it could not be: what says the same is no change. */
-  #lastRead: string;
-  #reads = Promise.resolve();
-  #readsWaiting = 0;
+  readonly #resolve: Resolver;
+  readonly #seconds: DirectorySeconds;
+  readonly #names = new Map<string, KnownName>();
+  #timers: NodeJS.Timeout[] = [];
+  /** The servers file, if there is one, and what was last read of it: the same is no change. */
+  #file: string | undefined = undefined;
+  #lastRead: string | undefined = undefined;
+  #isReading = false;
+  #isReadAgain = false;
   #listener: DirectoryListener | undefined;
   #isClosed = false;
 
+  constructor(specs: readonly ServerSpec[], resolve: Resolver, seconds: DirectorySeconds) {
+    this.#configured = specs;
+    this.#resolve = resolve;
+    this.#seconds = seconds;
+  }
+
   /** With the servers of --servers. */
-  static of(
-    specs: readonly ServerSpec[],
-    resolve: Resolver = systemResolver,
-    seconds = DIRECTORY_SECONDS,
-  ): Directory {
-    return new Directory({ specs, resolve, seconds });
+  static of(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
+    return new Directory(specs, resolve, seconds);
   }
 
   /** With the servers of a file, which must be good. Throws a RunError that names the line. */
-  static async ofFile(
-    file: string,
-    resolve: Resolver = systemResolver,
-    seconds = DIRECTORY_SECONDS,
-  ): Promise<Directory> {
+  static async ofFile(file: string, resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
     const text = await textOf(file);
-    return new Directory({ specs: parseFile(file, text), resolve, seconds, file, text });
-  }
-
-  private constructor(source: {
-    readonly specs: readonly ServerSpec[];
-    readonly resolve: Resolver;
-    readonly seconds: typeof DIRECTORY_SECONDS;
-    readonly file?: string;
-    readonly text?: string;
-  }) {
-    this.#configured = source.specs;
-    this.#resolve = source.resolve;
-    this.#seconds = source.seconds;
-    this.file = source.file;
-    this.#lastRead = source.text ?? "";
+    const specs = serversIn(file, text);
+    if (specs instanceof RunError) throw specs;
+    const directory = new Directory(specs, resolve, seconds);
+    directory.#file = file;
+    directory.#lastRead = String(text);
+    return directory;
   }
 
   /** The servers that there are, each once: of a name as many as it has addresses. */
   get specs(): ServerSpec[] {
     const servers = new Map<string, ServerSpec>();
-    for (const server of this.#configured.flatMap((spec) => this.#serversOf(spec))) {
-      const name = formatAddress(server);
-      if (!servers.has(name)) servers.set(name, server);
+    for (const spec of this.#configured) {
+      const hosts = this.#names.get(spec.host)?.addresses ?? [];
+      const found = hosts.map((host) => ({ ...spec, host, resolved: true }));
+      for (const server of found.length > 0 ? found : [spec]) {
+        const name = formatAddress(server);
+        if (!servers.has(name)) servers.set(name, server);
+      }
     }
     return [...servers.values()];
-  }
-
-  #serversOf(spec: ServerSpec): ServerSpec[] {
-    const addresses = this.#names.get(spec.host)?.addresses ?? [];
-    if (addresses.length === 0) return [spec];
-    return addresses.map((host) => ({ ...spec, host, resolved: true }));
   }
 
   /** Begins to look at names and file, at once and then now and then. Waits for nothing. */
   follow(listener: DirectoryListener): void {
     this.#listener = listener;
     this.#takeNames();
-    this.#timers.push(setInterval(() => this.#lookUpAll(), this.#seconds.names * 1000));
-    if (this.file === undefined) return;
-    this.#readIfIdle(); // it may have changed since it was first read
-    this.#timers.push(setInterval(() => this.#readIfIdle(), this.#seconds.file * 1000));
+    void this.#readFile(); // it may have changed since it was first read
+    this.#timers = [
+      setInterval(() => this.#lookUpAll(), this.#seconds.names * 1000),
+      setInterval(() => void this.#readFile(), this.#seconds.file * 1000),
+    ];
   }
 
-  /** Looks at the file, and at every name, now. */
+  /** Looks at the file, and at every name, now. What is wrong with the file is said again. */
   reload(): void {
     if (this.#isClosed) return;
     this.#lookUpAll();
-    if (this.file !== undefined) this.#readInTurn(this.file, "again");
+    this.#lastRead = undefined;
+    void this.#readFile();
   }
 
   /** From now on nothing is said, and nothing begins. A look-up under way cannot be called off. */
@@ -369,49 +342,37 @@ export class Directory {
     for (const timer of this.#timers) clearInterval(timer);
   }
 
-  // The file. Its text is compared, not the time of its last change: so no change is missed, be it
-  // a second one within a moment, or a symbolic link on the way to it that was turned.
-
-  #readIfIdle(): void {
-    if (this.file !== undefined && this.#readsWaiting === 0)
-      this.#readInTurn(this.file, "ifChanged");
-  }
-
-  /** One read after the other, so that none overtakes a newer one. */
-  #readInTurn(file: string, when: "again" | "ifChanged"): void {
-    this.#readsWaiting += 1;
-    this.#reads = this.#reads.then(async () => {
-      await this.#read(file, when);
-      this.#readsWaiting -= 1;
-    });
-  }
-
-  /** `again` says also what was said before: somebody has asked. */
-  async #read(file: string, when: "again" | "ifChanged"): Promise<void> {
-    const text = await textOf(file).catch(messageOf);
-    const read = typeof text === "string" ? text : `\0${text.message}`; // no file's text
-    if (this.#isClosed || (when === "ifChanged" && read === this.#lastRead)) return;
-    this.#lastRead = read;
-    try {
-      if (typeof text !== "string") throw text;
-      this.#configure(parseFile(file, text));
-    } catch (error) {
-      if (!(error instanceof RunError)) throw error;
-      console.error(`${error.message}; the servers stay as they were`);
-      this.#listener?.fileRead(error.message);
+  /** One read at a time, so that none overtakes a newer one; who asks meanwhile has one more. */
+  async #readFile(): Promise<void> {
+    this.#isReadAgain = true;
+    if (this.#file === undefined || this.#isReading) return;
+    this.#isReading = true;
+    while (this.#isReadAgain && !this.#isClosed) {
+      this.#isReadAgain = false;
+      this.#takeText(this.#file, await textOf(this.#file));
     }
+    this.#isReading = false;
   }
 
-  #configure(specs: readonly ServerSpec[]): void {
-    const isSame = JSON.stringify(specs) === JSON.stringify(this.#configured);
+  /**
+   * The text is compared, not the time of its last change: so no change is missed, be it a second
+   * one within a moment, or a symbolic link on the way to it that was turned.
+   */
+  #takeText(file: string, text: string | RunError): void {
+    if (this.#isClosed || String(text) === this.#lastRead) return;
+    this.#lastRead = String(text);
+    const specs = serversIn(file, text);
+    if (specs instanceof RunError) {
+      console.error(`${specs.message}; the servers stay as they were`);
+      this.#listener?.fileRead(specs.message);
+      return;
+    }
     this.#listener?.fileRead(undefined);
-    if (isSame) return;
+    if (JSON.stringify(specs) === JSON.stringify(this.#configured)) return;
     this.#configured = specs;
     this.#listener?.changed(this.specs, "file");
     this.#takeNames();
   }
-
-  // Names. Each is asked for by itself, and its answer taken as it comes.
 
   /** Forgets names that are configured no longer, and asks for new ones. */
   #takeNames(): void {
@@ -421,62 +382,44 @@ export class Directory {
       if (isIP(name) !== 0 || this.#names.has(name)) continue;
       const known = newName(name);
       this.#names.set(name, known);
-      this.#ask(known);
+      void this.#ask(known);
     }
   }
 
   #lookUpAll(): void {
-    for (const known of this.#names.values()) if (!known.isSlow) this.#ask(known);
+    for (const known of this.#names.values()) if (!known.isSlow) void this.#ask(known);
     this.#askNextSlow();
   }
 
   /** Of the slow ones one at a time, who has waited longest. */
   #askNextSlow(): void {
     const slow = [...this.#names.values()].filter(({ isSlow }) => isSlow);
-    if (slow.some(({ isAsked }) => isAsked)) return;
     const [next] = slow.sort((a, b) => a.askedAt - b.askedAt);
-    if (next !== undefined) this.#ask(next);
+    if (next !== undefined && !slow.some(({ isAsked }) => isAsked)) void this.#ask(next);
   }
 
-  #ask(known: KnownName): void {
+  async #ask(known: KnownName): Promise<void> {
     if (known.isAsked) return;
     known.isAsked = true;
     known.askedAt = performance.now();
-    const answered = (addresses: readonly string[], why: string): void => {
-      if (!this.#isClosed) this.#answered(known, addresses, why);
-    };
-    this.#resolve(known.name).then(
-      (addresses) => answered(addresses, "it has no address"),
-      (error: unknown) => answered([], reasonOf(error)),
-    );
-  }
-
-  /** Takes an answer in; without an address it is a failed one, for the reason `why`. */
-  #answered(known: KnownName, answer: readonly string[], why: string): void {
+    let why = "it has no address";
+    const answer = await this.#resolve(known.name).catch((error: unknown): string[] => {
+      why = reasonOf(error);
+      return [];
+    });
+    if (this.#isClosed) return;
     const wasSlow = known.isSlow;
     known.isAsked = false;
     known.isSlow = performance.now() - known.askedAt > this.#seconds.slow * 1000;
-    if (answer.length === 0) sayFailure(known, why);
-    else this.#takeAnswer(known, chosenFrom(answer));
     if (wasSlow && !known.isSlow) this.#askNextSlow(); // the resolver is back
-  }
-
-  #takeAnswer(known: KnownName, addresses: readonly string[]): void {
+    if (answer.length === 0) return sayFailure(known, why);
     known.isFailing = false;
+    const addresses = chosenFrom(answer);
     if (addresses.join() === known.addresses.join()) return;
     known.addresses = addresses;
     if (this.#names.get(known.name) === known) this.#listener?.changed(this.specs, "names");
   }
 }
-
-const newName = (name: string): KnownName => ({
-  name,
-  addresses: [],
-  isAsked: false,
-  askedAt: 0,
-  isSlow: false,
-  isFailing: false,
-});
 
 /** Once, until it is found again. */
 function sayFailure(known: KnownName, why: string): void {
@@ -484,11 +427,6 @@ function sayFailure(known: KnownName, why: string): void {
   known.isFailing = true;
   const next = known.addresses.length > 0 ? "its last addresses stay" : "no connection goes there";
   console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
-}
-
-function messageOf(error: unknown): RunError {
-  if (error instanceof RunError) return error;
-  throw error;
 }
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
@@ -963,7 +901,7 @@ function tryAgain<S extends Candidate>(server: S, now: number): S {
 // `learn` decides and is pure; `Health` runs one check of a server at a time, on a clock that is
 // given.
 
-/** What is known of a server's health. Written by this section alone. */
+/** A server's health, and where its checks stand. Written by this section alone. */
 export class HealthState {
   up = true;
   /** When it went up or down; on the balancer's clock, in seconds, as all times inside are. */
@@ -982,10 +920,6 @@ export class HealthState {
   clearableSince = Infinity;
   /** The last client's dial that counted as a failure. */
   dialCountedAt = -Infinity;
-  /**
-   * Closed a connection at once, or let a client wait for its dial: the next check looks closely.
-   */
-  suspected = false;
   /** Bytes that it has given, counted by the relay; and how many before its row of failures. */
   received = 0;
   receivedBefore = 0;
@@ -993,7 +927,23 @@ export class HealthState {
   reached = false;
   /** The last evidence that it is well: it gave somebody a byte, or passed a check that asks. */
   provedAt = -Infinity;
+  /** The last check: how it went and when, when it began, and when one that was hurried did. */
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
+  begunAt = -Infinity;
+  hurriedAt = -Infinity;
+  /**
+   * Closed a connection at once, or let a client wait for its dial: the next check looks closely,
+   * and is due now. And whether the last check was such a one.
+   */
+  suspected = false;
+  lookedClosely = false;
+  /** Since the check began: a connection dialled before it, or after it, got its first byte. */
+  lineMoved = false;
+  overtaken = false;
+  /** Ends the check that is under way. */
+  cancelCheck: (() => void) | undefined = undefined;
+  /** Takes back the next one; undefined: it is not watched. */
+  cancelTimer: (() => void) | undefined = undefined;
 
   constructor(now: number) {
     this.since = now;
@@ -1013,60 +963,81 @@ export interface HealthRules {
 }
 
 /**
- * A piece of evidence. From checks: `passed`; `answered`, by a check at another port that could not
- * tell whether the server accepts; `refused`; `silent`, one way or another; `queued`: no byte in
- * time, but the server's line moves. From clients: whether a dial failed or was accepted, and a
- * connection's first byte; these tell when they were dialled.
+ * What a check may tell: `answered`, at another port, where it cannot tell whether the server
+ * accepts; `silent`, one way or another; `queued`: no byte in time, but the server's line moves.
  */
-export type Sight =
+type CheckSight =
   | { readonly kind: "passed" | "answered" | "queued" }
   | { readonly kind: "refused"; readonly why: string }
-  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" }
+  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" };
+
+/** What a client's connection may tell, and when that was dialled. */
+type ClientSight =
   | { readonly kind: "dial failed"; readonly why: string; readonly dialledAt: number }
   | { readonly kind: "dial accepted" | "first byte"; readonly dialledAt: number };
 
+export type Sight = CheckSight | ClientSight;
+type Change = "up" | "down" | undefined;
+
 /** Takes in one sight. Says whether the server went up or down by it. */
-export function learn(
+export function learn(state: HealthState, sight: Sight, now: number, rules: HealthRules): Change {
+  if ("dialledAt" in sight) learnOfClient(state, sight, now, rules);
+  else learnOfCheck(state, sight, now, rules);
+  const goesUp = !state.up && state.passed >= rules.rise;
+  const goesDown = state.up && Math.max(state.refused, state.silent) >= rules.fall;
+  if (goesUp || goesDown) {
+    state.up = goesUp;
+    state.since = now;
+  }
+  if (state.up) state.why = "";
+  if (goesUp) return "up";
+  return goesDown ? "down" : undefined;
+}
+
+function learnOfCheck(
   state: HealthState,
-  sight: Sight,
+  sight: CheckSight,
   now: number,
-  rules: HealthRules,
-): "up" | "down" | undefined {
+  { clears }: HealthRules,
+): void {
+  state.failing = sight.kind === "refused" || sight.kind === "silent";
   switch (sight.kind) {
     case "passed":
-      return learnPass(state, now, rules);
+      state.refused = 0;
+      state.passed += 1;
+      return clearSilence(state);
     case "answered":
-      clearSilence(state);
-      state.failing = false;
-      return undefined;
+      return clearSilence(state);
     case "queued":
-      state.failing = false;
       if (!state.wrong) state.silent = 0;
-      return undefined;
+      return;
     case "refused":
-      state.failing = true;
-      return countRefusal(state, sight.why, now, rules);
+      return countFailure(state, "refused", sight.why);
     case "silent":
-      return learnSilence(state, sight, now, rules);
-    case "dial failed":
-      if (!countsNow(state, sight.dialledAt)) return undefined;
-      if (now - state.dialCountedAt < rules.interval / rules.fall) return undefined;
-      state.dialCountedAt = now;
-      return countRefusal(state, sight.why, now, rules);
-    case "dial accepted":
-      state.reached = true;
-      if (countsNow(state, sight.dialledAt)) state.refused = 0;
-      return undefined;
-    case "first byte":
-      if (countsNow(state, sight.dialledAt) && sight.dialledAt >= state.clearableSince)
-        if (!state.wrong) clearSilence(state);
-      return undefined;
+      if (sight.by === "wrong") state.wrong = true;
+      if (clears === "any silence") state.clearableSince = now;
+      if (clears === "a closed check" && sight.by === "close") state.clearableSince = now;
+      return countFailure(state, "silent", sight.why);
   }
 }
 
 /** While a server is down, clients' sights count for nothing; a dial from before never does. */
-const countsNow = (state: HealthState, dialledAt: number): boolean =>
-  state.up && dialledAt >= state.since;
+function learnOfClient(
+  state: HealthState,
+  sight: ClientSight,
+  now: number,
+  { interval, fall }: HealthRules,
+): void {
+  const { kind, dialledAt } = sight;
+  if (kind === "dial accepted") state.reached = true;
+  if (!state.up || dialledAt < state.since) return;
+  if (kind === "dial accepted") state.refused = 0;
+  const isRefuted = dialledAt >= state.clearableSince && !state.wrong;
+  if (kind === "first byte" && isRefuted) clearSilence(state);
+  if (kind !== "dial failed" || now - state.dialCountedAt < interval / fall) return;
+  state.dialCountedAt = now;
+  countFailure(state, "refused", sight.why);
+}
 
 function clearSilence(state: HealthState): void {
   state.silent = 0;
@@ -1074,61 +1045,11 @@ function clearSilence(state: HealthState): void {
   state.clearableSince = Infinity;
 }
 
-function learnPass(state: HealthState, now: number, rules: HealthRules): "up" | undefined {
-  clearSilence(state);
-  state.refused = 0;
-  state.failing = false;
-  state.passed += 1;
-  if (state.up || state.passed < rules.rise) return undefined;
-  state.up = true;
-  state.since = now;
-  state.why = "";
-  return "up";
-}
-
-function learnSilence(
-  state: HealthState,
-  { why, by }: Extract<Sight, { kind: "silent" }>,
-  now: number,
-  rules: HealthRules,
-): "down" | undefined {
-  state.failing = true;
-  if (by === "wrong") state.wrong = true;
-  if (rules.clears === "any silence") state.clearableSince = now;
-  if (rules.clears === "a closed check" && by === "close") state.clearableSince = now;
-  goOnFailing(state);
-  state.silent += 1;
-  return fallIf(state, state.silent >= rules.fall, why, now);
-}
-
-function countRefusal(
-  state: HealthState,
-  why: string,
-  now: number,
-  rules: HealthRules,
-): "down" | undefined {
-  goOnFailing(state);
-  state.refused += 1;
-  return fallIf(state, state.refused >= rules.fall, why, now);
-}
-
-function goOnFailing(state: HealthState): void {
+function countFailure(state: HealthState, question: "refused" | "silent", why: string): void {
   if (state.refused === 0 && state.silent === 0) state.receivedBefore = state.received;
   state.passed = 0;
-}
-
-function fallIf(
-  state: HealthState,
-  hasFallen: boolean,
-  why: string,
-  now: number,
-): "down" | undefined {
-  if (!state.up) state.why = why;
-  if (!state.up || !hasFallen) return undefined;
-  state.up = false;
-  state.since = now;
+  state[question] += 1;
   state.why = why;
-  return "down";
 }
 
 /** A server gave somebody a byte. */
@@ -1143,23 +1064,15 @@ export function cannotBeReached(state: HealthState, why: string, now: number): v
   state.why = why;
 }
 
-/** Where a server's checks stand on their clock. */
-export interface CheckTimes {
-  /** When the last check began. */
-  begunAt: number;
-  /** When the last one began that a suspicion had made due. */
-  hurriedAt: number;
-}
-
 /** When the next check is due; Infinity: not before something happens. */
-export function nextCheckAt(state: HealthState, times: CheckTimes, rules: HealthRules): number {
-  const { interval, fall } = rules;
+function nextCheckAt(state: HealthState, { interval, fall, onlyWhoFailed }: HealthRules): number {
+  const { up, begunAt } = state;
   const soon = interval / fall;
-  const hurried = state.suspected ? times.hurriedAt + interval : Infinity;
-  if (state.up && state.failing) return Math.min(times.begunAt + soon, hurried);
-  if (!state.up || !rules.onlyWhoFailed) return Math.min(times.begunAt + interval, hurried);
+  const hurried = state.suspected ? state.hurriedAt + interval : Infinity;
+  if (up && state.failing) return Math.min(begunAt + soon, hurried);
+  if (!up || !onlyWhoFailed) return Math.min(begunAt + interval, hurried);
   const afterDial = state.refused > 0 ? state.dialCountedAt + soon : Infinity;
-  return Math.min(Math.max(afterDial, times.begunAt + soon), hurried);
+  return Math.min(Math.max(afterDial, begunAt + soon), hurried);
 }
 
 /** Time that is given: the machine's, or a simulation's. */
@@ -1186,41 +1099,25 @@ export type CheckResult = { readonly kind: "late" } | { readonly kind: "short" }
 type Finding =
   | { readonly kind: "passed" }
   | { readonly kind: "refused"; readonly why: string; readonly code: string }
-  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" };
+  | Extract<CheckSight, { readonly kind: "silent" }>;
 
 /** Who told that a server is up or down. */
 export type Teller = "check" | "client";
 
-interface Watched extends CheckTimes {
-  cancelTimer: () => void;
-  /** Ends the check that is under way. */
-  cancelCheck: (() => void) | undefined;
-  /** A suspicion made it due. */
-  lookedClosely: boolean;
-  /**
-   * Since it began: a connection dialled before it got its first byte; one dialled after it did.
-   */
-  lineMoved: boolean;
-  overtaken: boolean;
-}
-
 /** The longest that a check which looks closely holds its connection, in seconds. */
 const HOLD = 0.2;
 
-/** How the balancer asks, beside the rules: whether a check asks at all, and where. */
+/** How the balancer asks, beside the rules. */
 export interface HealthSettings extends HealthRules {
   /** The check sends or expects something; a bare connect holds instead, when in doubt. */
   readonly asks: boolean;
-  /**
-   * It goes to another port than the server's own, and so cannot tell whether the server accepts.
-   */
+  /** It goes to another port than the server's, and so cannot tell whether the server accepts. */
   readonly elsewhere: boolean;
 }
 
+/** Who hears that a server went up or down, and that a check of one that is down failed again. */
 export interface HealthEvents {
-  /** The server went up or down. */
   readonly changed: (server: Server, by: Teller) => void;
-  /** A check of a server that is down has failed again. */
   readonly stillDown: (server: Server) => void;
 }
 
@@ -1230,7 +1127,6 @@ export class Health {
   readonly #clock: Clock;
   readonly #probe: Probe;
   readonly #events: HealthEvents;
-  readonly #watched = new Map<Server, Watched>();
 
   constructor(settings: HealthSettings, clock: Clock, probe: Probe, events: HealthEvents) {
     this.#settings = settings;
@@ -1246,121 +1142,101 @@ export class Health {
 
   /** Watches `server` from now on; its first check is due in `delay` seconds. */
   watch(server: Server, delay: number): void {
-    const begunAt = this.#clock.now() + delay - this.#settings.interval;
-    const watched: Watched = {
-      begunAt,
-      hurriedAt: -Infinity,
-      cancelTimer: () => undefined,
-      cancelCheck: undefined,
-      lookedClosely: false,
-      lineMoved: false,
-      overtaken: false,
-    };
-    this.#watched.set(server, watched);
-    if (this.#settings.onlyWhoFailed && server.health.up) return this.#schedule(server, watched);
-    this.#wakeAt(begunAt + this.#settings.interval, server, watched);
+    const { health } = server;
+    health.begunAt = this.#clock.now() + delay - this.#settings.interval;
+    health.hurriedAt = -Infinity;
+    health.cancelTimer = () => undefined;
+    this.#schedule(server);
   }
 
-  forget(server: Server): void {
-    const watched = this.#watched.get(server);
-    if (watched === undefined) return;
-    this.#watched.delete(server);
-    watched.cancelTimer();
-    watched.cancelCheck?.();
+  forget({ health }: Server): void {
+    health.cancelTimer?.();
+    health.cancelCheck?.();
+    health.cancelTimer = undefined;
+    health.cancelCheck = undefined;
   }
 
   /** A client's dial or first byte. To be called where it may count: see `learn`. */
-  saw(server: Server, sight: Sight): void {
-    const watched = this.#watched.get(server);
-    if (watched === undefined) return;
-    if (sight.kind === "first byte" && watched.cancelCheck !== undefined) {
-      if (sight.dialledAt < watched.begunAt) watched.lineMoved = true;
-      else watched.overtaken = true;
+  saw(server: Server, sight: ClientSight): void {
+    const { health } = server;
+    if (health.cancelTimer === undefined) return;
+    if (sight.kind === "first byte") {
+      if (sight.dialledAt < health.begunAt) health.lineMoved = true;
+      else health.overtaken = true;
     }
     this.#learn(server, sight, "client");
-    if (watched.cancelCheck === undefined) this.#schedule(server, watched);
+    this.#schedule(server);
   }
 
   /** A server closed a connection at once, or a client gave up its dial: look closely, now. */
   suspect(server: Server): void {
-    const watched = this.#watched.get(server);
-    if (watched === undefined || server.health.suspected) return;
-    server.health.suspected = true;
-    if (watched.cancelCheck === undefined) this.#schedule(server, watched);
+    const { health } = server;
+    if (health.cancelTimer === undefined || health.suspected) return;
+    health.suspected = true;
+    this.#schedule(server);
   }
 
   /** Whether a connection's first byte may tell anything now; asked for each, so it is cheap. */
-  caresForFirstBytes(server: Server): boolean {
-    return server.health.silent > 0 || this.#watched.get(server)?.cancelCheck !== undefined;
+  caresForFirstBytes({ health }: Server): boolean {
+    return health.silent > 0 || health.cancelCheck !== undefined;
   }
 
-  #schedule(server: Server, watched: Watched): void {
-    watched.cancelTimer();
-    watched.cancelTimer = () => undefined;
-    const dueAt = nextCheckAt(server.health, watched, this.#settings);
-    if (dueAt < Infinity) this.#wakeAt(dueAt, server, watched);
-  }
-
-  #wakeAt(dueAt: number, server: Server, watched: Watched): void {
-    const seconds = Math.max(0, dueAt - this.#clock.now());
-    watched.cancelTimer = this.#clock.after(seconds, () => this.#check(server, watched));
-  }
-
-  #check(server: Server, watched: Watched): void {
+  /** Has the next check begin `at` its time, unless one is under way or `server` is forgotten. */
+  #schedule(server: Server, at = nextCheckAt(server.health, this.#settings)): void {
     const { health } = server;
-    const now = this.#clock.now();
-    if (health.suspected) watched.hurriedAt = now;
-    watched.begunAt = now;
-    watched.lineMoved = false;
-    watched.overtaken = false;
+    if (health.cancelTimer === undefined || health.cancelCheck !== undefined) return;
+    health.cancelTimer();
+    health.cancelTimer = () => undefined;
+    if (at === Infinity) return;
+    const seconds = Math.max(0, at - this.#clock.now());
+    health.cancelTimer = this.#clock.after(seconds, () => this.#check(server));
+  }
+
+  #check(server: Server): void {
+    const { health } = server;
+    const { asks, elsewhere } = this.#settings;
     const isInDoubt = health.suspected || health.silent > 0 || !health.up;
-    const hold = !this.#settings.asks && isInDoubt ? this.hold : 0;
-    const beside = this.#settings.elsewhere && (health.refused > 0 || !health.up);
-    watched.lookedClosely = health.suspected;
+    const hold = !asks && isInDoubt ? this.hold : 0;
+    const beside = elsewhere && (health.refused > 0 || !health.up);
+    health.begunAt = this.#clock.now();
+    if (health.suspected) health.hurriedAt = health.begunAt;
+    health.lookedClosely = health.suspected;
     health.suspected = false;
-    watched.cancelCheck = this.#probe(server, hold, beside, (result) => {
-      watched.cancelCheck = undefined;
-      this.#take(server, watched, result, beside);
+    health.lineMoved = false;
+    health.overtaken = false;
+    health.cancelCheck = this.#probe(server, hold, beside, (result) => {
+      health.cancelCheck = undefined;
+      this.#take(server, result, beside);
     });
   }
 
-  #take(server: Server, watched: Watched, result: CheckResult, beside: boolean): void {
+  #take(server: Server, result: CheckResult, beside: boolean): void {
     const { health } = server;
-    const now = this.#clock.now();
-    const wasDown = !health.up;
-    if (result.kind === "late" || result.kind === "short") {
-      health.suspected ||= watched.lookedClosely;
-      return result.kind === "late" ? this.#repeat(server, watched) : this.#goOn(server, watched);
-    }
-    health.lastCheck = { result: result.kind === "passed" ? "passed" : result.why, at: now };
-    if (result.kind !== "passed") server.stats.checkFailures += 1;
-    if (result.kind === "passed" && this.#settings.asks) health.provedAt = now;
-    const sawItsOwnPort = beside || !this.#settings.elsewhere;
-    if (sawItsOwnPort && result.kind !== "refused") health.reached = true;
-    this.#learn(server, this.#sightOf(result, health, watched, beside), "check");
-    if (wasDown && !health.up && result.kind !== "passed") this.#events.stillDown(server);
-    this.#goOn(server, watched);
-  }
-
-  #goOn(server: Server, watched: Watched): void {
-    if (this.#watched.get(server) === watched) this.#schedule(server, watched);
-  }
-
-  /** Asks again at once: we stood still, perhaps before we had asked. */
-  #repeat(server: Server, watched: Watched): void {
-    if (this.#watched.get(server) === watched) this.#wakeAt(this.#clock.now(), server, watched);
-  }
-
-  #sightOf(result: Finding, health: HealthState, watched: Watched, beside: boolean): Sight {
     const { asks, elsewhere } = this.#settings;
-    if (result.kind === "passed") {
-      const leavesOpen = elsewhere && !beside && health.refused > 0;
-      return { kind: leavesOpen ? "answered" : "passed" };
+    const now = this.#clock.now();
+    if (result.kind === "late" || result.kind === "short") {
+      health.suspected ||= health.lookedClosely;
+      // late: we stood still, perhaps before we had asked
+      return this.#schedule(server, result.kind === "late" ? now : undefined);
     }
-    const lineMoves = watched.lineMoved && !watched.overtaken;
-    const isFull = asks && !elsewhere && lineMoves;
-    if (result.kind === "silent" && result.by === "time-out" && isFull) return { kind: "queued" };
-    return result;
+    const wasDown = !health.up;
+    const hasPassed = result.kind === "passed";
+    health.lastCheck = { result: hasPassed ? "passed" : result.why, at: now };
+    if (!hasPassed) server.stats.checkFailures += 1;
+    if (hasPassed && asks) health.provedAt = now;
+    if ((beside || !elsewhere) && result.kind !== "refused") health.reached = true;
+    this.#learn(server, this.#sightOf(result, health, beside), "check");
+    if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
+    this.#schedule(server);
+  }
+
+  #sightOf(result: Finding, health: HealthState, beside: boolean): Sight {
+    const { asks, elsewhere } = this.#settings;
+    const leavesOpen = elsewhere && !beside && health.refused > 0;
+    if (result.kind === "passed") return { kind: leavesOpen ? "answered" : "passed" };
+    const isFull = asks && !elsewhere && health.lineMoved && !health.overtaken;
+    const isQueued = isFull && result.kind === "silent" && result.by === "time-out";
+    return isQueued ? { kind: "queued" } : result;
   }
 
   #learn(server: Server, sight: Sight, by: Teller): void {
@@ -1376,6 +1252,18 @@ const COLDEST = 0.05;
 export function warmth(since: number, now: number, slowStart: number): number {
   if (slowStart === 0) return 1;
   return Math.min(1, Math.max(COLDEST, (now - since) / slowStart));
+}
+
+/** Gives every server the weight that pickers see; says whether one has changed. */
+export function weigh(servers: readonly Server[], now: number, slowStart: number): boolean {
+  let hasChanged = false;
+  for (const server of servers) {
+    const weight = server.spec.weight * warmth(server.warmSince, now, slowStart);
+    if (weight === server.weight) continue;
+    server.weight = weight;
+    hasChanged = true;
+  }
+  return hasChanged;
 }
 
 // ─── Checks ──────────────────────────────────────────────────────────────────
@@ -1672,18 +1560,6 @@ const MET_ITSELF = "connected to itself: nobody listens";
 const isSelfConnected = (socket: Socket): boolean =>
   socket.localPort === socket.remotePort && socket.localAddress === socket.remoteAddress;
 
-/** Gives every server the weight that pickers see; says whether one has changed. */
-export function weigh(servers: readonly Server[], now: number, slowStart: number): boolean {
-  let hasChanged = false;
-  for (const server of servers) {
-    const weight = server.spec.weight * warmth(server.warmSince, now, slowStart);
-    if (weight === server.weight) continue;
-    server.weight = weight;
-    hasChanged = true;
-  }
-  return hasChanged;
-}
-
 // ─── Places ──────────────────────────────────────────────────────────────────
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
 // which order. Pure: it sees no socket and no clock. A place is taken at the pick and left once.
@@ -1710,16 +1586,13 @@ const isOpen = ({ draining, spec }: Server): boolean =>
 const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
 
 /** The servers that one kind of client may go to; `free` are those of them with a place. */
-interface Choices {
-  readonly serving: readonly Server[];
-  readonly free: readonly Server[];
-}
+type Choices = { readonly serving: readonly Server[]; readonly free: readonly Server[] };
 
 export class Places<G extends Guest> {
   /** As configured, in order: those for everybody, and those for when nobody else is left. */
   #primaries: readonly Server[] = [];
   #backups: readonly Server[] = [];
-  /** Connections that a server may have at once; Infinity without a limit. */
+  /** Connections that a server may have at once. */
   readonly #limit: number;
   #pick: Picker = () => {
     throw new Error("no algorithm yet");
@@ -1742,10 +1615,6 @@ export class Places<G extends Guest> {
     this.#limit = limit || Infinity;
   }
 
-  get waiting(): ReadonlyMap<G, unknown> {
-    return this.#line;
-  }
-
   /** Picks by `pick` from now on; `sticky`: it is always the same server for the same client. */
   setPicker(pick: Picker, sticky: boolean): void {
     this.#pick = pick;
@@ -1759,25 +1628,19 @@ export class Places<G extends Guest> {
     this.refresh();
   }
 
-  /**
-   * To be called when a server may take clients now, or may not any more, or weighs something else.
-   */
+  /** To be called when a server may take clients now, or not any more, or weighs something else. */
   refresh(): void {
     this.#usual = undefined;
-    for (const server of this.#lines.keys()) this.#lines.delete(server);
+    this.#lines.clear();
     if (!this.#sticky) return;
-    for (const guest of this.#line.keys()) this.#standInLine(guest);
-  }
-
-  hasPlace(server: Server): boolean {
-    return server.open < this.#limit;
+    for (const guest of this.#line.keys()) this.#wait(guest, this.#choose(guest));
   }
 
   /** Finds `guest` a server and takes a place there; else it waits in line, or there is `none`. */
   enter(guest: G): Server | "waits" | "none" {
     const choice = this.#choose(guest);
     if (choice === "none") return "none";
-    if (choice !== "anybody" && this.hasPlace(choice)) return this.#take(choice);
+    if (choice !== "anybody" && choice.open < this.#limit) return this.#take(choice);
     this.#wait(guest, choice);
     return "waits";
   }
@@ -1798,25 +1661,14 @@ export class Places<G extends Guest> {
   /** The first in line who can be served, at `server` if that is given; taken out of the line. */
   admit(server?: Server): { readonly guest: G; readonly to: Server | "none" } | undefined {
     if (this.#line.size === 0) return undefined;
-    return this.#sticky && server !== undefined ? this.#admitOwn(server) : this.#admitAny();
-  }
-
-  #admitOwn(server: Server): { guest: G; to: Server } | undefined {
-    if (!this.hasPlace(server)) return undefined;
-    for (const guest of this.#lines.get(server) ?? []) {
-      this.forget(guest);
-      return { guest, to: this.#take(server) };
-    }
-    return undefined;
-  }
-
-  #admitAny(): { guest: G; to: Server | "none" } | undefined {
+    const isOwn = this.#sticky && server !== undefined;
+    const line = isOwn ? this.#lines.get(server) : this.#line;
     let newcomersWait = false;
-    for (const guest of this.#line.keys()) {
+    for (const guest of line?.keys() ?? []) {
       const isNewcomer = guest.tried.length === 0 && !this.#sticky;
       if (isNewcomer && newcomersWait) continue; // as the one before it
       const choice = this.#choose(guest);
-      const waits = choice === "anybody" || (choice !== "none" && !this.hasPlace(choice));
+      const waits = choice === "anybody" || (choice !== "none" && choice.open >= this.#limit);
       if (isNewcomer && waits) newcomersWait = true;
       if (waits) continue;
       this.forget(guest);
@@ -1832,73 +1684,47 @@ export class Places<G extends Guest> {
     return server;
   }
 
-  #wait(guest: G, choice: Server | "anybody"): void {
-    const server = choice === "anybody" ? undefined : choice;
+  #wait(guest: G, choice: Server | "anybody" | "none"): void {
+    const server = typeof choice === "object" ? choice : undefined;
     this.#line.set(guest, server);
     if (server === undefined) return;
-    const line = this.#lines.get(server);
-    if (line === undefined) this.#lines.set(server, new Set([guest]));
-    else line.add(guest);
+    const line = this.#lines.get(server) ?? new Set();
+    this.#lines.set(server, line.add(guest));
   }
 
-  /** Finds out anew for whom a guest waits that keeps its place in line. */
-  #standInLine(guest: G): void {
-    const choice = this.#choose(guest);
-    if (choice !== "none") this.#wait(guest, choice);
+  /** A server, which may be full: then `guest` waits for it; or else for `anybody` of several. */
+  #choose(guest: G): Server | "anybody" | "none" {
+    const { serving, free } = this.#choicesFor(guest);
+    if (serving.length === 0 || guest.tried.length >= MOST_TRIED) return "none";
+    const candidates = this.#sticky ? serving : free;
+    if (candidates.length === 0) return "anybody";
+    const server: Server | undefined = this.#pick(candidates, guest.clientAddress);
+    if (server === undefined) throw new TypeError("the algorithm picked no server"); // a bug
+    return server;
+  }
+
+  #choicesFor({ tried }: G): Choices {
+    if (tried.length > 0) return this.#newChoices(tried);
+    this.#usual ??= this.#newChoices(tried);
+    return this.#usual;
   }
 
   /**
-   * A server, which may be full: then `guest` waits for it; `anybody`: it waits for any of several.
+   * Backups are for those who have failed at all others, and for the time when no other serves.
+   * With no server left up, one that is down may still be better than none.
    */
-  #choose(guest: G): Server | "anybody" | "none" {
-    if (guest.tried.length === 0) {
-      this.#usual ??= this.#choicesFor(guest);
-      return this.#among(this.#usual, guest) ?? this.#lastResort(guest);
-    }
-    if (guest.tried.length >= MOST_TRIED) return "none";
-    return this.#among(this.#choicesFor(guest), guest) ?? this.#lastResort(guest);
-  }
-
-  #among({ serving, free }: Choices, guest: G): Server | "anybody" | undefined {
-    if (serving.length === 0) return undefined;
-    const candidates = this.#sticky ? serving : free;
-    return candidates.length === 0 ? "anybody" : this.#picked(candidates, guest);
-  }
-
-  /** Backups are for those who have failed at all others, and for the time when no other serves. */
-  #choicesFor(guest: G): Choices {
-    const isLastTry = guest.tried.length === MOST_TRIED - 1;
-    const primaries = this.#untried(this.#primaries, guest).filter(takesClients);
-    const backups = this.#untried(this.#backups, guest).filter(takesClients);
-    const useBackups = primaries.length === 0 || (isLastTry && backups.length > 0);
-    return this.#withPlaces(useBackups ? backups : primaries);
-  }
-
-  /** With no server left up, one that is down may still be better than none. */
-  #lastResort(guest: G): Server | "anybody" | "none" {
-    for (const servers of [this.#primaries, this.#backups]) {
-      const down = this.#untried(servers, guest).filter(isOpen);
-      const choice = this.#among(this.#withPlaces(down), guest);
-      if (choice !== undefined) return choice;
-    }
-    return "none";
-  }
-
-  #withPlaces(serving: readonly Server[]): Choices {
-    if (this.#limit === Infinity) return { serving, free: serving };
-    return { serving, free: serving.filter((server) => this.hasPlace(server)) };
-  }
-
-  #untried(servers: readonly Server[], { tried }: G): readonly Server[] {
-    if (tried.length === 0) return servers;
-    return servers.filter((server) => !tried.some((attempt) => attempt.server === server));
-  }
-
-  /** A picker that returns nothing is a bug, and ends the program as one that throws does. */
-  #picked(servers: readonly Server[], guest: G): Server {
-    const server: Server | undefined = this.#pick(servers, guest.clientAddress);
-    if (server === undefined) throw new TypeError("the algorithm picked no server");
-    return server;
+  #newChoices(tried: readonly Attempt[]): Choices {
+    const isUntried = (server: Server): boolean =>
+      tried.every((attempt) => attempt.server !== server);
+    const primaries = this.#primaries.filter(isUntried);
+    const backups = this.#backups.filter(isUntried);
+    const inOrder = [primaries, backups].map((servers) => servers.filter(takesClients));
+    if (tried.length === MOST_TRIED - 1) inOrder.reverse(); // the last try
+    const groups = [...inOrder, primaries.filter(isOpen), backups.filter(isOpen)];
+    const serving = groups.find(({ length }) => length > 0) ?? [];
+    const isLimited = this.#limit < Infinity;
+    const free = isLimited ? serving.filter(({ open }) => open < this.#limit) : serving;
+    return { serving, free };
   }
 }
 
@@ -1936,12 +1762,11 @@ function mappedHost(host: string): string {
  */
 export type ProxyReading =
   | { readonly kind: "more" }
-  | { readonly kind: "bad"; readonly why: string }
+  | { readonly kind: "bad" }
   | { readonly kind: "done"; readonly length: number; readonly client: Address | undefined };
 
 const MORE: ProxyReading = { kind: "more" };
-const bad = (why: string): ProxyReading => ({ kind: "bad", why });
-
+const BAD: ProxyReading = { kind: "bad" };
 const SIGNATURE_V1 = Buffer.from("PROXY ");
 const SIGNATURE_V2 = Buffer.from("\r\n\r\n\0\r\nQUIT\n");
 /** Of version 1, in bytes, with its line end. */
@@ -1949,124 +1774,92 @@ const LONGEST_V1 = 107;
 
 /** Reads a PROXY header, as far as it has come; what is malformed is bad as soon as it shows. */
 export function readProxyHeader(bytes: Buffer): ProxyReading {
-  if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.subarray(0, LONGEST_V1));
-  if (beginsLike(bytes, SIGNATURE_V2)) return readV2(bytes);
-  return bad("no PROXY header");
+  if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.toString("latin1", 0, LONGEST_V1));
+  return beginsLike(bytes, SIGNATURE_V2) ? readV2(bytes) : BAD;
 }
 
-/** Whether `bytes` begin with `signature`, or are its beginning. */
-function beginsLike(bytes: Buffer, signature: Buffer): boolean {
-  const length = Math.min(bytes.length, signature.length);
-  return bytes.subarray(0, length).equals(signature.subarray(0, length));
+/** Whether `bytes` begin with `wanted`, or are its beginning. */
+function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
+  const length = Math.min(bytes.length, wanted.length);
+  return bytes.subarray(0, length).equals(wanted.subarray(0, length));
 }
 
-// Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each
-// word is judged as it comes, the last one by what may still become of it.
-
-/** A word of the line: whether `text` is one, and whether it may become one. */
-type Word = {
-  readonly what: string;
-  readonly isWhole: (text: string) => boolean;
-  readonly isStart: (text: string) => boolean;
-};
-
-const portWord: Word = {
-  what: "port",
-  isWhole: (text) => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535,
-  isStart: (text) => text === "" || portWord.isWhole(text),
-};
-const addressWord = (family: number, shape: RegExp): Word => ({
-  what: "address",
-  isWhole: (text) => shape.test(text) && isIP(text) === family,
-  isStart: (text) => shape.test(text),
-});
-const IPV4_WORD = addressWord(4, /^[\d.]{0,15}$/);
-const IPV6_WORD = addressWord(6, /^[\da-fA-F:.]{0,45}$/);
-
-/** The words behind the name of the protocol. */
-const PROTOCOLS: ReadonlyMap<string, readonly Word[]> = new Map([
-  ["TCP4", [IPV4_WORD, IPV4_WORD, portWord, portWord]],
-  ["TCP6", [IPV6_WORD, IPV6_WORD, portWord, portWord]],
+/** The letters of an address, by protocol; none has more. */
+const ADDRESS_LETTERS: ReadonlyMap<string, RegExp> = new Map([
+  ["TCP4", /^[\d.]{0,15}$/],
+  ["TCP6", /^[\da-fA-F:.]{0,45}$/],
 ]);
-const UNKNOWN = "UNKNOWN";
+const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
 
-function readV1(bytes: Buffer): ProxyReading {
-  if (bytes.length < SIGNATURE_V1.length) return MORE;
-  const text = bytes.toString("latin1");
+/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. */
+function readV1(text: string): ProxyReading {
+  if (text.length < SIGNATURE_V1.length) return MORE;
   const end = text.indexOf("\r\n");
-  if (end < 0 && text.length === LONGEST_V1) return bad("longer than a PROXY line may be");
-  const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end);
-  const extent = line.length < text.length ? "whole" : "start"; // a lone CR ends the last word
-  const [name = "", ...words] = line.slice(SIGNATURE_V1.length).split(" ");
-  const why = name === UNKNOWN ? undefined : complaintOf(name, words, extent);
-  if (why !== undefined) return bad(why);
+  if (end < 0 && text.length === LONGEST_V1) return BAD;
+  const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end); // CR ends the last word, too
+  const [, name = "", ...words] = line.split(" ");
+  const isUnknown = name === "UNKNOWN"; // whatever stands behind it
+  if (!isUnknown && !isGood(name, words, line === text ? "so far" : "whole")) return BAD;
   if (end < 0) return MORE;
   const [host = "", , port] = words;
-  const client = name === UNKNOWN ? undefined : clientAt(host, Number(port));
+  const client = isUnknown ? undefined : clientAt(host, Number(port));
   return { kind: "done", length: end + 2, client };
 }
 
-/** What is wrong with the words of a line, which is there as a whole, or as its start. */
-function complaintOf(
-  name: string,
-  words: readonly string[],
-  extent: "whole" | "start",
-): string | undefined {
-  const expected = PROTOCOLS.get(name);
-  if (expected === undefined) {
-    const names = [...PROTOCOLS.keys(), UNKNOWN];
-    const isStart = extent === "start" && words.length === 0;
-    return isStart && names.some((known) => known.startsWith(name)) ? undefined : "bad protocol";
+/** Judges each word as it comes, the last one `so far` by what may still become of it. */
+function isGood(name: string, words: readonly string[], extent: "so far" | "whole"): boolean {
+  const letters = ADDRESS_LETTERS.get(name);
+  if (letters === undefined) {
+    const names = [...ADDRESS_LETTERS.keys(), "UNKNOWN"];
+    const isCut = extent === "so far" && words.length === 0;
+    return isCut && names.some((known) => known.startsWith(name));
   }
-  if (words.length > expected.length) return "more words than a PROXY line has";
-  if (extent === "whole" && words.length < expected.length) return "an incomplete PROXY line";
-  for (const [place, text] of words.entries()) {
-    const isCut = extent === "start" && place === words.length - 1;
-    const word = expected[place];
-    const isGood = isCut ? word?.isStart(text) : word?.isWhole(text);
-    if (!isGood) return `bad ${word?.what}`;
-  }
-  return undefined;
+  if (words.length > 4 || (extent === "whole" && words.length < 4)) return false;
+  return words.every((text, place) => {
+    const isCut = extent === "so far" && place === words.length - 1;
+    if (place >= 2) return isPort(text) || (isCut && text === "");
+    return letters.test(text) && (isCut || `TCP${isIP(text)}` === name);
+  });
 }
+
+/** The name of an address' family, as Node has it. */
+const familyOf = (host: string): "ipv4" | "ipv6" => (isIP(host) === 6 ? "ipv6" : "ipv4");
 
 /** The client, its address in the one way in which sockets write it. */
-function clientAt(host: string, port: number): Address {
-  const family = isIP(host) === 6 ? "ipv6" : "ipv4";
-  return { host: plainHost(new SocketAddress({ address: host, family }).address), port };
+function clientAt(address: string, port: number): Address {
+  const { address: host } = new SocketAddress({ address, family: familyOf(address) });
+  return { host: plainHost(host), port };
 }
 
-// Version 2 is binary: the signature, version and command, family and transport, the length of the
-// rest. Behind the addresses may stand more (TLVs), which is skipped.
-
-/** Bytes before the addresses. */
+/** Bytes before the addresses; and of the addresses, by family: none, IPv4, IPv6, UNIX. */
 const HEAD_V2 = 16;
-/** By family: none, IPv4, IPv6, UNIX; how many bytes its addresses take. */
-const ADDRESS_BYTES = [0, 12, 36, 216] as const;
-const TCP_OVER_IPV4 = 0x11;
-const TCP_OVER_IPV6 = 0x21;
+const ADDRESS_BYTES = [0, 12, 36, 216];
 
+/**
+ * Version 2 is binary: the signature, version and command, family and transport, the length of the
+ * rest. Behind the addresses may stand more (TLVs), which is skipped.
+ */
 function readV2(bytes: Buffer): ProxyReading {
   const [command, transport] = bytes.subarray(SIGNATURE_V2.length);
   if (command === undefined) return MORE;
-  if (command !== 0x20 && command !== 0x21) return bad("bad version or command");
-  const isLocal = command === 0x20; // a check by whoever is before us; the rest says nothing
+  if (command !== 0x20 && command !== 0x21) return BAD;
   if (transport === undefined) return MORE;
-  const least = ADDRESS_BYTES[transport >> 4];
-  const isKnown = least !== undefined && (transport & 15) <= 2;
-  if (!isLocal && !isKnown) return bad("bad family or transport");
+  const isLocal = command === 0x20; // a check by whoever is before us; the rest says nothing
+  const least = isLocal ? 0 : ADDRESS_BYTES[transport >> 4];
+  if (least === undefined || (!isLocal && (transport & 15) > 2)) return BAD;
   if (bytes.length < HEAD_V2) return MORE;
   const size = bytes.readUInt16BE(HEAD_V2 - 2);
-  if (!isLocal && size < (least ?? 0)) return bad("too short for its addresses");
+  if (size < least) return BAD;
   const length = HEAD_V2 + size;
   if (bytes.length < length) return MORE;
   return { kind: "done", length, client: isLocal ? undefined : clientIn(bytes, transport) };
 }
 
-/** The source address of a whole header, where it is one of TCP. */
+/** The source of a whole header, where it is one of TCP: 0x11 over IPv4, 0x21 over IPv6. */
 function clientIn(bytes: Buffer, transport: number): Address | undefined {
-  if (transport === TCP_OVER_IPV4)
+  if (transport === 0x11)
     return clientAt(bytes.subarray(HEAD_V2, HEAD_V2 + 4).join("."), bytes.readUInt16BE(24));
-  if (transport !== TCP_OVER_IPV6) return undefined;
+  if (transport !== 0x21) return undefined;
   const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(HEAD_V2 + 2 * i));
   return clientAt(groups.map((group) => group.toString(16)).join(":"), bytes.readUInt16BE(48));
 }
@@ -2085,22 +1878,18 @@ export const cidrList: Kind<BlockList> = {
 function addNetwork(list: BlockList, entry: string): boolean {
   const [written = "", digits, rest] = entry.split("/");
   const host = plainHost(written);
-  const family = isIP(host);
-  if (family === 0 || host.includes("%") || rest !== undefined) return false;
-  const bits = family === 4 ? 32 : 128;
+  if (isIP(host) === 0 || host.includes("%") || rest !== undefined) return false;
   const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
-  const prefix = digits === undefined ? bits : wholeNumber(shift, bits + shift).read(digits);
-  if (prefix === undefined) return false;
-  const isShifted = digits !== undefined && shift > 0;
-  list.addSubnet(host, isShifted ? prefix - shift : prefix, family === 4 ? "ipv4" : "ipv6");
-  return true;
+  const most = shift + (isIP(host) === 4 ? 32 : 128);
+  const prefix = digits === undefined ? most : wholeNumber(shift, most).read(digits);
+  if (prefix !== undefined) list.addSubnet(host, prefix - shift, familyOf(host));
+  return prefix !== undefined;
 }
 
 /** Whether `host`, an address, is in one of the networks. */
 export function isWithin(list: BlockList, host: string): boolean {
   const plain = plainHost(host).replace(/%.*$/, "");
-  const family = isIP(plain);
-  return family !== 0 && list.check(plain, family === 4 ? "ipv4" : "ipv6");
+  return isIP(plain) !== 0 && list.check(plain, familyOf(plain));
 }
 
 // ─── Relay ───────────────────────────────────────────────────────────────────
