@@ -437,7 +437,7 @@ function sayFailure(known: KnownName, why: string): void {
 /** What a picker sees of a server. */
 export interface Candidate {
   readonly name: string;
-  /** Of its name, by `hash`: for `source-hash`. */
+  /** Of its name: for `source-hash`. */
   readonly hash: number;
   /** The configured weight x warmth, above 0. */
   weight: number;
@@ -458,10 +458,7 @@ export interface Candidate {
  */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 
-/**
- * What an algorithm may use of the world: random numbers in [0, 1), and a monotonic clock in
- * seconds.
- */
+/** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
 
 /**
@@ -470,10 +467,10 @@ export type Sources = { readonly random: () => number; readonly now: () => numbe
  */
 export const algorithms = {
   "round-robin": (sources) => {
-    const turns = newTurns(sources);
+    const shareOf = newTurns(sources);
     return (servers) => {
-      const share = turns.shareOf(servers);
-      let best = first(servers);
+      const share = shareOf(servers);
+      let best = at(servers, 0);
       let most = -Infinity;
       for (const server of servers) {
         const credit = server.credit + server.weight * share;
@@ -490,10 +487,10 @@ export const algorithms = {
   // Ties fall to whom round-robin would owe most. Who was too busy to take its turn has no claim to
   // it later: it is owed no more than the one who was picked.
   "least-connections": (sources) => {
-    const turns = newTurns(sources);
+    const shareOf = newTurns(sources);
     return (servers) => {
-      const share = turns.shareOf(servers);
-      let best = first(servers);
+      const share = shareOf(servers);
+      let best = at(servers, 0);
       for (const server of servers) {
         // per weight, without dividing
         const difference = server.open * best.weight - best.open * server.weight;
@@ -532,12 +529,10 @@ export const algorithms = {
     return (servers) => {
       const time = now();
       const start = Math.floor(random() * servers.length); // ties fall to a random one
-      if (time >= nextLook) {
-        const due = findDue(servers, start, time);
-        nextLook = due === undefined ? time + LOOK_EVERY : time;
-        if (due !== undefined) return tryAgain(due, time);
-      }
-      const best = cheapest(servers, start, time);
+      const due = time < nextLook ? undefined : findDue(servers, start, time);
+      if (due !== undefined) due.cost.triedAt = time;
+      else if (time >= nextLook) nextLook = time + LOOK_EVERY;
+      const best = due ?? cheapest(servers, start, time);
       best.cost.pickedAt = time;
       return best;
     };
@@ -560,12 +555,6 @@ function at<T>(items: readonly T[], place: number): T {
   return item;
 }
 
-function first<S>(servers: readonly S[]): S {
-  const server = servers[0];
-  if (server === undefined) throw new RangeError("an algorithm picks from at least one server");
-  return server;
-}
-
 // --- taking turns ---
 
 /** Credits that differ by less are equal: they are sums of fractions. */
@@ -579,9 +568,10 @@ const owed = (server: Candidate, share: number): number => server.credit + serve
  * b c. At each pick everyone is owed its share of one connection, and who is owed most gets it.
  * nginx counts in units of weight; we count in connections, which mean the same after a weight has
  * changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
- * step, and send their clients to the same servers at the same time.
+ * step, and send their clients to the same servers at the same time. Returns which part of a
+ * connection one unit of weight is due at a pick.
  */
-function newTurns({ random }: Sources) {
+function newTurns({ random }: Sources): (servers: readonly Candidate[]) => number {
   const creditor = {};
   let known: readonly Candidate[] | undefined;
   let share = 0;
@@ -597,12 +587,9 @@ function newTurns({ random }: Sources) {
     known = servers;
   }
 
-  return {
-    /** Which part of a connection one unit of weight is due at this pick. */
-    shareOf(servers: readonly Candidate[]): number {
-      if (servers !== known) meet(servers);
-      return share;
-    },
+  return (servers) => {
+    if (servers !== known) meet(servers);
+    return share;
   };
 }
 
@@ -628,11 +615,8 @@ function beginAt(phase: number, servers: readonly Candidate[]): void {
   for (const server of byRemainder.slice(0, left)) server.credit -= 1;
 }
 
-function totalWeight(servers: readonly Candidate[]): number {
-  let total = 0;
-  for (const server of servers) total += server.weight;
-  return total;
-}
+const totalWeight = (servers: readonly Candidate[]): number =>
+  servers.reduce((sum, { weight }) => sum + weight, 0);
 
 // --- drawing by weight ---
 
@@ -702,7 +686,7 @@ function newDraws() {
  */
 export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress: string): S {
   const client = hash(clientAddress);
-  let best = first(servers);
+  let best = at(servers, 0);
   let highest = 0;
   for (const server of servers) {
     const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
@@ -733,32 +717,20 @@ function mix(value: number): number {
 // --- what least-latency knows of a server ---
 
 /** All times are on one monotonic clock, in seconds. */
-export interface Cost {
+export type Cost = ReturnType<typeof newCost>;
+export const newCost = () => ({
   /** Peak EWMA of its turns, as it was at `shownAt`; 0 without history. */
-  seconds: number;
-  shownAt: number;
-  /**
-   * Turns begun since it last answered somebody, and since when there has been one without a break.
-   */
-  waiting: number;
-  silentSince: number;
-  /** The last pick by least-latency; and since when the answer to a trial is awaited. */
-  pickedAt: number;
-  triedAt: number;
-}
-
-export const newCost = (): Cost => ({
   seconds: 0,
   shownAt: 0,
+  /** Turns begun since it last answered somebody, and since when there has been one all along. */
   waiting: 0,
   silentSince: -Infinity,
+  /** The last pick by least-latency; and since when the answer to a trial is awaited. */
   pickedAt: -Infinity,
   triedAt: Infinity,
 });
 
-/**
- * A cost that a server has shown falls to 1/e of itself in this many seconds without a new sample.
- */
+/** A cost that a server has shown falls to 1/e of itself in so many seconds without a new sample. */
 const DECAY = 10;
 /** What a server is taken to need, in seconds, while no server has a history. */
 const DEFAULT_COST = 0.03;
@@ -785,8 +757,7 @@ export function answered(cost: Cost, began: number, now: number): void {
 
 /** A turn that began at `began` has ended without an answer, by its client or ours. */
 export function forgotten(cost: Cost, began: number): void {
-  const isCounted = cost.waiting > 0 && began >= cost.silentSince;
-  if (isCounted) cost.waiting -= 1;
+  if (cost.waiting > 0 && began >= cost.silentSince) cost.waiting -= 1;
 }
 
 /** A connect that began at `began` failed: it counts as a turn of `seconds`, a high cost. */
@@ -850,11 +821,7 @@ function isDue(cost: Cost, now: number): boolean {
 }
 
 /** The first server that is due, from the place `start` on and round. */
-function findDue<S extends Candidate>(
-  servers: readonly S[],
-  start: number,
-  now: number,
-): S | undefined {
+function findDue<S extends Candidate>(servers: readonly S[], start: number, now: number) {
   for (let i = 0; i < servers.length; i += 1) {
     const server = turned(servers, start, i);
     if (isDue(server.cost, now)) return server;
@@ -870,7 +837,7 @@ function turned<T>(items: readonly T[], start: number, i: number): T {
 
 /** Of the lowest cost x (open + 1) per weight; of those alike, the first from `start` on. */
 function cheapest<S extends Candidate>(servers: readonly S[], start: number, now: number): S {
-  let best = first(servers);
+  let best = at(servers, 0);
   let lowest = Infinity;
   let unknown = 0; // looked up only when a server is met that needs it
   for (let i = 0; i < servers.length; i += 1) {
@@ -885,13 +852,6 @@ function cheapest<S extends Candidate>(servers: readonly S[], start: number, now
     best = server;
   }
   return best;
-}
-
-/** Picks `server` for one connection, whose outcome decides. */
-function tryAgain<S extends Candidate>(server: S, now: number): S {
-  server.cost.pickedAt = now;
-  server.cost.triedAt = now;
-  return server;
 }
 
 // ─── Health ──────────────────────────────────────────────────────────────────
@@ -1271,24 +1231,17 @@ export function weigh(servers: readonly Server[], now: number, slowStart: number
 // pure. `runCheck` alone touches a socket; what its outcome means for a server is for the health
 // section to say.
 
-/** What --check asks for; `text` is how it was written. */
-export type CheckSpec = { readonly text: string } & (
-  | { readonly kind: "tcp" | "none" }
-  | {
-      readonly kind: "http";
-      readonly isSecure: boolean;
-      /** Its own port, where it names one. */
-      readonly port: number | undefined;
-      readonly path: string;
-    }
-  | {
-      readonly kind: "exchange";
-      readonly send: Buffer;
-      readonly expect: Buffer;
-      /** The answer must begin with `expect`; else it may stand anywhere. */
-      readonly isAnchored: boolean;
-    }
-);
+/**
+ * What --check asks for; `text` is how it was written, `port` the one that it names. The answer must
+ * begin with `expect` where it `isAnchored`; else that may stand anywhere.
+ */
+export type CheckSpec = Readonly<
+  { text: string } & (
+    | { kind: "tcp" | "none" }
+    | { kind: "http"; isSecure: boolean; port: number | undefined; path: string }
+    | { kind: "exchange"; send: Buffer; expect: Buffer; isAnchored: boolean }
+  )
+>;
 
 /** As much of an answer is looked at, in bytes. */
 const MOST_ANSWER = 64 * 1024;
@@ -1318,16 +1271,12 @@ function readExchange(text: string, exchange: string): CheckSpec | undefined {
 
 /** `text` in UTF-8 with its escapes replaced; undefined where one is unknown. */
 function bytesOf(text: string): Buffer | undefined {
-  const parts: Buffer[] = [];
-  let end = 0;
-  for (const match of text.matchAll(/\\x([\da-fA-F]{2})|\\([rnt\\^])|[^\\]+/gy)) {
-    const [piece, hex, letter] = match;
-    end += piece.length;
-    if (hex !== undefined) parts.push(Buffer.from(hex, "hex"));
-    else if (letter !== undefined) parts.push(Buffer.from(ESCAPES[letter] ?? letter));
-    else parts.push(Buffer.from(piece));
-  }
-  return end === text.length ? Buffer.concat(parts) : undefined;
+  const bytes = Buffer.from(text).toString("latin1"); // a character for each byte
+  if (!/^(?:[^\\]|\\x[\da-fA-F]{2}|\\[rnt\\^])*$/.test(bytes)) return undefined;
+  const replaced = bytes.replace(/\\(?:x(..)|(.))/g, (_, hex?: string, letter = "") =>
+    hex === undefined ? (ESCAPES[letter] ?? letter) : String.fromCharCode(parseInt(hex, 16)),
+  );
+  return Buffer.from(replaced, "latin1");
 }
 
 function readHttp(text: string): CheckSpec | undefined {
@@ -1361,31 +1310,23 @@ export type Judgement = "more" | "passed" | "wrong";
  * that came are a wrong answer, and no byte is none.
  */
 export function judge(spec: CheckSpec, answer: Buffer): Judgement {
-  if (spec.kind === "http") return judgeStatus(answer);
+  if (spec.kind === "http") return judgeStatus(answer.toString("latin1", 0, STATUS.length));
   if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
-  return spec.isAnchored ? judgeBeginning(answer, spec.expect) : judgeText(answer, spec.expect);
+  const { expect, isAnchored } = spec;
+  const seen = answer.subarray(0, isAnchored ? expect.length : MOST_ANSWER);
+  if (seen.includes(expect)) return "passed";
+  const mayCome = isAnchored ? beginsLike(seen, expect) : seen.length < MOST_ANSWER;
+  return mayCome ? "more" : "wrong";
 }
+
+const STATUS = "HTTP/1.1 200 ";
 
 /** Any status 2xx or 3xx passes, as soon as the character behind it has come. */
-function judgeStatus(answer: Buffer): Judgement {
-  const start = answer.toString("latin1", 0, 13);
-  if (/^HTTP\/\d\.\d [23]\d\d[ \r\n]$/.test(start)) return "passed";
-  const pattern = "HTTP/d.d ddd ";
-  const isStart = [...start].every((letter, place) =>
-    pattern[place] === "d" ? /\d/.test(letter) : letter === pattern[place],
-  );
-  return isStart && start.length < 13 ? "more" : "wrong";
-}
-
-function judgeBeginning(answer: Buffer, expect: Buffer): Judgement {
-  const length = Math.min(answer.length, expect.length);
-  if (!answer.subarray(0, length).equals(expect.subarray(0, length))) return "wrong";
-  return length === expect.length ? "passed" : "more";
-}
-
-function judgeText(answer: Buffer, expect: Buffer): Judgement {
-  if (answer.subarray(0, MOST_ANSWER).includes(expect)) return "passed";
-  return answer.length < MOST_ANSWER ? "more" : "wrong";
+function judgeStatus(start: string): Judgement {
+  const completed = start + STATUS.slice(start.length);
+  if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
+  if (start.length < STATUS.length) return "more";
+  return /^.{9}[23]/.test(start) ? "passed" : "wrong";
 }
 
 /** In words, for whoever asks why a server is down. */
@@ -1397,9 +1338,8 @@ function wrongWords(spec: CheckSpec, answer: Buffer): string {
 
 /** One check of one server. */
 export interface CheckOrder {
-  /** Where it goes: an address, never a name. */
   readonly address: Address;
-  /** The server's host as it is configured, for Host and SNI. */
+  /** As it is configured, for Host and SNI. */
   readonly host: string;
   readonly spec: CheckSpec;
   /** How long the connect may take, and all of it. */
@@ -1424,7 +1364,7 @@ export function runCheck(order: CheckOrder, report: (result: CheckResult) => voi
 /** What fails for want of something here says nothing about a server. */
 const OUR_SHORTAGES: readonly string[] = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 const PASSED: CheckResult = { kind: "passed" };
-const UNANSWERED = "no answer in time";
+const UNCONNECTED: CheckResult = { kind: "refused", why: "no connection in time", code: "" };
 
 class CheckRun {
   readonly #order: CheckOrder;
@@ -1448,8 +1388,7 @@ class CheckRun {
     this.#socket = this.#plain;
     this.#plain.on("error", (error) => this.#failed(error));
     this.#plain.on("connect", () => this.#connected());
-    const refused: CheckResult = { kind: "refused", why: "no connection in time", code: "" };
-    this.#wait(order.connectSeconds * 1000, () => this.#finish(refused));
+    this.#wait(order.connectSeconds * 1000, () => this.#finish(UNCONNECTED));
   }
 
   /** Lets go of everything; nothing is reported any more. */
@@ -1482,44 +1421,28 @@ class CheckRun {
   }
 
   #connected(): void {
-    const { spec, prefix } = this.#order;
+    const { spec, host, prefix, holdSeconds } = this.#order;
     if (this.#isOver) return;
     if (isSelfConnected(this.#plain)) return this.#failed(new Error(MET_ITSELF));
     this.#isAccepted = true;
     if (prefix !== "") this.#plain.write(prefix);
-    if (asks(spec)) this.#ask();
-    else this.#hold();
-  }
-
-  #ask(): void {
-    const { spec, host } = this.#order;
-    if (spec.kind === "http" && spec.isSecure) this.#socket = this.#secured();
-    this.#listen();
-    const question = questionOf(spec, host);
-    if (question.length > 0) this.#socket.write(question);
-    const left = Math.max(0, this.#deadline - performance.now());
-    this.#wait(left, () => this.#unanswered(UNANSWERED, "time-out"));
-  }
-
-  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
-  #secured(): Socket {
-    const { host } = this.#order;
-    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
-    const socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
-    return socket.on("error", (error) => this.#failed(error));
-  }
-
-  #hold(): void {
-    const { holdSeconds } = this.#order;
-    if (holdSeconds === 0) return this.#finish(PASSED);
-    this.#listen();
-    this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
-  }
-
-  #listen(): void {
+    if (!asks(spec) && holdSeconds === 0) return this.#finish(PASSED);
+    if (spec.kind === "http" && spec.isSecure) this.#secure(host);
     const closed = (): void => this.#unanswered("accepted, and closed without a byte", "close");
     this.#socket.on("data", (chunk: Buffer) => this.#read(chunk));
     this.#socket.on("end", closed).on("close", closed);
+    if (!asks(spec)) return this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
+    const question = questionOf(spec, host);
+    if (question.length > 0) this.#socket.write(question);
+    const left = Math.max(0, this.#deadline - performance.now());
+    this.#wait(left, () => this.#unanswered("no answer in time", "time-out"));
+  }
+
+  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
+  #secure(host: string): void {
+    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
+    this.#socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
+    this.#socket.on("error", (error) => this.#failed(error));
   }
 
   #read(chunk: Buffer): void {
@@ -1531,28 +1454,21 @@ class CheckRun {
 
   /** Nothing more will come: what has come so far is a wrong answer, else there was none. */
   #unanswered(why: string, by: "close" | "time-out"): void {
-    const isWrong = this.#answer.length > 0;
-    const words = isWrong ? wrongWords(this.#order.spec, this.#answer) : why;
-    this.#finish({ kind: "silent", why: words, by: isWrong ? "wrong" : by });
+    if (this.#answer.length === 0) return this.#finish({ kind: "silent", why, by });
+    const words = wrongWords(this.#order.spec, this.#answer);
+    this.#finish({ kind: "silent", why: words, by: "wrong" });
   }
 
   #failed(error: Error): void {
     const code = codeOf(error);
-    const why = tlsReasonOf(error) ?? reasonOf(error);
+    const [, tlsReason] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? []; // OpenSSL's
+    const why = tlsReason === undefined ? reasonOf(error) : `TLS: ${tlsReason}`;
     if (OUR_SHORTAGES.includes(code)) return this.#finish({ kind: "short" });
-    // nobody refuses by that: it was reset as soon as it stood, before we had looked
+    // nobody refuses by a reset: it came as soon as the connection stood, before we had looked
     if (code === "ECONNRESET") this.#isAccepted = true;
     if (this.#isAccepted) this.#unanswered(`accepted, then: ${why}`, "close");
     else this.#finish({ kind: "refused", why, code });
   }
-}
-
-/**
- * OpenSSL's own words out of a message such as `...:SSL routines:func:wrong version number:...`.
- */
-function tlsReasonOf(error: Error): string | undefined {
-  const [, reason] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? [];
-  return reason === undefined ? undefined : `TLS: ${reason}`;
 }
 
 const MET_ITSELF = "connected to itself: nobody listens";
