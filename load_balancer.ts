@@ -85,22 +85,17 @@ export class Server implements Candidate {
   readonly name: string;
   readonly address: Address;
   readonly hash: number;
-  /** As it is configured now. */
-  spec: ServerSpec;
+  spec: ServerSpec; // as it is configured now
   weight: number;
-  open = 0;
+  open = 0; // written by places, as `stats.total`
   credit = 0;
   creditor: object | undefined = undefined;
   readonly cost = newCost();
-  /** Taken out by hand: it gets no new clients. */
-  draining = false;
-  /** When it was last drained or made ready, and since when its slow start counts. */
-  switchedAt: number;
-  warmSince = -Infinity;
-  /** Written by the health section. */
-  readonly health: HealthState;
-  /** Counted for people to see; nothing decides by it. */
-  readonly stats = new Stats();
+  draining = false; // taken out by hand: it gets no new clients
+  switchedAt: number; // when it was last drained or made ready
+  warmSince = -Infinity; // since when its slow start counts
+  readonly health: HealthState; // written by the health section
+  readonly stats = new Stats(); // counted for people to see; nothing decides by it
 
   constructor(spec: ServerSpec, now: number) {
     this.name = formatAddress(spec);
@@ -121,8 +116,7 @@ export class Stats {
   connectErrors = 0;
   checkFailures = 0;
   bytesToServer = 0;
-  /** Exponentially weighted means in seconds, null before the first sample. */
-  connectTime: number | null = null;
+  connectTime: number | null = null; // means in seconds, null before the first sample
   turnTime: number | null = null;
   readonly connectTimes = newHistogram(BUCKETS);
   readonly turnTimes = newHistogram(BUCKETS);
@@ -160,10 +154,8 @@ const smooth = (mean: number | null, sample: number): number =>
 
 /** A server as it is configured. */
 export type ServerSpec = Address & {
-  /** 0 drains it. */
-  readonly weight: number;
-  /** Only for when no other is left. */
-  readonly backup: boolean;
+  readonly weight: number; // 0 drains it
+  readonly backup: boolean; // only for when no other is left
   /** As it was written: `host` is then one address of this name. For Host and SNI. */
   readonly configuredHost: string;
   /** False: `host` is a name that has no address so far. It is down, and never dialled. */
@@ -238,18 +230,15 @@ function chosenFrom(addresses: readonly string[]): string[] {
 }
 
 /** What is known of a name in the list of servers. */
+type KnownName = ReturnType<typeof newName>;
 const newName = (name: string) => ({
   name,
-  /** Its last good answer; none yet is empty. */
-  addresses: new Array<string>(),
+  addresses: new Array<string>(), // its last good answer; none yet is empty
   isAsked: false,
   askedAt: 0,
-  /** Its last look-up took so long that its like must not hold up the others. */
-  isSlow: false,
-  /** That it failed has been said. */
-  isFailing: false,
+  isSlow: false, // its last look-up took so long that its like must not hold up the others
+  isFailing: false, // and that was said
 });
-type KnownName = ReturnType<typeof newName>;
 
 /** Who hears of changes, and of a complaint about the file; undefined: it is good (again). */
 export type DirectoryListener = {
@@ -261,21 +250,18 @@ export type DirectoryListener = {
 const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
 type DirectorySeconds = typeof DIRECTORY_SECONDS;
 
-/**
- * What the configured servers are at the moment. A name is looked up here and not for each
- * connection, so that DNS can be the directory; when that fails its last good answer stays. Node
- * has two threads for look-ups: names that are slow to answer share one of them and wait for each
- * other, so that the other one is free for the rest.
- */
+/** What the configured servers are at the moment. A name is looked up here and not for each
+ *  connection, so that DNS can be the directory; when that fails its last good answer stays. Node
+ *  has two threads for look-ups: names that are slow to answer share one of them and wait for each
+ *  other, so that the other one is free for the rest. */
 export class Directory {
   #configured: readonly ServerSpec[];
   readonly #resolve: Resolver;
   readonly #seconds: DirectorySeconds;
   readonly #names = new Map<string, KnownName>();
   #timers: NodeJS.Timeout[] = [];
-  /** The servers file, if there is one, and what was last read of it: the same is no change. */
-  #file: string | undefined = undefined;
-  #lastRead: string | undefined = undefined;
+  #file: string | undefined;
+  #lastRead: string | undefined; // what says the same is no change
   #isReading = false;
   #isReadAgain = false;
   #listener: DirectoryListener | undefined;
@@ -354,10 +340,8 @@ export class Directory {
     this.#isReading = false;
   }
 
-  /**
-   * The text is compared, not the time of its last change: so no change is missed, be it a second
-   * one within a moment, or a symbolic link on the way to it that was turned.
-   */
+  /** The text is compared, not the time of its last change: so no change is missed, be it a second
+   *  one within a moment, or a symbolic link on the way to it that was turned. */
   #takeText(file: string, text: string | RunError): void {
     if (this.#isClosed || String(text) === this.#lastRead) return;
     this.#lastRead = String(text);
@@ -431,40 +415,29 @@ function sayFailure(known: KnownName, why: string): void {
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
 // Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the
-// table: help, validation, tests and the laboratory derive from it. What `least-latency` knows of
-// a server is kept by the functions at the end of this section.
+// table: help, validation, tests and the laboratory derive from it.
 
 /** What a picker sees of a server. */
 export interface Candidate {
   readonly name: string;
-  /** Of its name: for `source-hash`. */
-  readonly hash: number;
-  /** The configured weight x warmth, above 0. */
-  weight: number;
-  /** Open connections, counted from the pick. */
-  open: number;
-  /** How many connections it is owed by those who take turns (below 0: it is ahead). */
-  credit: number;
-  /** Whose turns `credit` is about: another picker's mean nothing. */
+  readonly hash: number; // of its name, for `source-hash`
+  weight: number; // the configured one x warmth, above 0
+  open: number; // connections, counted from the pick
+  credit: number; // how many it is owed by `creditor`, who takes turns (below 0: it is ahead)
   creditor: object | undefined;
-  /** What `least-latency` knows of its turns. */
-  readonly cost: Cost;
+  readonly cost: Cost; // what `least-latency` knows of its turns
 }
 
-/**
- * Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
- * in the same order, and is the same array for as long as neither its members nor any weight in it
- * has changed.
- */
+/** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
+ *  in the same order, and is the same array as long as its members and their weights are the
+ *  same. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 
 /** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
 
-/**
- * Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
- * made when a configured weight changes: whoever takes turns begins anew.
- */
+/** Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
+ *  made when a configured weight changes: whoever takes turns begins anew. */
 export const algorithms = {
   "round-robin": (sources) => {
     const shareOf = newTurns(sources);
@@ -563,15 +536,12 @@ const TIE = 1e-9;
 /** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
 const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
 
-/**
- * Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
- * b c. At each pick everyone is owed its share of one connection, and who is owed most gets it.
- * nginx counts in units of weight; we count in connections, which mean the same after a weight has
- * changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
- * step, and send their clients to the same servers at the same time. Returns which part of a
- * connection one unit of weight is due at a pick.
- */
-function newTurns({ random }: Sources): (servers: readonly Candidate[]) => number {
+/** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
+ *  b c. At each pick everyone is owed its share of one connection, and who is owed most gets it. We
+ *  count in connections, not in units of weight as nginx: they mean the same after a weight has
+ *  changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
+ *  step. Returns which part of a connection one unit of weight is due at a pick. */
+function newTurns({ random }: Sources) {
   const creditor = {};
   let known: readonly Candidate[] | undefined;
   let share = 0;
@@ -587,18 +557,16 @@ function newTurns({ random }: Sources): (servers: readonly Candidate[]) => numbe
     known = servers;
   }
 
-  return (servers) => {
+  return (servers: readonly Candidate[]): number => {
     if (servers !== known) meet(servers);
     return share;
   };
 }
 
-/**
- * Gives `servers` the credits that they have after some picks, the part `phase` in [0, 1) of a
- * whole round. How many of these went to whom is told by the largest remainders (Hamilton's
- * method), which for equal weights, and nearly always for others, is what playing them would give;
- * but a round of 10,000 servers with large weights is too long to be played.
- */
+/** Gives `servers` the credits that they have after some picks, the part `phase` in [0, 1) of a
+ *  whole round. How many of these went to whom is told by the largest remainders (Hamilton's
+ *  method), nearly always as playing them would; but a round of 10,000 servers is too long for
+ *  that. */
 function beginAt(phase: number, servers: readonly Candidate[]): void {
   const total = totalWeight(servers);
   const least = servers.reduce((weight, server) => Math.min(weight, server.weight), Infinity);
@@ -620,11 +588,8 @@ const totalWeight = (servers: readonly Candidate[]): number =>
 
 // --- drawing by weight ---
 
-/**
- * Draws places in a list by the weights there, in constant time however many there are: a table
- * says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). It is
- * made anew when the list is another one.
- */
+/** Draws places in a list by the weights there, in constant time however many there are: a table
+ *  says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). */
 function newDraws() {
   let known: readonly Candidate[] = [];
   let ends = new Float64Array(0); // the sum of the weights up to and with each
@@ -678,12 +643,9 @@ function newDraws() {
 
 // --- hashing ---
 
-/**
- * Which of `servers` a client belongs to: weighted rendezvous hashing (Thaler & Ravishankar 1998;
- * weights: Schindelhauer & Schomaker 2005). Each server scores each client; a server that leaves
- * takes only its own clients with it. The highest -weight / ln(u) wins, which for equal weights is
- * the highest u.
- */
+/** Weighted rendezvous hashing (Thaler & Ravishankar 1998; weights: Schindelhauer & Schomaker
+ *  2005): each server scores each client, so that one that leaves takes only its own clients with
+ *  it. The highest -weight / ln(u) wins, which for equal weights is the highest u. */
 export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress: string): S {
   const client = hash(clientAddress);
   let best = at(servers, 0);
@@ -719,29 +681,20 @@ function mix(value: number): number {
 /** All times are on one monotonic clock, in seconds. */
 export type Cost = ReturnType<typeof newCost>;
 export const newCost = () => ({
-  /** Peak EWMA of its turns, as it was at `shownAt`; 0 without history. */
-  seconds: 0,
+  seconds: 0, // peak EWMA of its turns, as it was at `shownAt`; 0 without history
   shownAt: 0,
-  /** Turns begun since it last answered somebody, and since when there has been one all along. */
-  waiting: 0,
-  silentSince: -Infinity,
-  /** The last pick by least-latency; and since when the answer to a trial is awaited. */
-  pickedAt: -Infinity,
-  triedAt: Infinity,
+  waiting: 0, // turns begun since it last answered somebody
+  silentSince: -Infinity, // since then there has been such a turn without a break
+  pickedAt: -Infinity, // the last time by least-latency
+  triedAt: Infinity, // when the trial began whose answer is awaited
 });
 
-/** A cost that a server has shown falls to 1/e of itself in so many seconds without a new sample. */
-const DECAY = 10;
-/** What a server is taken to need, in seconds, while no server has a history. */
-const DEFAULT_COST = 0.03;
-/** A server that was not picked for so long is tried once, whatever its cost, in seconds. */
-const TRY_AGAIN = 20;
-/** So long, at least, a server has answered nobody before somebody is sent to find out. */
-const PATIENCE = 1;
-/** How often a busy balancer looks for such servers, in seconds. */
-const LOOK_EVERY = 0.1;
-/** Silence counts as at most so many times what the server has last shown. */
-const MOST_SILENCE = 8;
+const DECAY = 10; // a cost falls to 1/e of itself in so many seconds without a new sample
+const DEFAULT_COST = 0.03; // seconds that a server is taken to need while none has a history
+const TRY_AGAIN = 20; // who was not picked for so many seconds is tried once, whatever its cost
+const PATIENCE = 1; // so many seconds of silence, at least, before somebody is sent to find out
+const LOOK_EVERY = 0.1; // how often a busy balancer looks for such servers, in seconds
+const MOST_SILENCE = 8; // silence counts as at most so many times what the server has last shown
 
 /** A client's turn has begun at `now`: not before its bytes went to the server. */
 export function asked(cost: Cost, now: number): void {
@@ -765,10 +718,8 @@ export function failed(cost: Cost, began: number, seconds: number, now: number):
   show(cost, began, seconds, now);
 }
 
-/**
- * Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
- * by. The outcome of a trial replaces what was known before.
- */
+/** Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
+ *  by. The outcome of a trial replaces what was known before. */
 function show(cost: Cost, began: number, seconds: number, now: number): void {
   const kept = Math.exp((cost.shownAt - now) / DECAY);
   const decayed = cost.seconds * kept;
@@ -779,12 +730,10 @@ function show(cost: Cost, began: number, seconds: number, now: number): void {
   cost.shownAt = now;
 }
 
-/**
- * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read;
- * and silence counts as far as it goes: a server that hangs is slow before its answer proves it.
- * Only silence towards everybody does, and not without bounds, or one client that asks and never
- * finishes would speak for the server.
- */
+/** The cost of a server now, in seconds; `unknown` without history. It decays while it is only
+ *  read. Silence counts as it stands: a server that hangs is slow before its answer proves it. But
+ *  only silence towards everybody, and within bounds: no client that never finishes speaks for a
+ *  server. */
 export function costOf(cost: Cost, now: number, unknown: number): number {
   const isKnown = cost.seconds > 0;
   const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
@@ -793,7 +742,7 @@ export function costOf(cost: Cost, now: number, unknown: number): number {
   return Math.max(known, Math.min(now - cost.silentSince, most));
 }
 
-/** Not above `costOf`, and cheaper: exp(-x) >= 1 - x, so that most are out without an exp. */
+/** Not above `costOf`, and cheaper: exp(-x) >= 1 - x. Most are out by it, without an exp. */
 const lowestPossible = (cost: Cost, now: number): number =>
   cost.seconds * (1 - (now - cost.shownAt) / DECAY);
 
@@ -807,11 +756,9 @@ function lowestKnown(servers: readonly Candidate[], now: number): number {
   return lowest === Infinity ? DEFAULT_COST : lowest;
 }
 
-/**
- * Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
- * silent for longer than it is known to need. A silence that goes on is tested each time that it
- * has doubled.
- */
+/** Whether a server is to be tried whatever its cost: nobody was sent there for long, or it has
+ *  been silent for longer than it needs. A silence that goes on is tested each time that it has
+ *  doubled. */
 function isDue(cost: Cost, now: number): boolean {
   const left = now - cost.pickedAt; // alone
   if (left < PATIENCE) return false;
@@ -864,46 +811,31 @@ function cheapest<S extends Candidate>(servers: readonly S[], start: number, now
 /** A server's health, and where its checks stand. Written by this section alone. */
 export class HealthState {
   up = true;
-  /** When it went up or down; on the balancer's clock, in seconds, as all times inside are. */
-  since: number;
-  /** Why it is down; "" while it is up. */
-  why = "";
+  since: number; // when it went up or down, in seconds on the balancer's clock, as all times here
+  why = ""; // it is down; "" while it is up
   /** Failures in a row to the one question and to the other, and checks passed in a row. */
   refused = 0;
   silent = 0;
   passed = 0;
-  /** The last check failed. */
-  failing = false;
-  /** A check got other bytes than it wants, which nothing clears but a pass. */
-  wrong = false;
+  failing = false; // the last check failed
+  wrong = false; // a check got other bytes than it wants, which nothing clears but a pass
   /** A client's connection dialled since then proves, by its first byte, that it answers. */
   clearableSince = Infinity;
-  /** The last client's dial that counted as a failure. */
-  dialCountedAt = -Infinity;
-  /** Bytes that it has given, counted by the relay; and how many before its row of failures. */
-  received = 0;
-  receivedBefore = 0;
-  /** It was reached once: "address not available" is then our shortage and not its absence. */
-  reached = false;
-  /** The last evidence that it is well: it gave somebody a byte, or passed a check that asks. */
-  provedAt = -Infinity;
-  /** The last check: how it went and when, when it began, and when one that was hurried did. */
+  dialCountedAt = -Infinity; // the last client's dial that counted as a failure
+  received = 0; // bytes that it has given, counted by the relay
+  receivedBefore = 0; // before its row of failures began
+  reached = false; // once: "address not available" is then our shortage and not its absence
+  provedAt = -Infinity; // the last time it gave somebody a byte, or passed a check that asks
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
-  begunAt = -Infinity;
-  hurriedAt = -Infinity;
-  /**
-   * Closed a connection at once, or let a client wait for its dial: the next check looks closely,
-   * and is due now. And whether the last check was such a one.
-   */
+  begunAt = -Infinity; // when the last check began
+  hurriedAt = -Infinity; // when the last one began that a suspicion had made due
+  /** It closed a connection at once, or let a client wait: the next check looks closely. */
   suspected = false;
-  lookedClosely = false;
-  /** Since the check began: a connection dialled before it, or after it, got its first byte. */
-  lineMoved = false;
-  overtaken = false;
-  /** Ends the check that is under way. */
-  cancelCheck: (() => void) | undefined = undefined;
-  /** Takes back the next one; undefined: it is not watched. */
-  cancelTimer: (() => void) | undefined = undefined;
+  lookedClosely = false; // the last check did
+  lineMoved = false; // since the last check began, a connection dialled before got its first byte
+  overtaken = false; // and one dialled after it did
+  cancelCheck: (() => void) | undefined = undefined; // of the one under way
+  cancelTimer: (() => void) | undefined = undefined; // of the next one; none: it is not watched
 
   constructor(now: number) {
     this.since = now;
@@ -915,17 +847,14 @@ export interface HealthRules {
   readonly interval: number;
   readonly fall: number;
   readonly rise: number;
-  /** Nobody that works is checked (`--check none`). */
-  readonly onlyWhoFailed: boolean;
-  /** A client's first byte may clear silence: any that a bare connect can see, only that of a check
-   *  that was closed without a byte, or none. */
+  readonly onlyWhoFailed: boolean; // nobody that works is checked (`--check none`)
+  /** Which silence a client's first byte clears: a closed check is one that got no byte. */
   readonly clears: "any silence" | "a closed check" | "nothing";
 }
 
-/**
- * What a check may tell: `answered`, at another port, where it cannot tell whether the server
- * accepts; `silent`, one way or another; `queued`: no byte in time, but the server's line moves.
- */
+/** What a check may tell: `answered`, at another port, where it cannot tell whether the server
+ *  accepts; `silent`, one way or another; `queued`: no byte in time, but the server's line
+ *  moves. */
 type CheckSight =
   | { readonly kind: "passed" | "answered" | "queued" }
   | { readonly kind: "refused"; readonly why: string }
@@ -954,12 +883,7 @@ export function learn(state: HealthState, sight: Sight, now: number, rules: Heal
   return goesDown ? "down" : undefined;
 }
 
-function learnOfCheck(
-  state: HealthState,
-  sight: CheckSight,
-  now: number,
-  { clears }: HealthRules,
-): void {
+function learnOfCheck(state: HealthState, sight: CheckSight, now: number, rules: HealthRules) {
   state.failing = sight.kind === "refused" || sight.kind === "silent";
   switch (sight.kind) {
     case "passed":
@@ -975,26 +899,22 @@ function learnOfCheck(
       return countFailure(state, "refused", sight.why);
     case "silent":
       if (sight.by === "wrong") state.wrong = true;
-      if (clears === "any silence") state.clearableSince = now;
-      if (clears === "a closed check" && sight.by === "close") state.clearableSince = now;
+      if (rules.clears === "any silence") state.clearableSince = now;
+      if (rules.clears === "a closed check" && sight.by === "close") state.clearableSince = now;
       return countFailure(state, "silent", sight.why);
   }
 }
 
 /** While a server is down, clients' sights count for nothing; a dial from before never does. */
-function learnOfClient(
-  state: HealthState,
-  sight: ClientSight,
-  now: number,
-  { interval, fall }: HealthRules,
-): void {
+function learnOfClient(state: HealthState, sight: ClientSight, now: number, rules: HealthRules) {
   const { kind, dialledAt } = sight;
   if (kind === "dial accepted") state.reached = true;
   if (!state.up || dialledAt < state.since) return;
   if (kind === "dial accepted") state.refused = 0;
   const isRefuted = dialledAt >= state.clearableSince && !state.wrong;
   if (kind === "first byte" && isRefuted) clearSilence(state);
-  if (kind !== "dial failed" || now - state.dialCountedAt < interval / fall) return;
+  const isTooSoon = now - state.dialCountedAt < rules.interval / rules.fall;
+  if (kind !== "dial failed" || isTooSoon) return;
   state.dialCountedAt = now;
   countFailure(state, "refused", sight.why);
 }
@@ -1035,26 +955,18 @@ function nextCheckAt(state: HealthState, { interval, fall, onlyWhoFailed }: Heal
   return Math.min(Math.max(afterDial, begunAt + soon), hurried);
 }
 
-/** Time that is given: the machine's, or a simulation's. */
+/** Time that is given, monotonic, in seconds. The result of `after` takes its action back. */
 export interface Clock {
-  /** Monotonic, in seconds. */
   readonly now: () => number;
-  /** Runs `action` in so many seconds; the result takes that back. */
   readonly after: (seconds: number, action: () => void) => () => void;
 }
 
+type Report = (result: CheckResult) => void;
 /** Does one check and reports once, or is cancelled by the function returned. */
-export type Probe = (
-  server: Server,
-  hold: number,
-  beside: boolean,
-  report: (result: CheckResult) => void,
-) => () => void;
+export type Probe = (server: Server, hold: number, beside: boolean, report: Report) => () => void;
 
-/**
- * How a check went. Two tell nothing: `late`, when we stood still ourselves, and `short`, when this
- * machine had no descriptor or no port for it.
- */
+/** How a check went. Two tell nothing: `late`, when we stood still ourselves, and `short`, when
+ *  this machine had no descriptor or no port for it. */
 export type CheckResult = { readonly kind: "late" } | { readonly kind: "short" } | Finding;
 type Finding =
   | { readonly kind: "passed" }
@@ -1064,8 +976,7 @@ type Finding =
 /** Who told that a server is up or down. */
 export type Teller = "check" | "client";
 
-/** The longest that a check which looks closely holds its connection, in seconds. */
-const HOLD = 0.2;
+const HOLD = 0.2; // the longest that a check which looks closely holds its connection, in seconds
 
 /** How the balancer asks, beside the rules. */
 export interface HealthSettings extends HealthRules {
@@ -1205,8 +1116,7 @@ export class Health {
   }
 }
 
-/** The share of its weight with which a slow start begins. */
-const COLDEST = 0.05;
+const COLDEST = 0.05; // the share of its weight with which a slow start begins
 
 /** How much of its weight a server gets that has been back since `since`. */
 export function warmth(since: number, now: number, slowStart: number): number {
@@ -1231,10 +1141,8 @@ export function weigh(servers: readonly Server[], now: number, slowStart: number
 // pure. `runCheck` alone touches a socket; what its outcome means for a server is for the health
 // section to say.
 
-/**
- * What --check asks for; `text` is how it was written, `port` the one that it names. The answer must
- * begin with `expect` where it `isAnchored`; else that may stand anywhere.
- */
+/** What --check asks for; `text` is how it was written, `port` the one that it names. The answer
+ *  must begin with `expect` where it `isAnchored`; else that may stand anywhere. */
 export type CheckSpec = Readonly<
   { text: string } & (
     | { kind: "tcp" | "none" }
@@ -1243,8 +1151,7 @@ export type CheckSpec = Readonly<
   )
 >;
 
-/** As much of an answer is looked at, in bytes. */
-const MOST_ANSWER = 64 * 1024;
+const MOST_ANSWER = 64 * 1024; // bytes of an answer are looked at
 const ESCAPES: Readonly<Record<string, string>> = { r: "\r", n: "\n", t: "\t" };
 
 export const readCheck: Kind<CheckSpec> = {
@@ -1305,10 +1212,8 @@ export function questionOf(spec: CheckSpec, host: string): Buffer {
 
 export type Judgement = "more" | "passed" | "wrong";
 
-/**
- * What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
- * that came are a wrong answer, and no byte is none.
- */
+/** What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
+ *  that came are a wrong answer, and no byte is none. */
 export function judge(spec: CheckSpec, answer: Buffer): Judgement {
   if (spec.kind === "http") return judgeStatus(answer.toString("latin1", 0, STATUS.length));
   if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
@@ -1339,24 +1244,18 @@ function wrongWords(spec: CheckSpec, answer: Buffer): string {
 /** One check of one server. */
 export interface CheckOrder {
   readonly address: Address;
-  /** As it is configured, for Host and SNI. */
-  readonly host: string;
+  readonly host: string; // as it is configured, for Host and SNI
   readonly spec: CheckSpec;
-  /** How long the connect may take, and all of it. */
-  readonly connectSeconds: number;
-  readonly seconds: number;
-  /** A check that does not ask wants the connection to stay open so long, or a byte; 0: no. */
-  readonly holdSeconds: number;
-  /** Goes before everything else: a PROXY header, or nothing. */
-  readonly prefix: string;
+  readonly connectSeconds: number; // how long the connect may take
+  readonly seconds: number; // and all of it
+  readonly holdSeconds: number; // a check that does not ask wants it to stay open so long
+  readonly prefix: string; // goes before everything else: a PROXY header, or nothing
   readonly connect: World["connect"];
 }
 
-/**
- * Checks a server once and reports once, never before it has returned. Returns what calls the check
- * off; then nothing is reported.
- */
-export function runCheck(order: CheckOrder, report: (result: CheckResult) => void): () => void {
+/** Checks a server once and reports once, never before it has returned. Returns what calls the
+ *  check off; then nothing is reported. */
+export function runCheck(order: CheckOrder, report: Report): () => void {
   const run = new CheckRun(order, report);
   return () => run.close();
 }
@@ -1368,19 +1267,17 @@ const UNCONNECTED: CheckResult = { kind: "refused", why: "no connection in time"
 
 class CheckRun {
   readonly #order: CheckOrder;
-  readonly #report: (result: CheckResult) => void;
-  /** When all must be over, in ms. */
-  readonly #deadline: number;
-  /** The TCP connection, and what speaks over it: itself, or TLS. */
+  readonly #report: Report;
+  readonly #deadline: number; // when all must be over, in ms
   readonly #plain: Socket;
-  #socket: Socket;
+  #socket: Socket; // speaks over the plain one: itself, or TLS
   #isAccepted = false;
   #answer: Buffer = NOTHING;
   #timer: NodeJS.Timeout | undefined;
   #immediate: NodeJS.Immediate | undefined;
   #isOver = false;
 
-  constructor(order: CheckOrder, report: (result: CheckResult) => void) {
+  constructor(order: CheckOrder, report: Report) {
     this.#order = order;
     this.#report = report;
     this.#deadline = performance.now() + order.seconds * 1000;
@@ -1406,10 +1303,8 @@ class CheckRun {
     this.#report(result);
   }
 
-  /**
-   * Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while
-   * we stood still is read first.
-   */
+  /** Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while
+   *  we stood still is read first. */
   #wait(ms: number, verdict: () => void): void {
     clearTimeout(this.#timer);
     const due = performance.now() + ms;
@@ -1481,20 +1376,12 @@ const isSelfConnected = (socket: Socket): boolean =>
 // which order. Pure: it sees no socket and no clock. A place is taken at the pick and left once.
 
 /** A dial that failed: at which server, and why. */
-export interface Attempt {
-  readonly server: Server;
-  readonly why: string;
-}
+export type Attempt = { readonly server: Server; readonly why: string };
 
-/** A client that wants a place. */
-export interface Guest {
-  readonly clientAddress: string;
-  /** Where it has failed already. */
-  readonly tried: readonly Attempt[];
-}
+/** A client that wants a place, and where it has failed already. */
+export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
 
-/** So many servers are tried for one client; then there is none for it. */
-const MOST_TRIED = 8;
+const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
 
 /** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
 const isOpen = ({ draining, spec }: Server): boolean =>
@@ -1505,24 +1392,16 @@ const takesClients = (server: Server): boolean => server.health.up && isOpen(ser
 type Choices = { readonly serving: readonly Server[]; readonly free: readonly Server[] };
 
 export class Places<G extends Guest> {
-  /** As configured, in order: those for everybody, and those for when nobody else is left. */
   #primaries: readonly Server[] = [];
   #backups: readonly Server[] = [];
-  /** Connections that a server may have at once. */
   readonly #limit: number;
   #pick: Picker = () => {
     throw new Error("no algorithm yet");
   };
   #sticky = false;
-  /**
-   * For clients that have not failed anywhere; undefined when it must be made anew. Algorithms rely
-   * on it: the arrays stay the same as long as what they hold, weights included, does.
-   */
+  /** For clients that have not failed anywhere; undefined when it must be made anew. */
   #usual: Choices | undefined;
-  /**
-   * Those that wait, in order. With a sticky algorithm each waits for the server that it belongs to
-   * and stands in that server's line, too.
-   */
+  /** Those that wait, in order; if sticky, in the line of the server that each belongs to, too. */
   readonly #line = new Map<G, Server | undefined>();
   readonly #lines = new Map<Server, Set<G>>();
 
@@ -1625,10 +1504,8 @@ export class Places<G extends Guest> {
     return this.#usual;
   }
 
-  /**
-   * Backups are for those who have failed at all others, and for the time when no other serves.
-   * With no server left up, one that is down may still be better than none.
-   */
+  /** Backups are for those who have failed at all others, and for the time when no other serves.
+   *  With no server left up, one that is down may still be better than none. */
   #newChoices(tried: readonly Attempt[]): Choices {
     const isUntried = (server: Server): boolean =>
       tried.every((attempt) => attempt.server !== server);
@@ -1653,10 +1530,9 @@ export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
-/**
- * The header (version 1) that says that a client at `from` has connected to `to`. Where the two are
- * of different families, because one of them was told to us, the IPv4 one is written as IPv6.
- */
+/** The header (version 1) that says that a client at `from` has connected to `to`. Where the two
+ *  are of different families, because one of them was told to us, the IPv4 one is written as
+ *  IPv6. */
 export function proxyHeader(from: Address, to: Address): string {
   const hosts = [from.host, to.host].map((host) => plainHost(host).replace(/%.*$/, "")); // no zone
   const families = hosts.map(isIP);
@@ -1672,10 +1548,9 @@ function mappedHost(host: string): string {
   return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
 }
 
-/**
- * What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
- * names the `client`, unless it leaves the connection its own address (LOCAL, UNKNOWN, UDP, UNIX).
- */
+/** What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
+ *  names the `client`, unless it leaves the connection its own address (LOCAL, UNKNOWN, UDP,
+ *  UNIX). */
 export type ProxyReading =
   | { readonly kind: "more" }
   | { readonly kind: "bad" }
@@ -1685,8 +1560,7 @@ const MORE: ProxyReading = { kind: "more" };
 const BAD: ProxyReading = { kind: "bad" };
 const SIGNATURE_V1 = Buffer.from("PROXY ");
 const SIGNATURE_V2 = Buffer.from("\r\n\r\n\0\r\nQUIT\n");
-/** Of version 1, in bytes, with its line end. */
-const LONGEST_V1 = 107;
+const LONGEST_V1 = 107; // bytes of version 1, with its line end
 
 /** Reads a PROXY header, as far as it has come; what is malformed is bad as soon as it shows. */
 export function readProxyHeader(bytes: Buffer): ProxyReading {
@@ -1747,14 +1621,11 @@ function clientAt(address: string, port: number): Address {
   return { host: plainHost(host), port };
 }
 
-/** Bytes before the addresses; and of the addresses, by family: none, IPv4, IPv6, UNIX. */
-const HEAD_V2 = 16;
-const ADDRESS_BYTES = [0, 12, 36, 216];
+const HEAD_V2 = 16; // bytes before the addresses
+const ADDRESS_BYTES = [0, 12, 36, 216]; // by family: none, IPv4, IPv6, UNIX
 
-/**
- * Version 2 is binary: the signature, version and command, family and transport, the length of the
- * rest. Behind the addresses may stand more (TLVs), which is skipped.
- */
+/** Version 2 is binary: the signature, version and command, family and transport, the length of the
+ *  rest. Behind the addresses may stand more (TLVs), which is skipped. */
 function readV2(bytes: Buffer): ProxyReading {
   const [command, transport] = bytes.subarray(SIGNATURE_V2.length);
   if (command === undefined) return MORE;
