@@ -81,16 +81,16 @@ const SERVERS = [
 // the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
 /** A server. What is not marked otherwise is written by the balancer section. */
-export class Server implements Candidate {
+export class Server {
   readonly name: string;
+  readonly hash: number; // of its name, for `source-hash`
   readonly address: Address;
-  readonly hash: number;
   spec: ServerSpec; // as it is configured now
-  weight: number;
-  open = 0; // written by places, as `stats.total`
-  credit = 0;
-  creditor: object | undefined = undefined;
-  readonly cost = newCost();
+  weight: number; // the configured one x warmth, above 0 where it may be picked
+  open = 0; // connections, counted from the pick; written by places
+  credit = 0; // how many it is owed by `creditor`, who takes turns (below 0: it is ahead)
+  creditor: object | undefined = undefined; // written by algorithms, as `credit` and `cost`
+  readonly cost = newCost(); // what `least-latency` knows of its turns
   draining = false; // taken out by hand: it gets no new clients
   switchedAt: number; // when it was last drained or made ready
   warmSince = -Infinity; // since when its slow start counts
@@ -108,7 +108,6 @@ export class Server implements Candidate {
   }
 }
 
-/** A server as it is before anything is known of it. */
 export const newServer = (spec: ServerSpec, now: number): Server => new Server(spec, now);
 
 export class Stats {
@@ -222,13 +221,6 @@ export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/** A name stands for its IPv6 addresses only where it has no other: else both would count. */
-function chosenFrom(addresses: readonly string[]): string[] {
-  const family = addresses.some((address) => isIP(address) === 4) ? 4 : 6;
-  const chosen = addresses.filter((address) => isIP(address) === family);
-  return [...new Set(chosen)].sort();
-}
-
 /** What is known of a name in the list of servers. */
 type KnownName = ReturnType<typeof newName>;
 const newName = (name: string) => ({
@@ -240,7 +232,7 @@ const newName = (name: string) => ({
   isFailing: false, // and that was said
 });
 
-/** Who hears of changes, and of a complaint about the file; undefined: it is good (again). */
+/** Who hears of changes, and of a complaint about the file; undefined: it is good again. */
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
   readonly fileRead: (complaint: string | undefined) => void;
@@ -398,7 +390,9 @@ export class Directory {
     if (wasSlow && !known.isSlow) this.#askNextSlow(); // the resolver is back
     if (answer.length === 0) return sayFailure(known, why);
     known.isFailing = false;
-    const addresses = chosenFrom(answer);
+    const isV4 = answer.some((address) => isIP(address) === 4); // else both families would count
+    const chosen = answer.filter((address) => isIP(address) === (isV4 ? 4 : 6));
+    const addresses = [...new Set(chosen)].sort();
     if (addresses.join() === known.addresses.join()) return;
     known.addresses = addresses;
     if (this.#names.get(known.name) === known) this.#listener?.changed(this.specs, "names");
@@ -418,15 +412,8 @@ function sayFailure(known: KnownName, why: string): void {
 // table: help, validation, tests and the laboratory derive from it.
 
 /** What a picker sees of a server. */
-export interface Candidate {
-  readonly name: string;
-  readonly hash: number; // of its name, for `source-hash`
-  weight: number; // the configured one x warmth, above 0
-  open: number; // connections, counted from the pick
-  credit: number; // how many it is owed by `creditor`, who takes turns (below 0: it is ahead)
-  creditor: object | undefined;
-  readonly cost: Cost; // what `least-latency` knows of its turns
-}
+type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost";
+export type Candidate = Pick<Server, Seen>;
 
 /** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
  *  in the same order, and is the same array as long as its members and their weights are the
@@ -546,19 +533,15 @@ function newTurns({ random }: Sources) {
   let known: readonly Candidate[] | undefined;
   let share = 0;
 
-  /** Who has no credit of ours yet begins in the middle: neither owed nor ahead. */
-  function meet(servers: readonly Candidate[]): void {
+  return (servers: readonly Candidate[]): number => {
+    if (servers === known) return share;
     share = 1 / totalWeight(servers);
     for (const server of servers) {
-      if (server.creditor !== creditor) server.credit = 0;
+      if (server.creditor !== creditor) server.credit = 0; // the middle: neither owed nor ahead
       server.creditor = creditor;
     }
     if (known === undefined) beginAt(random(), servers);
     known = servers;
-  }
-
-  return (servers: readonly Candidate[]): number => {
-    if (servers !== known) meet(servers);
     return share;
   };
 }
@@ -1160,21 +1143,17 @@ export const readCheck: Kind<CheckSpec> = {
     "which may begin with ^, and the escapes \\r \\n \\t \\xHH \\\\ \\^",
   read(text) {
     if (text === "tcp" || text === "none") return { kind: text, text };
-    if (text === "ping") return readExchange(text, "PING!=>^PONG!");
-    return text.includes("=>") ? readExchange(text, text) : readHttp(text);
+    const exchange = text === "ping" ? "PING!=>^PONG!" : text;
+    const arrow = exchange.indexOf("=>"); // the first counts; one in SEND is written =\x3e
+    if (arrow < 0) return readHttp(text);
+    const wanted = exchange.slice(arrow + 2);
+    const isAnchored = wanted.startsWith("^");
+    const send = bytesOf(exchange.slice(0, arrow));
+    const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
+    if (send === undefined || expect === undefined || expect.length === 0) return undefined;
+    return { kind: "exchange", text, send, expect, isAnchored };
   },
 };
-
-/** Reads SEND=>EXPECT; the first arrow counts, and one in SEND is written `=\x3e`. */
-function readExchange(text: string, exchange: string): CheckSpec | undefined {
-  const arrow = exchange.indexOf("=>");
-  const wanted = exchange.slice(arrow + 2);
-  const isAnchored = wanted.startsWith("^");
-  const send = bytesOf(exchange.slice(0, arrow));
-  const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
-  if (send === undefined || expect === undefined || expect.length === 0) return undefined;
-  return { kind: "exchange", text, send, expect, isAnchored };
-}
 
 /** `text` in UTF-8 with its escapes replaced; undefined where one is unknown. */
 function bytesOf(text: string): Buffer | undefined {
@@ -1232,13 +1211,6 @@ function judgeStatus(start: string): Judgement {
   if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
   if (start.length < STATUS.length) return "more";
   return /^.{9}[23]/.test(start) ? "passed" : "wrong";
-}
-
-/** In words, for whoever asks why a server is down. */
-function wrongWords(spec: CheckSpec, answer: Buffer): string {
-  const [, status] = /^HTTP\/\d\.\d (\d{3})\s/.exec(answer.toString("latin1", 0, 13)) ?? [];
-  if (spec.kind === "http" && status !== undefined) return `status ${status}`;
-  return `another answer than expected: ${JSON.stringify(answer.toString("latin1", 0, 40))}`;
 }
 
 /** One check of one server. */
@@ -1350,8 +1322,11 @@ class CheckRun {
   /** Nothing more will come: what has come so far is a wrong answer, else there was none. */
   #unanswered(why: string, by: "close" | "time-out"): void {
     if (this.#answer.length === 0) return this.#finish({ kind: "silent", why, by });
-    const words = wrongWords(this.#order.spec, this.#answer);
-    this.#finish({ kind: "silent", why: words, by: "wrong" });
+    const start = this.#answer.toString("latin1", 0, 40);
+    const [, status] = /^HTTP\/\d\.\d (\d{3})\s/.exec(start) ?? [];
+    const isStatus = this.#order.spec.kind === "http" && status !== undefined;
+    const other = `another answer than expected: ${JSON.stringify(start)}`;
+    this.#finish({ kind: "silent", why: isStatus ? `status ${status}` : other, by: "wrong" });
   }
 
   #failed(error: Error): void {
@@ -1377,10 +1352,8 @@ const isSelfConnected = (socket: Socket): boolean =>
 
 /** A dial that failed: at which server, and why. */
 export type Attempt = { readonly server: Server; readonly why: string };
-
 /** A client that wants a place, and where it has failed already. */
 export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
-
 const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
 
 /** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
@@ -1574,11 +1547,8 @@ function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
   return bytes.subarray(0, length).equals(wanted.subarray(0, length));
 }
 
-/** The letters of an address, by protocol; none has more. */
-const ADDRESS_LETTERS: ReadonlyMap<string, RegExp> = new Map([
-  ["TCP4", /^[\d.]{0,15}$/],
-  ["TCP6", /^[\da-fA-F:.]{0,45}$/],
-]);
+const V4_LETTERS = /^[\d.]{0,15}$/;
+const V6_LETTERS = /^[\da-fA-F:.]{0,45}$/;
 const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
 
 /** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. */
@@ -1598,13 +1568,12 @@ function readV1(text: string): ProxyReading {
 
 /** Judges each word as it comes, the last one `so far` by what may still become of it. */
 function isGood(name: string, words: readonly string[], extent: "so far" | "whole"): boolean {
-  const letters = ADDRESS_LETTERS.get(name);
-  if (letters === undefined) {
-    const names = [...ADDRESS_LETTERS.keys(), "UNKNOWN"];
-    const isCut = extent === "so far" && words.length === 0;
-    return isCut && names.some((known) => known.startsWith(name));
-  }
-  if (words.length > 4 || (extent === "whole" && words.length < 4)) return false;
+  const names = ["TCP4", "TCP6", "UNKNOWN"];
+  const isNameCut = extent === "so far" && words.length === 0;
+  if (isNameCut) return names.some((known) => known.startsWith(name));
+  const isComplete = extent === "so far" || words.length === 4;
+  if (!names.includes(name) || words.length > 4 || !isComplete) return false;
+  const letters = name === "TCP4" ? V4_LETTERS : V6_LETTERS;
   return words.every((text, place) => {
     const isCut = extent === "so far" && place === words.length - 1;
     if (place >= 2) return isPort(text) || (isCut && text === "");
