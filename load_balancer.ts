@@ -416,8 +416,7 @@ type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost"
 export type Candidate = Pick<Server, Seen>;
 
 /** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
- *  in the same order, and is the same array as long as its members and their weights are the
- *  same. */
+ *  in the same order, and is the same array until its members or their weights change. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 
 /** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
@@ -548,8 +547,7 @@ function newTurns({ random }: Sources) {
 
 /** Gives `servers` the credits that they have after some picks, the part `phase` in [0, 1) of a
  *  whole round. How many of these went to whom is told by the largest remainders (Hamilton's
- *  method), nearly always as playing them would; but a round of 10,000 servers is too long for
- *  that. */
+ *  method), nearly always as playing them would; but of 10,000 servers a round is too long. */
 function beginAt(phase: number, servers: readonly Candidate[]): void {
   const total = totalWeight(servers);
   const least = servers.reduce((weight, server) => Math.min(weight, server.weight), Infinity);
@@ -713,10 +711,9 @@ function show(cost: Cost, began: number, seconds: number, now: number): void {
   cost.shownAt = now;
 }
 
-/** The cost of a server now, in seconds; `unknown` without history. It decays while it is only
- *  read. Silence counts as it stands: a server that hangs is slow before its answer proves it. But
- *  only silence towards everybody, and within bounds: no client that never finishes speaks for a
- *  server. */
+/** The cost of a server now, in seconds; `unknown` without history. It decays while only read.
+ *  Silence counts as it stands: a server that hangs is slow before its answer proves it. But only
+ *  silence towards everybody, and within bounds: no silent client speaks for a server. */
 export function costOf(cost: Cost, now: number, unknown: number): number {
   const isKnown = cost.seconds > 0;
   const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
@@ -739,9 +736,8 @@ function lowestKnown(servers: readonly Candidate[], now: number): number {
   return lowest === Infinity ? DEFAULT_COST : lowest;
 }
 
-/** Whether a server is to be tried whatever its cost: nobody was sent there for long, or it has
- *  been silent for longer than it needs. A silence that goes on is tested each time that it has
- *  doubled. */
+/** Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
+ *  silent for longer than it needs. A silence is tested each time that it has doubled. */
 function isDue(cost: Cost, now: number): boolean {
   const left = now - cost.pickedAt; // alone
   if (left < PATIENCE) return false;
@@ -788,8 +784,7 @@ function cheapest<S extends Candidate>(servers: readonly S[], start: number, now
 // Is a server up? Two questions, each with its own count of failures in a row: does it accept
 // (`refused`), and does it answer (`silent`)? Only checks bring a server up. Clients may help to
 // take it down, no faster than checks would; what they send, and how they leave, never counts.
-// `learn` decides and is pure; `Health` runs one check of a server at a time, on a clock that is
-// given.
+// `learn` decides and is pure; `Health` runs one check of a server at a time, on a given clock.
 
 /** A server's health, and where its checks stand. Written by this section alone. */
 export class HealthState {
@@ -835,9 +830,8 @@ export interface HealthRules {
   readonly clears: "any silence" | "a closed check" | "nothing";
 }
 
-/** What a check may tell: `answered`, at another port, where it cannot tell whether the server
- *  accepts; `silent`, one way or another; `queued`: no byte in time, but the server's line
- *  moves. */
+/** What a check may tell. `answered`: at another port, and so not whether the server accepts;
+ *  `silent`, one way or another; `queued`: no byte in time, but the server's line moves. */
 type CheckSight =
   | { readonly kind: "passed" | "answered" | "queued" }
   | { readonly kind: "refused"; readonly why: string }
@@ -1121,8 +1115,7 @@ export function weigh(servers: readonly Server[], now: number, slowStart: number
 
 // ─── Checks ──────────────────────────────────────────────────────────────────
 // What --check asks of a server, what counts as its answer, and one check of one server. Judging is
-// pure. `runCheck` alone touches a socket; what its outcome means for a server is for the health
-// section to say.
+// pure. `runCheck` alone touches a socket; what its outcome means is for the health section to say.
 
 /** What --check asks for; `text` is how it was written, `port` the one that it names. The answer
  *  must begin with `expect` where it `isAnchored`; else that may stand anywhere. */
@@ -1225,8 +1218,7 @@ export interface CheckOrder {
   readonly connect: World["connect"];
 }
 
-/** Checks a server once and reports once, never before it has returned. Returns what calls the
- *  check off; then nothing is reported. */
+/** Checks a server once and reports once, never before it has returned what calls the check off. */
 export function runCheck(order: CheckOrder, report: Report): () => void {
   const run = new CheckRun(order, report);
   return () => run.close();
@@ -1275,8 +1267,8 @@ class CheckRun {
     this.#report(result);
   }
 
-  /** Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while
-   *  we stood still is read first. */
+  /** Pronounces `verdict` in `ms`, and a turn of the loop later: so that what lay in the kernel
+   *  while we stood still is read first. */
   #wait(ms: number, verdict: () => void): void {
     clearTimeout(this.#timer);
     const due = performance.now() + ms;
@@ -1480,17 +1472,17 @@ export class Places<G extends Guest> {
   /** Backups are for those who have failed at all others, and for the time when no other serves.
    *  With no server left up, one that is down may still be better than none. */
   #newChoices(tried: readonly Attempt[]): Choices {
-    const isUntried = (server: Server): boolean =>
-      tried.every((attempt) => attempt.server !== server);
-    const primaries = this.#primaries.filter(isUntried);
-    const backups = this.#backups.filter(isUntried);
-    const inOrder = [primaries, backups].map((servers) => servers.filter(takesClients));
-    if (tried.length === MOST_TRIED - 1) inOrder.reverse(); // the last try
-    const groups = [...inOrder, primaries.filter(isOpen), backups.filter(isOpen)];
-    const serving = groups.find(({ length }) => length > 0) ?? [];
-    const isLimited = this.#limit < Infinity;
-    const free = isLimited ? serving.filter(({ open }) => open < this.#limit) : serving;
-    return { serving, free };
+    const isTried = (server: Server): boolean => tried.some((attempt) => attempt.server === server);
+    const among = (servers: readonly Server[], mayServe: (server: Server) => boolean): Server[] =>
+      servers.filter((server) => mayServe(server) && !isTried(server));
+    const isLastTry = tried.length === MOST_TRIED - 1;
+    let serving = isLastTry ? among(this.#backups, takesClients) : [];
+    if (serving.length === 0) serving = among(this.#primaries, takesClients);
+    if (serving.length === 0) serving = among(this.#backups, takesClients);
+    if (serving.length === 0) serving = among(this.#primaries, isOpen);
+    if (serving.length === 0) serving = among(this.#backups, isOpen);
+    if (this.#limit === Infinity) return { serving, free: serving };
+    return { serving, free: serving.filter(({ open }) => open < this.#limit) };
   }
 }
 
@@ -1503,9 +1495,8 @@ export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
-/** The header (version 1) that says that a client at `from` has connected to `to`. Where the two
- *  are of different families, because one of them was told to us, the IPv4 one is written as
- *  IPv6. */
+/** The header (version 1) that says that a client at `from` has connected to `to`. Of different
+ *  families, as one of them was told to us, the IPv4 one is written as IPv6. */
 export function proxyHeader(from: Address, to: Address): string {
   const hosts = [from.host, to.host].map((host) => plainHost(host).replace(/%.*$/, "")); // no zone
   const families = hosts.map(isIP);
@@ -1522,8 +1513,7 @@ function mappedHost(host: string): string {
 }
 
 /** What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
- *  names the `client`, unless it leaves the connection its own address (LOCAL, UNKNOWN, UDP,
- *  UNIX). */
+ *  names the `client`, or leaves the connection its own address (LOCAL, UNKNOWN, UDP, UNIX). */
 export type ProxyReading =
   | { readonly kind: "more" }
   | { readonly kind: "bad" }
