@@ -1237,8 +1237,7 @@ class CheckRun {
   #socket: Socket; // speaks over the plain one: itself, or TLS
   #isAccepted = false;
   #answer: Buffer = NOTHING;
-  #timer: NodeJS.Timeout | undefined;
-  #immediate: NodeJS.Immediate | undefined;
+  #cancelWait = (): void => undefined;
   #isOver = false;
 
   constructor(order: CheckOrder, report: Report) {
@@ -1255,8 +1254,7 @@ class CheckRun {
   /** Lets go of everything; nothing is reported any more. */
   close(): void {
     this.#isOver = true;
-    clearTimeout(this.#timer);
-    clearImmediate(this.#immediate);
+    this.#cancelWait();
     this.#socket.destroy();
     this.#plain.destroy();
   }
@@ -1270,13 +1268,15 @@ class CheckRun {
   /** Pronounces `verdict` in `ms`, and a turn of the loop later: so that what lay in the kernel
    *  while we stood still is read first. */
   #wait(ms: number, verdict: () => void): void {
-    clearTimeout(this.#timer);
+    this.#cancelWait();
     const due = performance.now() + ms;
-    this.#timer = setTimeout(() => {
+    const timer = setTimeout(() => {
       const isLate = performance.now() - due > STOOD_STILL * 1000;
-      if (isLate) this.#finish({ kind: "late" });
-      else this.#immediate = setImmediate(verdict);
+      if (isLate) return this.#finish({ kind: "late" });
+      const immediate = setImmediate(verdict);
+      this.#cancelWait = () => clearImmediate(immediate);
     }, ms);
+    this.#cancelWait = () => clearTimeout(timer);
   }
 
   #connected(): void {
