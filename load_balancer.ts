@@ -81,70 +81,58 @@ const SERVERS = [
 // the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
 /** A server. What is not marked otherwise is written by the balancer section. */
-export interface Server extends Candidate {
+export class Server {
+  readonly name: string;
+  readonly hash: number; // of its name, for `source-hash`
   readonly address: Address;
-  /** As it is configured now. */
-  spec: ServerSpec;
-  /** Taken out by hand: it gets no new clients. */
-  draining: boolean;
-  /** When it was last drained or made ready, and since when its slow start counts. */
-  switchedAt: number;
-  warmSince: number;
-  /** Written by the health section. */
-  readonly health: HealthState;
-  /** Counted for people to see; nothing decides by it. */
-  readonly stats: Stats;
+  spec: ServerSpec; // as it is configured now
+  weight: number; // the configured one x warmth, above 0 where it may be picked
+  open = 0; // connections, counted from the pick; written by places
+  credit = 0; // how many it is owed by `creditor`, who takes turns (below 0: it is ahead)
+  creditor: object | undefined = undefined; // written by algorithms, as `credit` and `cost`
+  readonly cost = newCost(); // what `least-latency` knows of its turns
+  draining = false; // taken out by hand: it gets no new clients
+  switchedAt: number; // when it was last drained or made ready
+  warmSince = -Infinity; // since when its slow start counts
+  readonly health: HealthState; // written by the health section
+  readonly stats = new Stats(); // counted for people to see; nothing decides by it
+
+  constructor(spec: ServerSpec, now: number) {
+    this.name = formatAddress(spec);
+    this.address = { host: spec.host, port: spec.port };
+    this.hash = hash(this.name);
+    this.spec = spec;
+    this.weight = spec.weight;
+    this.switchedAt = now;
+    this.health = new HealthState(now);
+  }
 }
+
+export const newServer = (spec: ServerSpec, now: number): Server => new Server(spec, now);
 
 export class Stats {
   total = 0;
   connectErrors = 0;
   checkFailures = 0;
   bytesToServer = 0;
-  /** Exponentially weighted means in seconds, null before the first sample. */
-  connectTime: number | null = null;
+  connectTime: number | null = null; // means in seconds, null before the first sample
   turnTime: number | null = null;
   readonly connectTimes = newHistogram(BUCKETS);
   readonly turnTimes = newHistogram(BUCKETS);
 }
 
-/** A server as it is before anything is known of it. */
-export function newServer(spec: ServerSpec, now: number): Server {
-  const name = formatAddress(spec);
-  return {
-    name,
-    address: { host: spec.host, port: spec.port },
-    hash: hash(name),
-    spec,
-    weight: spec.weight,
-    open: 0,
-    credit: 0,
-    creditor: undefined,
-    cost: newCost(),
-    draining: false,
-    switchedAt: now,
-    warmSince: -Infinity,
-    health: new HealthState(now),
-    stats: new Stats(),
-  };
-}
-
-/** How many samples were at most each bound and above the one before; the last, above all. */
-export interface Histogram {
-  readonly bounds: readonly number[];
-  readonly counts: number[];
-  sum: number;
-}
 /** For the metrics: bounds in seconds that Prometheus' users expect. */
 const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 /** For the page's median and p95: from 1 ms to 10 s, each 1.2 times the one before. */
 const FINE_BUCKETS = Array.from({ length: 52 }, (_, i) => Math.min(10, 0.001 * 1.2 ** i));
 
-const newHistogram = (bounds: readonly number[]): Histogram => ({
+/** How many samples were at most each bound and above the one before; the last, above all. */
+const newHistogram = (bounds: readonly number[]) => ({
   bounds,
   counts: new Array<number>(bounds.length + 1).fill(0),
   sum: 0,
 });
+export type Histogram = ReturnType<typeof newHistogram>;
 
 function count(histogram: Histogram, seconds: number): void {
   const { bounds, counts } = histogram;
@@ -165,10 +153,8 @@ const smooth = (mean: number | null, sample: number): number =>
 
 /** A server as it is configured. */
 export type ServerSpec = Address & {
-  /** 0 drains it. */
-  readonly weight: number;
-  /** Only for when no other is left. */
-  readonly backup: boolean;
+  readonly weight: number; // 0 drains it
+  readonly backup: boolean; // only for when no other is left
   /** As it was written: `host` is then one address of this name. For Host and SNI. */
   readonly configuredHost: string;
   /** False: `host` is a name that has no address so far. It is down, and never dialled. */
@@ -186,20 +172,13 @@ const serverSpec: Kind<ServerSpec> = {
     const address = parseAddress(place);
     const weight = serverWeight.read(stars);
     if (address === undefined || address.port === 0 || weight === undefined) return undefined;
-    return {
-      ...address,
-      weight,
-      backup: backup !== undefined,
-      configuredHost: address.host,
-      resolved: isIP(address.host) !== 0,
-    };
+    const resolved = isIP(address.host) !== 0;
+    const isBackup = backup !== undefined;
+    return { ...address, weight, backup: isBackup, configuredHost: address.host, resolved };
   },
 };
 
-/**
- * Reads servers as they are written in a list or a file. Throws a UsageError about the first one
- * that is wrong, or there twice.
- */
+/** Reads a list of servers. Throws a UsageError about the first that is wrong, or there twice. */
 export function parseServers(texts: readonly string[]): ServerSpec[] {
   const specs = new Map<string, ServerSpec>();
   for (const text of texts) addServer(specs, text.trim());
@@ -214,28 +193,27 @@ function addServer(specs: Map<string, ServerSpec>, text: string): void {
   specs.set(name, spec);
 }
 
-/** Reads the text of a servers file: one a line, `#` starts a comment. Throws a RunError. */
-function parseFile(file: string, text: string): ServerSpec[] {
+/** The text of `file`, or why it cannot be read. */
+const textOf = (file: string): Promise<string | RunError> =>
+  readFile(file, "utf8").catch(
+    (error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`),
+  );
+
+/** The servers in the text of a file, one a line, `#` starts a comment; or what is wrong there. */
+function serversIn(file: string, text: string | RunError): ServerSpec[] | RunError {
+  if (text instanceof RunError) return text;
   const specs = new Map<string, ServerSpec>();
   for (const [index, line] of text.split("\n").entries()) {
     const entry = line.replace(/#.*/, "").trim();
     try {
       if (entry !== "") addServer(specs, entry);
     } catch (error) {
-      throw new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
+      return new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
   }
   if (specs.size > 0) return [...specs.values()];
-  throw new RunError(
-    `${file}:1: no server in the file: expected one host:port[*weight] [backup] a line`,
-  );
-}
-
-/** The text of `file`. Throws a RunError. */
-async function textOf(file: string): Promise<string> {
-  return readFile(file, "utf8").catch((error: unknown) => {
-    throw new RunError(`Cannot read ${file}: ${reasonOf(error)}`);
-  });
+  const expected = "expected one host:port[*weight] [backup] a line";
+  return new RunError(`${file}:1: no server in the file: ${expected}`);
 }
 
 /** All addresses of a host name. */
@@ -243,124 +221,97 @@ export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/**
- * A name stands for its IPv4 addresses, and for the IPv6 ones where it has no other: a server with
- * both would count twice.
- */
-function chosenFrom(addresses: readonly string[]): string[] {
-  const family = addresses.some((address) => isIP(address) === 4) ? 4 : 6;
-  const chosen = addresses.filter((address) => isIP(address) === family);
-  return [...new Set(chosen)].sort();
-}
-
 /** What is known of a name in the list of servers. */
-type KnownName = {
-  readonly name: string;
-  /** Its last good answer; none yet is empty. */
-  addresses: readonly string[];
-  isAsked: boolean;
-  askedAt: number;
-  /** Its last look-up took so long that its like must not hold up the others. */
-  isSlow: boolean;
-  /** That it failed has been said. */
-  isFailing: boolean;
-};
+type KnownName = ReturnType<typeof newName>;
+const newName = (name: string) => ({
+  name,
+  addresses: new Array<string>(), // its last good answer; none yet is empty
+  isAsked: false,
+  askedAt: 0,
+  isSlow: false, // its last look-up took so long that its like must not hold up the others
+  isFailing: false, // and that was said
+});
 
-/** Who hears of changes. */
+/** Who hears of changes, and of a complaint about the file; undefined: it is good again. */
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
-  /** What is wrong with the servers file, in a line; undefined when it is good (again). */
   readonly fileRead: (complaint: string | undefined) => void;
 };
 
 /** Seconds between two looks at the file, between two look-ups, and what is a slow look-up. */
 const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
+type DirectorySeconds = typeof DIRECTORY_SECONDS;
 
-/**
- * What the configured servers are at the moment. A name is looked up here and not for each
- * connection, so that DNS can be the directory; when that fails its last good answer stays. Node
- * has two threads for look-ups: names that are slow to answer share one of them and wait for each
- * other, so that the other one is free for the rest.
- */
+/** What the configured servers are at the moment. A name is looked up here and not for each
+ *  connection, so that DNS can be the directory; when that fails its last good answer stays. Node
+ *  has two threads for look-ups: names that are slow to answer share one of them and wait for each
+ *  other, so that the other one is free for the rest. */
 export class Directory {
-  /** The servers file; undefined when there is none. */
-  readonly file: string | undefined;
-  readonly #resolve: Resolver;
-  readonly #seconds: typeof DIRECTORY_SECONDS;
-  readonly #names = new Map<string, KnownName>();
-  readonly #timers: NodeJS.Timeout[] = [];
   #configured: readonly ServerSpec[];
-  /** What was last read of the file, or why it could not be: what says the same is no change. */
-  #lastRead: string;
-  #reads = Promise.resolve();
-  #readsWaiting = 0;
+  readonly #resolve: Resolver;
+  readonly #seconds: DirectorySeconds;
+  readonly #names = new Map<string, KnownName>();
+  #timers: NodeJS.Timeout[] = [];
+  #file: string | undefined;
+  #lastRead: string | undefined; // what says the same is no change
+  #isReading = false;
+  #isReadAgain = false;
   #listener: DirectoryListener | undefined;
   #isClosed = false;
 
+  constructor(specs: readonly ServerSpec[], resolve: Resolver, seconds: DirectorySeconds) {
+    this.#configured = specs;
+    this.#resolve = resolve;
+    this.#seconds = seconds;
+  }
+
   /** With the servers of --servers. */
-  static of(
-    specs: readonly ServerSpec[],
-    resolve: Resolver = systemResolver,
-    seconds = DIRECTORY_SECONDS,
-  ): Directory {
-    return new Directory({ specs, resolve, seconds });
+  static of(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
+    return new Directory(specs, resolve, seconds);
   }
 
   /** With the servers of a file, which must be good. Throws a RunError that names the line. */
-  static async ofFile(
-    file: string,
-    resolve: Resolver = systemResolver,
-    seconds = DIRECTORY_SECONDS,
-  ): Promise<Directory> {
+  static async ofFile(file: string, resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
     const text = await textOf(file);
-    return new Directory({ specs: parseFile(file, text), resolve, seconds, file, text });
-  }
-
-  private constructor(source: {
-    readonly specs: readonly ServerSpec[];
-    readonly resolve: Resolver;
-    readonly seconds: typeof DIRECTORY_SECONDS;
-    readonly file?: string;
-    readonly text?: string;
-  }) {
-    this.#configured = source.specs;
-    this.#resolve = source.resolve;
-    this.#seconds = source.seconds;
-    this.file = source.file;
-    this.#lastRead = source.text ?? "";
+    const specs = serversIn(file, text);
+    if (specs instanceof RunError) throw specs;
+    const directory = new Directory(specs, resolve, seconds);
+    directory.#file = file;
+    directory.#lastRead = String(text);
+    return directory;
   }
 
   /** The servers that there are, each once: of a name as many as it has addresses. */
   get specs(): ServerSpec[] {
     const servers = new Map<string, ServerSpec>();
-    for (const server of this.#configured.flatMap((spec) => this.#serversOf(spec))) {
-      const name = formatAddress(server);
-      if (!servers.has(name)) servers.set(name, server);
+    for (const spec of this.#configured) {
+      const hosts = this.#names.get(spec.host)?.addresses ?? [];
+      const found = hosts.map((host) => ({ ...spec, host, resolved: true }));
+      for (const server of found.length > 0 ? found : [spec]) {
+        const name = formatAddress(server);
+        if (!servers.has(name)) servers.set(name, server);
+      }
     }
     return [...servers.values()];
-  }
-
-  #serversOf(spec: ServerSpec): ServerSpec[] {
-    const addresses = this.#names.get(spec.host)?.addresses ?? [];
-    if (addresses.length === 0) return [spec];
-    return addresses.map((host) => ({ ...spec, host, resolved: true }));
   }
 
   /** Begins to look at names and file, at once and then now and then. Waits for nothing. */
   follow(listener: DirectoryListener): void {
     this.#listener = listener;
     this.#takeNames();
-    this.#timers.push(setInterval(() => this.#lookUpAll(), this.#seconds.names * 1000));
-    if (this.file === undefined) return;
-    this.#readIfIdle(); // it may have changed since it was first read
-    this.#timers.push(setInterval(() => this.#readIfIdle(), this.#seconds.file * 1000));
+    void this.#readFile(); // it may have changed since it was first read
+    this.#timers = [
+      setInterval(() => this.#lookUpAll(), this.#seconds.names * 1000),
+      setInterval(() => void this.#readFile(), this.#seconds.file * 1000),
+    ];
   }
 
-  /** Looks at the file, and at every name, now. */
+  /** Looks at the file, and at every name, now. What is wrong with the file is said again. */
   reload(): void {
     if (this.#isClosed) return;
     this.#lookUpAll();
-    if (this.file !== undefined) this.#readInTurn(this.file, "again");
+    this.#lastRead = undefined;
+    void this.#readFile();
   }
 
   /** From now on nothing is said, and nothing begins. A look-up under way cannot be called off. */
@@ -369,49 +320,35 @@ export class Directory {
     for (const timer of this.#timers) clearInterval(timer);
   }
 
-  // The file. Its text is compared, not the time of its last change: so no change is missed, be it
-  // a second one within a moment, or a symbolic link on the way to it that was turned.
-
-  #readIfIdle(): void {
-    if (this.file !== undefined && this.#readsWaiting === 0)
-      this.#readInTurn(this.file, "ifChanged");
-  }
-
-  /** One read after the other, so that none overtakes a newer one. */
-  #readInTurn(file: string, when: "again" | "ifChanged"): void {
-    this.#readsWaiting += 1;
-    this.#reads = this.#reads.then(async () => {
-      await this.#read(file, when);
-      this.#readsWaiting -= 1;
-    });
-  }
-
-  /** `again` says also what was said before: somebody has asked. */
-  async #read(file: string, when: "again" | "ifChanged"): Promise<void> {
-    const text = await textOf(file).catch(messageOf);
-    const read = typeof text === "string" ? text : `\0${text.message}`; // no file's text
-    if (this.#isClosed || (when === "ifChanged" && read === this.#lastRead)) return;
-    this.#lastRead = read;
-    try {
-      if (typeof text !== "string") throw text;
-      this.#configure(parseFile(file, text));
-    } catch (error) {
-      if (!(error instanceof RunError)) throw error;
-      console.error(`${error.message}; the servers stay as they were`);
-      this.#listener?.fileRead(error.message);
+  /** One read at a time, so that none overtakes a newer one; who asks meanwhile has one more. */
+  async #readFile(): Promise<void> {
+    this.#isReadAgain = true;
+    if (this.#file === undefined || this.#isReading) return;
+    this.#isReading = true;
+    while (this.#isReadAgain && !this.#isClosed) {
+      this.#isReadAgain = false;
+      this.#takeText(this.#file, await textOf(this.#file));
     }
+    this.#isReading = false;
   }
 
-  #configure(specs: readonly ServerSpec[]): void {
-    const isSame = JSON.stringify(specs) === JSON.stringify(this.#configured);
+  /** The text is compared, not the time of its last change: so no change is missed, be it a second
+   *  one within a moment, or a symbolic link on the way to it that was turned. */
+  #takeText(file: string, text: string | RunError): void {
+    if (this.#isClosed || String(text) === this.#lastRead) return;
+    this.#lastRead = String(text);
+    const specs = serversIn(file, text);
+    if (specs instanceof RunError) {
+      console.error(`${specs.message}; the servers stay as they were`);
+      this.#listener?.fileRead(specs.message);
+      return;
+    }
     this.#listener?.fileRead(undefined);
-    if (isSame) return;
+    if (JSON.stringify(specs) === JSON.stringify(this.#configured)) return;
     this.#configured = specs;
     this.#listener?.changed(this.specs, "file");
     this.#takeNames();
   }
-
-  // Names. Each is asked for by itself, and its answer taken as it comes.
 
   /** Forgets names that are configured no longer, and asks for new ones. */
   #takeNames(): void {
@@ -421,62 +358,46 @@ export class Directory {
       if (isIP(name) !== 0 || this.#names.has(name)) continue;
       const known = newName(name);
       this.#names.set(name, known);
-      this.#ask(known);
+      void this.#ask(known);
     }
   }
 
   #lookUpAll(): void {
-    for (const known of this.#names.values()) if (!known.isSlow) this.#ask(known);
+    for (const known of this.#names.values()) if (!known.isSlow) void this.#ask(known);
     this.#askNextSlow();
   }
 
   /** Of the slow ones one at a time, who has waited longest. */
   #askNextSlow(): void {
     const slow = [...this.#names.values()].filter(({ isSlow }) => isSlow);
-    if (slow.some(({ isAsked }) => isAsked)) return;
     const [next] = slow.sort((a, b) => a.askedAt - b.askedAt);
-    if (next !== undefined) this.#ask(next);
+    if (next !== undefined && !slow.some(({ isAsked }) => isAsked)) void this.#ask(next);
   }
 
-  #ask(known: KnownName): void {
+  async #ask(known: KnownName): Promise<void> {
     if (known.isAsked) return;
     known.isAsked = true;
     known.askedAt = performance.now();
-    const answered = (addresses: readonly string[], why: string): void => {
-      if (!this.#isClosed) this.#answered(known, addresses, why);
-    };
-    this.#resolve(known.name).then(
-      (addresses) => answered(addresses, "it has no address"),
-      (error: unknown) => answered([], reasonOf(error)),
-    );
-  }
-
-  /** Takes an answer in; without an address it is a failed one, for the reason `why`. */
-  #answered(known: KnownName, answer: readonly string[], why: string): void {
+    let why = "it has no address";
+    const answer = await this.#resolve(known.name).catch((error: unknown): string[] => {
+      why = reasonOf(error);
+      return [];
+    });
+    if (this.#isClosed) return;
     const wasSlow = known.isSlow;
     known.isAsked = false;
     known.isSlow = performance.now() - known.askedAt > this.#seconds.slow * 1000;
-    if (answer.length === 0) sayFailure(known, why);
-    else this.#takeAnswer(known, chosenFrom(answer));
     if (wasSlow && !known.isSlow) this.#askNextSlow(); // the resolver is back
-  }
-
-  #takeAnswer(known: KnownName, addresses: readonly string[]): void {
+    if (answer.length === 0) return sayFailure(known, why);
     known.isFailing = false;
+    const isV4 = answer.some((address) => isIP(address) === 4); // else both families would count
+    const chosen = answer.filter((address) => isIP(address) === (isV4 ? 4 : 6));
+    const addresses = [...new Set(chosen)].sort();
     if (addresses.join() === known.addresses.join()) return;
     known.addresses = addresses;
     if (this.#names.get(known.name) === known) this.#listener?.changed(this.specs, "names");
   }
 }
-
-const newName = (name: string): KnownName => ({
-  name,
-  addresses: [],
-  isAsked: false,
-  askedAt: 0,
-  isSlow: false,
-  isFailing: false,
-});
 
 /** Once, until it is found again. */
 function sayFailure(known: KnownName, why: string): void {
@@ -486,56 +407,29 @@ function sayFailure(known: KnownName, why: string): void {
   console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
 }
 
-function messageOf(error: unknown): RunError {
-  if (error instanceof RunError) return error;
-  throw error;
-}
-
 // ─── Algorithms ──────────────────────────────────────────────────────────────
 // Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the
-// table: help, validation, tests and the laboratory derive from it. What `least-latency` knows of
-// a server is kept by the functions at the end of this section.
+// table: help, validation, tests and the laboratory derive from it.
 
 /** What a picker sees of a server. */
-export interface Candidate {
-  readonly name: string;
-  /** Of its name, by `hash`: for `source-hash`. */
-  readonly hash: number;
-  /** The configured weight x warmth, above 0. */
-  weight: number;
-  /** Open connections, counted from the pick. */
-  open: number;
-  /** How many connections it is owed by those who take turns (below 0: it is ahead). */
-  credit: number;
-  /** Whose turns `credit` is about: another picker's mean nothing. */
-  creditor: object | undefined;
-  /** What `least-latency` knows of its turns. */
-  readonly cost: Cost;
-}
+type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost";
+export type Candidate = Pick<Server, Seen>;
 
-/**
- * Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
- * in the same order, and is the same array for as long as neither its members nor any weight in it
- * has changed.
- */
+/** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
+ *  in the same order, and is the same array until its members or their weights change. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 
-/**
- * What an algorithm may use of the world: random numbers in [0, 1), and a monotonic clock in
- * seconds.
- */
+/** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
 
-/**
- * Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
- * made when a configured weight changes: whoever takes turns begins anew.
- */
+/** Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
+ *  made when a configured weight changes: whoever takes turns begins anew. */
 export const algorithms = {
   "round-robin": (sources) => {
-    const turns = newTurns(sources);
+    const shareOf = newTurns(sources);
     return (servers) => {
-      const share = turns.shareOf(servers);
-      let best = first(servers);
+      const share = shareOf(servers);
+      let best = at(servers, 0);
       let most = -Infinity;
       for (const server of servers) {
         const credit = server.credit + server.weight * share;
@@ -552,10 +446,10 @@ export const algorithms = {
   // Ties fall to whom round-robin would owe most. Who was too busy to take its turn has no claim to
   // it later: it is owed no more than the one who was picked.
   "least-connections": (sources) => {
-    const turns = newTurns(sources);
+    const shareOf = newTurns(sources);
     return (servers) => {
-      const share = turns.shareOf(servers);
-      let best = first(servers);
+      const share = shareOf(servers);
+      let best = at(servers, 0);
       for (const server of servers) {
         // per weight, without dividing
         const difference = server.open * best.weight - best.open * server.weight;
@@ -594,12 +488,10 @@ export const algorithms = {
     return (servers) => {
       const time = now();
       const start = Math.floor(random() * servers.length); // ties fall to a random one
-      if (time >= nextLook) {
-        const due = findDue(servers, start, time);
-        nextLook = due === undefined ? time + LOOK_EVERY : time;
-        if (due !== undefined) return tryAgain(due, time);
-      }
-      const best = cheapest(servers, start, time);
+      const due = time < nextLook ? undefined : findDue(servers, start, time);
+      if (due !== undefined) due.cost.triedAt = time;
+      else if (time >= nextLook) nextLook = time + LOOK_EVERY;
+      const best = due ?? cheapest(servers, start, time);
       best.cost.pickedAt = time;
       return best;
     };
@@ -622,12 +514,6 @@ function at<T>(items: readonly T[], place: number): T {
   return item;
 }
 
-function first<S>(servers: readonly S[]): S {
-  const server = servers[0];
-  if (server === undefined) throw new RangeError("an algorithm picks from at least one server");
-  return server;
-}
-
 // --- taking turns ---
 
 /** Credits that differ by less are equal: they are sums of fractions. */
@@ -636,44 +522,32 @@ const TIE = 1e-9;
 /** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
 const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
 
-/**
- * Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
- * b c. At each pick everyone is owed its share of one connection, and who is owed most gets it.
- * nginx counts in units of weight; we count in connections, which mean the same after a weight has
- * changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
- * step, and send their clients to the same servers at the same time.
- */
+/** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
+ *  b c. At each pick everyone is owed its share of one connection, and who is owed most gets it. We
+ *  count in connections, not in units of weight as nginx: they mean the same after a weight has
+ *  changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
+ *  step. Returns which part of a connection one unit of weight is due at a pick. */
 function newTurns({ random }: Sources) {
   const creditor = {};
   let known: readonly Candidate[] | undefined;
   let share = 0;
 
-  /** Who has no credit of ours yet begins in the middle: neither owed nor ahead. */
-  function meet(servers: readonly Candidate[]): void {
+  return (servers: readonly Candidate[]): number => {
+    if (servers === known) return share;
     share = 1 / totalWeight(servers);
     for (const server of servers) {
-      if (server.creditor !== creditor) server.credit = 0;
+      if (server.creditor !== creditor) server.credit = 0; // the middle: neither owed nor ahead
       server.creditor = creditor;
     }
     if (known === undefined) beginAt(random(), servers);
     known = servers;
-  }
-
-  return {
-    /** Which part of a connection one unit of weight is due at this pick. */
-    shareOf(servers: readonly Candidate[]): number {
-      if (servers !== known) meet(servers);
-      return share;
-    },
+    return share;
   };
 }
 
-/**
- * Gives `servers` the credits that they have after some picks, the part `phase` in [0, 1) of a
- * whole round. How many of these went to whom is told by the largest remainders (Hamilton's
- * method), which for equal weights, and nearly always for others, is what playing them would give;
- * but a round of 10,000 servers with large weights is too long to be played.
- */
+/** Gives `servers` the credits that they have after some picks, the part `phase` in [0, 1) of a
+ *  whole round. How many of these went to whom is told by the largest remainders (Hamilton's
+ *  method), nearly always as playing them would; but of 10,000 servers a round is too long. */
 function beginAt(phase: number, servers: readonly Candidate[]): void {
   const total = totalWeight(servers);
   const least = servers.reduce((weight, server) => Math.min(weight, server.weight), Infinity);
@@ -690,19 +564,13 @@ function beginAt(phase: number, servers: readonly Candidate[]): void {
   for (const server of byRemainder.slice(0, left)) server.credit -= 1;
 }
 
-function totalWeight(servers: readonly Candidate[]): number {
-  let total = 0;
-  for (const server of servers) total += server.weight;
-  return total;
-}
+const totalWeight = (servers: readonly Candidate[]): number =>
+  servers.reduce((sum, { weight }) => sum + weight, 0);
 
 // --- drawing by weight ---
 
-/**
- * Draws places in a list by the weights there, in constant time however many there are: a table
- * says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). It is
- * made anew when the list is another one.
- */
+/** Draws places in a list by the weights there, in constant time however many there are: a table
+ *  says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). */
 function newDraws() {
   let known: readonly Candidate[] = [];
   let ends = new Float64Array(0); // the sum of the weights up to and with each
@@ -756,15 +624,12 @@ function newDraws() {
 
 // --- hashing ---
 
-/**
- * Which of `servers` a client belongs to: weighted rendezvous hashing (Thaler & Ravishankar 1998;
- * weights: Schindelhauer & Schomaker 2005). Each server scores each client; a server that leaves
- * takes only its own clients with it. The highest -weight / ln(u) wins, which for equal weights is
- * the highest u.
- */
+/** Weighted rendezvous hashing (Thaler & Ravishankar 1998; weights: Schindelhauer & Schomaker
+ *  2005): each server scores each client, so that one that leaves takes only its own clients with
+ *  it. The highest -weight / ln(u) wins, which for equal weights is the highest u. */
 export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress: string): S {
   const client = hash(clientAddress);
-  let best = first(servers);
+  let best = at(servers, 0);
   let highest = 0;
   for (const server of servers) {
     const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
@@ -795,43 +660,22 @@ function mix(value: number): number {
 // --- what least-latency knows of a server ---
 
 /** All times are on one monotonic clock, in seconds. */
-export interface Cost {
-  /** Peak EWMA of its turns, as it was at `shownAt`; 0 without history. */
-  seconds: number;
-  shownAt: number;
-  /**
-   * Turns begun since it last answered somebody, and since when there has been one without a break.
-   */
-  waiting: number;
-  silentSince: number;
-  /** The last pick by least-latency; and since when the answer to a trial is awaited. */
-  pickedAt: number;
-  triedAt: number;
-}
-
-export const newCost = (): Cost => ({
-  seconds: 0,
+export type Cost = ReturnType<typeof newCost>;
+export const newCost = () => ({
+  seconds: 0, // peak EWMA of its turns, as it was at `shownAt`; 0 without history
   shownAt: 0,
-  waiting: 0,
-  silentSince: -Infinity,
-  pickedAt: -Infinity,
-  triedAt: Infinity,
+  waiting: 0, // turns begun since it last answered somebody
+  silentSince: -Infinity, // since then there has been such a turn without a break
+  pickedAt: -Infinity, // the last time by least-latency
+  triedAt: Infinity, // when the trial began whose answer is awaited
 });
 
-/**
- * A cost that a server has shown falls to 1/e of itself in this many seconds without a new sample.
- */
-const DECAY = 10;
-/** What a server is taken to need, in seconds, while no server has a history. */
-const DEFAULT_COST = 0.03;
-/** A server that was not picked for so long is tried once, whatever its cost, in seconds. */
-const TRY_AGAIN = 20;
-/** So long, at least, a server has answered nobody before somebody is sent to find out. */
-const PATIENCE = 1;
-/** How often a busy balancer looks for such servers, in seconds. */
-const LOOK_EVERY = 0.1;
-/** Silence counts as at most so many times what the server has last shown. */
-const MOST_SILENCE = 8;
+const DECAY = 10; // a cost falls to 1/e of itself in so many seconds without a new sample
+const DEFAULT_COST = 0.03; // seconds that a server is taken to need while none has a history
+const TRY_AGAIN = 20; // who was not picked for so many seconds is tried once, whatever its cost
+const PATIENCE = 1; // so many seconds of silence, at least, before somebody is sent to find out
+const LOOK_EVERY = 0.1; // how often a busy balancer looks for such servers, in seconds
+const MOST_SILENCE = 8; // silence counts as at most so many times what the server has last shown
 
 /** A client's turn has begun at `now`: not before its bytes went to the server. */
 export function asked(cost: Cost, now: number): void {
@@ -847,8 +691,7 @@ export function answered(cost: Cost, began: number, now: number): void {
 
 /** A turn that began at `began` has ended without an answer, by its client or ours. */
 export function forgotten(cost: Cost, began: number): void {
-  const isCounted = cost.waiting > 0 && began >= cost.silentSince;
-  if (isCounted) cost.waiting -= 1;
+  if (cost.waiting > 0 && began >= cost.silentSince) cost.waiting -= 1;
 }
 
 /** A connect that began at `began` failed: it counts as a turn of `seconds`, a high cost. */
@@ -856,10 +699,8 @@ export function failed(cost: Cost, began: number, seconds: number, now: number):
   show(cost, began, seconds, now);
 }
 
-/**
- * Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
- * by. The outcome of a trial replaces what was known before.
- */
+/** Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
+ *  by. The outcome of a trial replaces what was known before. */
 function show(cost: Cost, began: number, seconds: number, now: number): void {
   const kept = Math.exp((cost.shownAt - now) / DECAY);
   const decayed = cost.seconds * kept;
@@ -870,12 +711,9 @@ function show(cost: Cost, began: number, seconds: number, now: number): void {
   cost.shownAt = now;
 }
 
-/**
- * The cost of a server now, in seconds; `unknown` without history. It decays while it is only read;
- * and silence counts as far as it goes: a server that hangs is slow before its answer proves it.
- * Only silence towards everybody does, and not without bounds, or one client that asks and never
- * finishes would speak for the server.
- */
+/** The cost of a server now, in seconds; `unknown` without history. It decays while only read.
+ *  Silence counts as it stands: a server that hangs is slow before its answer proves it. But only
+ *  silence towards everybody, and within bounds: no silent client speaks for a server. */
 export function costOf(cost: Cost, now: number, unknown: number): number {
   const isKnown = cost.seconds > 0;
   const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
@@ -884,7 +722,7 @@ export function costOf(cost: Cost, now: number, unknown: number): number {
   return Math.max(known, Math.min(now - cost.silentSince, most));
 }
 
-/** Not above `costOf`, and cheaper: exp(-x) >= 1 - x, so that most are out without an exp. */
+/** Not above `costOf`, and cheaper: exp(-x) >= 1 - x. Most are out by it, without an exp. */
 const lowestPossible = (cost: Cost, now: number): number =>
   cost.seconds * (1 - (now - cost.shownAt) / DECAY);
 
@@ -898,11 +736,8 @@ function lowestKnown(servers: readonly Candidate[], now: number): number {
   return lowest === Infinity ? DEFAULT_COST : lowest;
 }
 
-/**
- * Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
- * silent for longer than it is known to need. A silence that goes on is tested each time that it
- * has doubled.
- */
+/** Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
+ *  silent for longer than it needs. A silence is tested each time that it has doubled. */
 function isDue(cost: Cost, now: number): boolean {
   const left = now - cost.pickedAt; // alone
   if (left < PATIENCE) return false;
@@ -912,11 +747,7 @@ function isDue(cost: Cost, now: number): boolean {
 }
 
 /** The first server that is due, from the place `start` on and round. */
-function findDue<S extends Candidate>(
-  servers: readonly S[],
-  start: number,
-  now: number,
-): S | undefined {
+function findDue<S extends Candidate>(servers: readonly S[], start: number, now: number) {
   for (let i = 0; i < servers.length; i += 1) {
     const server = turned(servers, start, i);
     if (isDue(server.cost, now)) return server;
@@ -932,7 +763,7 @@ function turned<T>(items: readonly T[], start: number, i: number): T {
 
 /** Of the lowest cost x (open + 1) per weight; of those alike, the first from `start` on. */
 function cheapest<S extends Candidate>(servers: readonly S[], start: number, now: number): S {
-  let best = first(servers);
+  let best = at(servers, 0);
   let lowest = Infinity;
   let unknown = 0; // looked up only when a server is met that needs it
   for (let i = 0; i < servers.length; i += 1) {
@@ -949,51 +780,40 @@ function cheapest<S extends Candidate>(servers: readonly S[], start: number, now
   return best;
 }
 
-/** Picks `server` for one connection, whose outcome decides. */
-function tryAgain<S extends Candidate>(server: S, now: number): S {
-  server.cost.pickedAt = now;
-  server.cost.triedAt = now;
-  return server;
-}
-
 // ─── Health ──────────────────────────────────────────────────────────────────
 // Is a server up? Two questions, each with its own count of failures in a row: does it accept
 // (`refused`), and does it answer (`silent`)? Only checks bring a server up. Clients may help to
 // take it down, no faster than checks would; what they send, and how they leave, never counts.
-// `learn` decides and is pure; `Health` runs one check of a server at a time, on a clock that is
-// given.
+// `learn` decides and is pure; `Health` runs one check of a server at a time, on a given clock.
 
-/** What is known of a server's health. Written by this section alone. */
+/** A server's health, and where its checks stand. Written by this section alone. */
 export class HealthState {
   up = true;
-  /** When it went up or down; on the balancer's clock, in seconds, as all times inside are. */
-  since: number;
-  /** Why it is down; "" while it is up. */
-  why = "";
+  since: number; // when it went up or down, in seconds on the balancer's clock, as all times here
+  why = ""; // it is down; "" while it is up
   /** Failures in a row to the one question and to the other, and checks passed in a row. */
   refused = 0;
   silent = 0;
   passed = 0;
-  /** The last check failed. */
-  failing = false;
-  /** A check got other bytes than it wants, which nothing clears but a pass. */
-  wrong = false;
+  failing = false; // the last check failed
+  wrong = false; // a check got other bytes than it wants, which nothing clears but a pass
   /** A client's connection dialled since then proves, by its first byte, that it answers. */
   clearableSince = Infinity;
-  /** The last client's dial that counted as a failure. */
-  dialCountedAt = -Infinity;
-  /**
-   * Closed a connection at once, or let a client wait for its dial: the next check looks closely.
-   */
-  suspected = false;
-  /** Bytes that it has given, counted by the relay; and how many before its row of failures. */
-  received = 0;
-  receivedBefore = 0;
-  /** It was reached once: "address not available" is then our shortage and not its absence. */
-  reached = false;
-  /** The last evidence that it is well: it gave somebody a byte, or passed a check that asks. */
-  provedAt = -Infinity;
+  dialCountedAt = -Infinity; // the last client's dial that counted as a failure
+  received = 0; // bytes that it has given, counted by the relay
+  receivedBefore = 0; // before its row of failures began
+  reached = false; // once: "address not available" is then our shortage and not its absence
+  provedAt = -Infinity; // the last time it gave somebody a byte, or passed a check that asks
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
+  begunAt = -Infinity; // when the last check began
+  hurriedAt = -Infinity; // when the last one began that a suspicion had made due
+  /** It closed a connection at once, or let a client wait: the next check looks closely. */
+  suspected = false;
+  lookedClosely = false; // the last check did
+  lineMoved = false; // since the last check began, a connection dialled before got its first byte
+  overtaken = false; // and one dialled after it did
+  cancelCheck: (() => void) | undefined = undefined; // of the one under way
+  cancelTimer: (() => void) | undefined = undefined; // of the next one; none: it is not watched
 
   constructor(now: number) {
     this.since = now;
@@ -1005,68 +825,76 @@ export interface HealthRules {
   readonly interval: number;
   readonly fall: number;
   readonly rise: number;
-  /** Nobody that works is checked (`--check none`). */
-  readonly onlyWhoFailed: boolean;
-  /** A client's first byte may clear silence: any that a bare connect can see, only that of a check
-   *  that was closed without a byte, or none. */
+  readonly onlyWhoFailed: boolean; // nobody that works is checked (`--check none`)
+  /** Which silence a client's first byte clears: a closed check is one that got no byte. */
   readonly clears: "any silence" | "a closed check" | "nothing";
 }
 
-/**
- * A piece of evidence. From checks: `passed`; `answered`, by a check at another port that could not
- * tell whether the server accepts; `refused`; `silent`, one way or another; `queued`: no byte in
- * time, but the server's line moves. From clients: whether a dial failed or was accepted, and a
- * connection's first byte; these tell when they were dialled.
- */
-export type Sight =
+/** What a check may tell. `answered`: at another port, and so not whether the server accepts;
+ *  `silent`, one way or another; `queued`: no byte in time, but the server's line moves. */
+type CheckSight =
   | { readonly kind: "passed" | "answered" | "queued" }
   | { readonly kind: "refused"; readonly why: string }
-  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" }
+  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" };
+
+/** What a client's connection may tell, and when that was dialled. */
+type ClientSight =
   | { readonly kind: "dial failed"; readonly why: string; readonly dialledAt: number }
   | { readonly kind: "dial accepted" | "first byte"; readonly dialledAt: number };
 
+export type Sight = CheckSight | ClientSight;
+type Change = "up" | "down" | undefined;
+
 /** Takes in one sight. Says whether the server went up or down by it. */
-export function learn(
-  state: HealthState,
-  sight: Sight,
-  now: number,
-  rules: HealthRules,
-): "up" | "down" | undefined {
+export function learn(state: HealthState, sight: Sight, now: number, rules: HealthRules): Change {
+  if ("dialledAt" in sight) learnOfClient(state, sight, now, rules);
+  else learnOfCheck(state, sight, now, rules);
+  const goesUp = !state.up && state.passed >= rules.rise;
+  const goesDown = state.up && Math.max(state.refused, state.silent) >= rules.fall;
+  if (goesUp || goesDown) {
+    state.up = goesUp;
+    state.since = now;
+  }
+  if (state.up) state.why = "";
+  if (goesUp) return "up";
+  return goesDown ? "down" : undefined;
+}
+
+function learnOfCheck(state: HealthState, sight: CheckSight, now: number, rules: HealthRules) {
+  state.failing = sight.kind === "refused" || sight.kind === "silent";
   switch (sight.kind) {
     case "passed":
-      return learnPass(state, now, rules);
+      state.refused = 0;
+      state.passed += 1;
+      return clearSilence(state);
     case "answered":
-      clearSilence(state);
-      state.failing = false;
-      return undefined;
+      return clearSilence(state);
     case "queued":
-      state.failing = false;
       if (!state.wrong) state.silent = 0;
-      return undefined;
+      return;
     case "refused":
-      state.failing = true;
-      return countRefusal(state, sight.why, now, rules);
+      return countFailure(state, "refused", sight.why);
     case "silent":
-      return learnSilence(state, sight, now, rules);
-    case "dial failed":
-      if (!countsNow(state, sight.dialledAt)) return undefined;
-      if (now - state.dialCountedAt < rules.interval / rules.fall) return undefined;
-      state.dialCountedAt = now;
-      return countRefusal(state, sight.why, now, rules);
-    case "dial accepted":
-      state.reached = true;
-      if (countsNow(state, sight.dialledAt)) state.refused = 0;
-      return undefined;
-    case "first byte":
-      if (countsNow(state, sight.dialledAt) && sight.dialledAt >= state.clearableSince)
-        if (!state.wrong) clearSilence(state);
-      return undefined;
+      if (sight.by === "wrong") state.wrong = true;
+      if (rules.clears === "any silence") state.clearableSince = now;
+      if (rules.clears === "a closed check" && sight.by === "close") state.clearableSince = now;
+      return countFailure(state, "silent", sight.why);
   }
 }
 
 /** While a server is down, clients' sights count for nothing; a dial from before never does. */
-const countsNow = (state: HealthState, dialledAt: number): boolean =>
-  state.up && dialledAt >= state.since;
+function learnOfClient(state: HealthState, sight: ClientSight, now: number, rules: HealthRules) {
+  const { kind, dialledAt } = sight;
+  if (kind === "dial accepted") state.reached = true;
+  if (!state.up || dialledAt < state.since) return;
+  if (kind === "dial accepted") state.refused = 0;
+  const isRefuted = dialledAt >= state.clearableSince && !state.wrong;
+  if (kind === "first byte" && isRefuted) clearSilence(state);
+  const isTooSoon = now - state.dialCountedAt < rules.interval / rules.fall;
+  if (kind !== "dial failed" || isTooSoon) return;
+  state.dialCountedAt = now;
+  countFailure(state, "refused", sight.why);
+}
 
 function clearSilence(state: HealthState): void {
   state.silent = 0;
@@ -1074,61 +902,11 @@ function clearSilence(state: HealthState): void {
   state.clearableSince = Infinity;
 }
 
-function learnPass(state: HealthState, now: number, rules: HealthRules): "up" | undefined {
-  clearSilence(state);
-  state.refused = 0;
-  state.failing = false;
-  state.passed += 1;
-  if (state.up || state.passed < rules.rise) return undefined;
-  state.up = true;
-  state.since = now;
-  state.why = "";
-  return "up";
-}
-
-function learnSilence(
-  state: HealthState,
-  { why, by }: Extract<Sight, { kind: "silent" }>,
-  now: number,
-  rules: HealthRules,
-): "down" | undefined {
-  state.failing = true;
-  if (by === "wrong") state.wrong = true;
-  if (rules.clears === "any silence") state.clearableSince = now;
-  if (rules.clears === "a closed check" && by === "close") state.clearableSince = now;
-  goOnFailing(state);
-  state.silent += 1;
-  return fallIf(state, state.silent >= rules.fall, why, now);
-}
-
-function countRefusal(
-  state: HealthState,
-  why: string,
-  now: number,
-  rules: HealthRules,
-): "down" | undefined {
-  goOnFailing(state);
-  state.refused += 1;
-  return fallIf(state, state.refused >= rules.fall, why, now);
-}
-
-function goOnFailing(state: HealthState): void {
+function countFailure(state: HealthState, question: "refused" | "silent", why: string): void {
   if (state.refused === 0 && state.silent === 0) state.receivedBefore = state.received;
   state.passed = 0;
-}
-
-function fallIf(
-  state: HealthState,
-  hasFallen: boolean,
-  why: string,
-  now: number,
-): "down" | undefined {
-  if (!state.up) state.why = why;
-  if (!state.up || !hasFallen) return undefined;
-  state.up = false;
-  state.since = now;
+  state[question] += 1;
   state.why = why;
-  return "down";
 }
 
 /** A server gave somebody a byte. */
@@ -1143,84 +921,51 @@ export function cannotBeReached(state: HealthState, why: string, now: number): v
   state.why = why;
 }
 
-/** Where a server's checks stand on their clock. */
-export interface CheckTimes {
-  /** When the last check began. */
-  begunAt: number;
-  /** When the last one began that a suspicion had made due. */
-  hurriedAt: number;
-}
-
 /** When the next check is due; Infinity: not before something happens. */
-export function nextCheckAt(state: HealthState, times: CheckTimes, rules: HealthRules): number {
-  const { interval, fall } = rules;
+function nextCheckAt(state: HealthState, { interval, fall, onlyWhoFailed }: HealthRules): number {
+  const { up, begunAt } = state;
   const soon = interval / fall;
-  const hurried = state.suspected ? times.hurriedAt + interval : Infinity;
-  if (state.up && state.failing) return Math.min(times.begunAt + soon, hurried);
-  if (!state.up || !rules.onlyWhoFailed) return Math.min(times.begunAt + interval, hurried);
+  const hurried = state.suspected ? state.hurriedAt + interval : Infinity;
+  if (up && state.failing) return Math.min(begunAt + soon, hurried);
+  if (!up || !onlyWhoFailed) return Math.min(begunAt + interval, hurried);
   const afterDial = state.refused > 0 ? state.dialCountedAt + soon : Infinity;
-  return Math.min(Math.max(afterDial, times.begunAt + soon), hurried);
+  return Math.min(Math.max(afterDial, begunAt + soon), hurried);
 }
 
-/** Time that is given: the machine's, or a simulation's. */
+/** Time that is given, monotonic, in seconds. The result of `after` takes its action back. */
 export interface Clock {
-  /** Monotonic, in seconds. */
   readonly now: () => number;
-  /** Runs `action` in so many seconds; the result takes that back. */
   readonly after: (seconds: number, action: () => void) => () => void;
 }
 
+type Report = (result: CheckResult) => void;
 /** Does one check and reports once, or is cancelled by the function returned. */
-export type Probe = (
-  server: Server,
-  hold: number,
-  beside: boolean,
-  report: (result: CheckResult) => void,
-) => () => void;
+export type Probe = (server: Server, hold: number, beside: boolean, report: Report) => () => void;
 
-/**
- * How a check went. Two tell nothing: `late`, when we stood still ourselves, and `short`, when this
- * machine had no descriptor or no port for it.
- */
+/** How a check went. Two tell nothing: `late`, when we stood still ourselves, and `short`, when
+ *  this machine had no descriptor or no port for it. */
 export type CheckResult = { readonly kind: "late" } | { readonly kind: "short" } | Finding;
 type Finding =
   | { readonly kind: "passed" }
   | { readonly kind: "refused"; readonly why: string; readonly code: string }
-  | { readonly kind: "silent"; readonly why: string; readonly by: "time-out" | "close" | "wrong" };
+  | Extract<CheckSight, { readonly kind: "silent" }>;
 
 /** Who told that a server is up or down. */
 export type Teller = "check" | "client";
 
-interface Watched extends CheckTimes {
-  cancelTimer: () => void;
-  /** Ends the check that is under way. */
-  cancelCheck: (() => void) | undefined;
-  /** A suspicion made it due. */
-  lookedClosely: boolean;
-  /**
-   * Since it began: a connection dialled before it got its first byte; one dialled after it did.
-   */
-  lineMoved: boolean;
-  overtaken: boolean;
-}
+const HOLD = 0.2; // the longest that a check which looks closely holds its connection, in seconds
 
-/** The longest that a check which looks closely holds its connection, in seconds. */
-const HOLD = 0.2;
-
-/** How the balancer asks, beside the rules: whether a check asks at all, and where. */
+/** How the balancer asks, beside the rules. */
 export interface HealthSettings extends HealthRules {
   /** The check sends or expects something; a bare connect holds instead, when in doubt. */
   readonly asks: boolean;
-  /**
-   * It goes to another port than the server's own, and so cannot tell whether the server accepts.
-   */
+  /** It goes to another port than the server's, and so cannot tell whether the server accepts. */
   readonly elsewhere: boolean;
 }
 
+/** Who hears that a server went up or down, and that a check of one that is down failed again. */
 export interface HealthEvents {
-  /** The server went up or down. */
   readonly changed: (server: Server, by: Teller) => void;
-  /** A check of a server that is down has failed again. */
   readonly stillDown: (server: Server) => void;
 }
 
@@ -1230,7 +975,6 @@ export class Health {
   readonly #clock: Clock;
   readonly #probe: Probe;
   readonly #events: HealthEvents;
-  readonly #watched = new Map<Server, Watched>();
 
   constructor(settings: HealthSettings, clock: Clock, probe: Probe, events: HealthEvents) {
     this.#settings = settings;
@@ -1246,121 +990,101 @@ export class Health {
 
   /** Watches `server` from now on; its first check is due in `delay` seconds. */
   watch(server: Server, delay: number): void {
-    const begunAt = this.#clock.now() + delay - this.#settings.interval;
-    const watched: Watched = {
-      begunAt,
-      hurriedAt: -Infinity,
-      cancelTimer: () => undefined,
-      cancelCheck: undefined,
-      lookedClosely: false,
-      lineMoved: false,
-      overtaken: false,
-    };
-    this.#watched.set(server, watched);
-    if (this.#settings.onlyWhoFailed && server.health.up) return this.#schedule(server, watched);
-    this.#wakeAt(begunAt + this.#settings.interval, server, watched);
+    const { health } = server;
+    health.begunAt = this.#clock.now() + delay - this.#settings.interval;
+    health.hurriedAt = -Infinity;
+    health.cancelTimer = () => undefined;
+    this.#schedule(server);
   }
 
-  forget(server: Server): void {
-    const watched = this.#watched.get(server);
-    if (watched === undefined) return;
-    this.#watched.delete(server);
-    watched.cancelTimer();
-    watched.cancelCheck?.();
+  forget({ health }: Server): void {
+    health.cancelTimer?.();
+    health.cancelCheck?.();
+    health.cancelTimer = undefined;
+    health.cancelCheck = undefined;
   }
 
   /** A client's dial or first byte. To be called where it may count: see `learn`. */
-  saw(server: Server, sight: Sight): void {
-    const watched = this.#watched.get(server);
-    if (watched === undefined) return;
-    if (sight.kind === "first byte" && watched.cancelCheck !== undefined) {
-      if (sight.dialledAt < watched.begunAt) watched.lineMoved = true;
-      else watched.overtaken = true;
+  saw(server: Server, sight: ClientSight): void {
+    const { health } = server;
+    if (health.cancelTimer === undefined) return;
+    if (sight.kind === "first byte") {
+      if (sight.dialledAt < health.begunAt) health.lineMoved = true;
+      else health.overtaken = true;
     }
     this.#learn(server, sight, "client");
-    if (watched.cancelCheck === undefined) this.#schedule(server, watched);
+    this.#schedule(server);
   }
 
   /** A server closed a connection at once, or a client gave up its dial: look closely, now. */
   suspect(server: Server): void {
-    const watched = this.#watched.get(server);
-    if (watched === undefined || server.health.suspected) return;
-    server.health.suspected = true;
-    if (watched.cancelCheck === undefined) this.#schedule(server, watched);
+    const { health } = server;
+    if (health.cancelTimer === undefined || health.suspected) return;
+    health.suspected = true;
+    this.#schedule(server);
   }
 
   /** Whether a connection's first byte may tell anything now; asked for each, so it is cheap. */
-  caresForFirstBytes(server: Server): boolean {
-    return server.health.silent > 0 || this.#watched.get(server)?.cancelCheck !== undefined;
+  caresForFirstBytes({ health }: Server): boolean {
+    return health.silent > 0 || health.cancelCheck !== undefined;
   }
 
-  #schedule(server: Server, watched: Watched): void {
-    watched.cancelTimer();
-    watched.cancelTimer = () => undefined;
-    const dueAt = nextCheckAt(server.health, watched, this.#settings);
-    if (dueAt < Infinity) this.#wakeAt(dueAt, server, watched);
-  }
-
-  #wakeAt(dueAt: number, server: Server, watched: Watched): void {
-    const seconds = Math.max(0, dueAt - this.#clock.now());
-    watched.cancelTimer = this.#clock.after(seconds, () => this.#check(server, watched));
-  }
-
-  #check(server: Server, watched: Watched): void {
+  /** Has the next check begin `at` its time, unless one is under way or `server` is forgotten. */
+  #schedule(server: Server, at = nextCheckAt(server.health, this.#settings)): void {
     const { health } = server;
-    const now = this.#clock.now();
-    if (health.suspected) watched.hurriedAt = now;
-    watched.begunAt = now;
-    watched.lineMoved = false;
-    watched.overtaken = false;
+    if (health.cancelTimer === undefined || health.cancelCheck !== undefined) return;
+    health.cancelTimer();
+    health.cancelTimer = () => undefined;
+    if (at === Infinity) return;
+    const seconds = Math.max(0, at - this.#clock.now());
+    health.cancelTimer = this.#clock.after(seconds, () => this.#check(server));
+  }
+
+  #check(server: Server): void {
+    const { health } = server;
+    const { asks, elsewhere } = this.#settings;
     const isInDoubt = health.suspected || health.silent > 0 || !health.up;
-    const hold = !this.#settings.asks && isInDoubt ? this.hold : 0;
-    const beside = this.#settings.elsewhere && (health.refused > 0 || !health.up);
-    watched.lookedClosely = health.suspected;
+    const hold = !asks && isInDoubt ? this.hold : 0;
+    const beside = elsewhere && (health.refused > 0 || !health.up);
+    health.begunAt = this.#clock.now();
+    if (health.suspected) health.hurriedAt = health.begunAt;
+    health.lookedClosely = health.suspected;
     health.suspected = false;
-    watched.cancelCheck = this.#probe(server, hold, beside, (result) => {
-      watched.cancelCheck = undefined;
-      this.#take(server, watched, result, beside);
+    health.lineMoved = false;
+    health.overtaken = false;
+    health.cancelCheck = this.#probe(server, hold, beside, (result) => {
+      health.cancelCheck = undefined;
+      this.#take(server, result, beside);
     });
   }
 
-  #take(server: Server, watched: Watched, result: CheckResult, beside: boolean): void {
+  #take(server: Server, result: CheckResult, beside: boolean): void {
     const { health } = server;
-    const now = this.#clock.now();
-    const wasDown = !health.up;
-    if (result.kind === "late" || result.kind === "short") {
-      health.suspected ||= watched.lookedClosely;
-      return result.kind === "late" ? this.#repeat(server, watched) : this.#goOn(server, watched);
-    }
-    health.lastCheck = { result: result.kind === "passed" ? "passed" : result.why, at: now };
-    if (result.kind !== "passed") server.stats.checkFailures += 1;
-    if (result.kind === "passed" && this.#settings.asks) health.provedAt = now;
-    const sawItsOwnPort = beside || !this.#settings.elsewhere;
-    if (sawItsOwnPort && result.kind !== "refused") health.reached = true;
-    this.#learn(server, this.#sightOf(result, health, watched, beside), "check");
-    if (wasDown && !health.up && result.kind !== "passed") this.#events.stillDown(server);
-    this.#goOn(server, watched);
-  }
-
-  #goOn(server: Server, watched: Watched): void {
-    if (this.#watched.get(server) === watched) this.#schedule(server, watched);
-  }
-
-  /** Asks again at once: we stood still, perhaps before we had asked. */
-  #repeat(server: Server, watched: Watched): void {
-    if (this.#watched.get(server) === watched) this.#wakeAt(this.#clock.now(), server, watched);
-  }
-
-  #sightOf(result: Finding, health: HealthState, watched: Watched, beside: boolean): Sight {
     const { asks, elsewhere } = this.#settings;
-    if (result.kind === "passed") {
-      const leavesOpen = elsewhere && !beside && health.refused > 0;
-      return { kind: leavesOpen ? "answered" : "passed" };
+    const now = this.#clock.now();
+    if (result.kind === "late" || result.kind === "short") {
+      health.suspected ||= health.lookedClosely;
+      // late: we stood still, perhaps before we had asked
+      return this.#schedule(server, result.kind === "late" ? now : undefined);
     }
-    const lineMoves = watched.lineMoved && !watched.overtaken;
-    const isFull = asks && !elsewhere && lineMoves;
-    if (result.kind === "silent" && result.by === "time-out" && isFull) return { kind: "queued" };
-    return result;
+    const wasDown = !health.up;
+    const hasPassed = result.kind === "passed";
+    health.lastCheck = { result: hasPassed ? "passed" : result.why, at: now };
+    if (!hasPassed) server.stats.checkFailures += 1;
+    if (hasPassed && asks) health.provedAt = now;
+    if ((beside || !elsewhere) && result.kind !== "refused") health.reached = true;
+    this.#learn(server, this.#sightOf(result, health, beside), "check");
+    if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
+    this.#schedule(server);
+  }
+
+  #sightOf(result: Finding, health: HealthState, beside: boolean): Sight {
+    const { asks, elsewhere } = this.#settings;
+    const leavesOpen = elsewhere && !beside && health.refused > 0;
+    if (result.kind === "passed") return { kind: leavesOpen ? "answered" : "passed" };
+    const isFull = asks && !elsewhere && health.lineMoved && !health.overtaken;
+    const isQueued = isFull && result.kind === "silent" && result.by === "time-out";
+    return isQueued ? { kind: "queued" } : result;
   }
 
   #learn(server: Server, sight: Sight, by: Teller): void {
@@ -1369,8 +1093,7 @@ export class Health {
   }
 }
 
-/** The share of its weight with which a slow start begins. */
-const COLDEST = 0.05;
+const COLDEST = 0.05; // the share of its weight with which a slow start begins
 
 /** How much of its weight a server gets that has been back since `since`. */
 export function warmth(since: number, now: number, slowStart: number): number {
@@ -1378,32 +1101,33 @@ export function warmth(since: number, now: number, slowStart: number): number {
   return Math.min(1, Math.max(COLDEST, (now - since) / slowStart));
 }
 
+/** Gives every server the weight that pickers see; says whether one has changed. */
+export function weigh(servers: readonly Server[], now: number, slowStart: number): boolean {
+  let hasChanged = false;
+  for (const server of servers) {
+    const weight = server.spec.weight * warmth(server.warmSince, now, slowStart);
+    if (weight === server.weight) continue;
+    server.weight = weight;
+    hasChanged = true;
+  }
+  return hasChanged;
+}
+
 // ─── Checks ──────────────────────────────────────────────────────────────────
 // What --check asks of a server, what counts as its answer, and one check of one server. Judging is
-// pure. `runCheck` alone touches a socket; what its outcome means for a server is for the health
-// section to say.
+// pure. `runCheck` alone touches a socket; what its outcome means is for the health section to say.
 
-/** What --check asks for; `text` is how it was written. */
-export type CheckSpec = { readonly text: string } & (
-  | { readonly kind: "tcp" | "none" }
-  | {
-      readonly kind: "http";
-      readonly isSecure: boolean;
-      /** Its own port, where it names one. */
-      readonly port: number | undefined;
-      readonly path: string;
-    }
-  | {
-      readonly kind: "exchange";
-      readonly send: Buffer;
-      readonly expect: Buffer;
-      /** The answer must begin with `expect`; else it may stand anywhere. */
-      readonly isAnchored: boolean;
-    }
-);
+/** What --check asks for; `text` is how it was written, `port` the one that it names. The answer
+ *  must begin with `expect` where it `isAnchored`; else that may stand anywhere. */
+export type CheckSpec = Readonly<
+  { text: string } & (
+    | { kind: "tcp" | "none" }
+    | { kind: "http"; isSecure: boolean; port: number | undefined; path: string }
+    | { kind: "exchange"; send: Buffer; expect: Buffer; isAnchored: boolean }
+  )
+>;
 
-/** As much of an answer is looked at, in bytes. */
-const MOST_ANSWER = 64 * 1024;
+const MOST_ANSWER = 64 * 1024; // bytes of an answer are looked at
 const ESCAPES: Readonly<Record<string, string>> = { r: "\r", n: "\n", t: "\t" };
 
 export const readCheck: Kind<CheckSpec> = {
@@ -1412,34 +1136,26 @@ export const readCheck: Kind<CheckSpec> = {
     "which may begin with ^, and the escapes \\r \\n \\t \\xHH \\\\ \\^",
   read(text) {
     if (text === "tcp" || text === "none") return { kind: text, text };
-    if (text === "ping") return readExchange(text, "PING!=>^PONG!");
-    return text.includes("=>") ? readExchange(text, text) : readHttp(text);
+    const exchange = text === "ping" ? "PING!=>^PONG!" : text;
+    const arrow = exchange.indexOf("=>"); // the first counts; one in SEND is written =\x3e
+    if (arrow < 0) return readHttp(text);
+    const wanted = exchange.slice(arrow + 2);
+    const isAnchored = wanted.startsWith("^");
+    const send = bytesOf(exchange.slice(0, arrow));
+    const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
+    if (send === undefined || expect === undefined || expect.length === 0) return undefined;
+    return { kind: "exchange", text, send, expect, isAnchored };
   },
 };
 
-/** Reads SEND=>EXPECT; the first arrow counts, and one in SEND is written `=\x3e`. */
-function readExchange(text: string, exchange: string): CheckSpec | undefined {
-  const arrow = exchange.indexOf("=>");
-  const wanted = exchange.slice(arrow + 2);
-  const isAnchored = wanted.startsWith("^");
-  const send = bytesOf(exchange.slice(0, arrow));
-  const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
-  if (send === undefined || expect === undefined || expect.length === 0) return undefined;
-  return { kind: "exchange", text, send, expect, isAnchored };
-}
-
 /** `text` in UTF-8 with its escapes replaced; undefined where one is unknown. */
 function bytesOf(text: string): Buffer | undefined {
-  const parts: Buffer[] = [];
-  let end = 0;
-  for (const match of text.matchAll(/\\x([\da-fA-F]{2})|\\([rnt\\^])|[^\\]+/gy)) {
-    const [piece, hex, letter] = match;
-    end += piece.length;
-    if (hex !== undefined) parts.push(Buffer.from(hex, "hex"));
-    else if (letter !== undefined) parts.push(Buffer.from(ESCAPES[letter] ?? letter));
-    else parts.push(Buffer.from(piece));
-  }
-  return end === text.length ? Buffer.concat(parts) : undefined;
+  const bytes = Buffer.from(text).toString("latin1"); // a character for each byte
+  if (!/^(?:[^\\]|\\x[\da-fA-F]{2}|\\[rnt\\^])*$/.test(bytes)) return undefined;
+  const replaced = bytes.replace(/\\(?:x(..)|(.))/g, (_, hex?: string, letter = "") =>
+    hex === undefined ? (ESCAPES[letter] ?? letter) : String.fromCharCode(parseInt(hex, 16)),
+  );
+  return Buffer.from(replaced, "latin1");
 }
 
 function readHttp(text: string): CheckSpec | undefined {
@@ -1468,67 +1184,42 @@ export function questionOf(spec: CheckSpec, host: string): Buffer {
 
 export type Judgement = "more" | "passed" | "wrong";
 
-/**
- * What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
- * that came are a wrong answer, and no byte is none.
- */
+/** What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
+ *  that came are a wrong answer, and no byte is none. */
 export function judge(spec: CheckSpec, answer: Buffer): Judgement {
-  if (spec.kind === "http") return judgeStatus(answer);
+  if (spec.kind === "http") return judgeStatus(answer.toString("latin1", 0, STATUS.length));
   if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
-  return spec.isAnchored ? judgeBeginning(answer, spec.expect) : judgeText(answer, spec.expect);
+  const { expect, isAnchored } = spec;
+  const seen = answer.subarray(0, isAnchored ? expect.length : MOST_ANSWER);
+  if (seen.includes(expect)) return "passed";
+  const mayCome = isAnchored ? beginsLike(seen, expect) : seen.length < MOST_ANSWER;
+  return mayCome ? "more" : "wrong";
 }
+
+const STATUS = "HTTP/1.1 200 ";
 
 /** Any status 2xx or 3xx passes, as soon as the character behind it has come. */
-function judgeStatus(answer: Buffer): Judgement {
-  const start = answer.toString("latin1", 0, 13);
-  if (/^HTTP\/\d\.\d [23]\d\d[ \r\n]$/.test(start)) return "passed";
-  const pattern = "HTTP/d.d ddd ";
-  const isStart = [...start].every((letter, place) =>
-    pattern[place] === "d" ? /\d/.test(letter) : letter === pattern[place],
-  );
-  return isStart && start.length < 13 ? "more" : "wrong";
-}
-
-function judgeBeginning(answer: Buffer, expect: Buffer): Judgement {
-  const length = Math.min(answer.length, expect.length);
-  if (!answer.subarray(0, length).equals(expect.subarray(0, length))) return "wrong";
-  return length === expect.length ? "passed" : "more";
-}
-
-function judgeText(answer: Buffer, expect: Buffer): Judgement {
-  if (answer.subarray(0, MOST_ANSWER).includes(expect)) return "passed";
-  return answer.length < MOST_ANSWER ? "more" : "wrong";
-}
-
-/** In words, for whoever asks why a server is down. */
-function wrongWords(spec: CheckSpec, answer: Buffer): string {
-  const [, status] = /^HTTP\/\d\.\d (\d{3})\s/.exec(answer.toString("latin1", 0, 13)) ?? [];
-  if (spec.kind === "http" && status !== undefined) return `status ${status}`;
-  return `another answer than expected: ${JSON.stringify(answer.toString("latin1", 0, 40))}`;
+function judgeStatus(start: string): Judgement {
+  const completed = start + STATUS.slice(start.length);
+  if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
+  if (start.length < STATUS.length) return "more";
+  return /^.{9}[23]/.test(start) ? "passed" : "wrong";
 }
 
 /** One check of one server. */
 export interface CheckOrder {
-  /** Where it goes: an address, never a name. */
   readonly address: Address;
-  /** The server's host as it is configured, for Host and SNI. */
-  readonly host: string;
+  readonly host: string; // as it is configured, for Host and SNI
   readonly spec: CheckSpec;
-  /** How long the connect may take, and all of it. */
-  readonly connectSeconds: number;
-  readonly seconds: number;
-  /** A check that does not ask wants the connection to stay open so long, or a byte; 0: no. */
-  readonly holdSeconds: number;
-  /** Goes before everything else: a PROXY header, or nothing. */
-  readonly prefix: string;
+  readonly connectSeconds: number; // how long the connect may take
+  readonly seconds: number; // and all of it
+  readonly holdSeconds: number; // a check that does not ask wants it to stay open so long
+  readonly prefix: string; // goes before everything else: a PROXY header, or nothing
   readonly connect: World["connect"];
 }
 
-/**
- * Checks a server once and reports once, never before it has returned. Returns what calls the check
- * off; then nothing is reported.
- */
-export function runCheck(order: CheckOrder, report: (result: CheckResult) => void): () => void {
+/** Checks a server once and reports once, never before it has returned what calls the check off. */
+export function runCheck(order: CheckOrder, report: Report): () => void {
   const run = new CheckRun(order, report);
   return () => run.close();
 }
@@ -1536,23 +1227,20 @@ export function runCheck(order: CheckOrder, report: (result: CheckResult) => voi
 /** What fails for want of something here says nothing about a server. */
 const OUR_SHORTAGES: readonly string[] = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 const PASSED: CheckResult = { kind: "passed" };
-const UNANSWERED = "no answer in time";
+const UNCONNECTED: CheckResult = { kind: "refused", why: "no connection in time", code: "" };
 
 class CheckRun {
   readonly #order: CheckOrder;
-  readonly #report: (result: CheckResult) => void;
-  /** When all must be over, in ms. */
-  readonly #deadline: number;
-  /** The TCP connection, and what speaks over it: itself, or TLS. */
+  readonly #report: Report;
+  readonly #deadline: number; // when all must be over, in ms
   readonly #plain: Socket;
-  #socket: Socket;
+  #socket: Socket; // speaks over the plain one: itself, or TLS
   #isAccepted = false;
   #answer: Buffer = NOTHING;
-  #timer: NodeJS.Timeout | undefined;
-  #immediate: NodeJS.Immediate | undefined;
+  #cancelWait = (): void => undefined;
   #isOver = false;
 
-  constructor(order: CheckOrder, report: (result: CheckResult) => void) {
+  constructor(order: CheckOrder, report: Report) {
     this.#order = order;
     this.#report = report;
     this.#deadline = performance.now() + order.seconds * 1000;
@@ -1560,15 +1248,13 @@ class CheckRun {
     this.#socket = this.#plain;
     this.#plain.on("error", (error) => this.#failed(error));
     this.#plain.on("connect", () => this.#connected());
-    const refused: CheckResult = { kind: "refused", why: "no connection in time", code: "" };
-    this.#wait(order.connectSeconds * 1000, () => this.#finish(refused));
+    this.#wait(order.connectSeconds * 1000, () => this.#finish(UNCONNECTED));
   }
 
   /** Lets go of everything; nothing is reported any more. */
   close(): void {
     this.#isOver = true;
-    clearTimeout(this.#timer);
-    clearImmediate(this.#immediate);
+    this.#cancelWait();
     this.#socket.destroy();
     this.#plain.destroy();
   }
@@ -1579,59 +1265,43 @@ class CheckRun {
     this.#report(result);
   }
 
-  /**
-   * Pronounces `verdict` in `ms`, and then a turn of the loop later: what lay in the kernel while
-   * we stood still is read first.
-   */
+  /** Pronounces `verdict` in `ms`, and a turn of the loop later: so that what lay in the kernel
+   *  while we stood still is read first. */
   #wait(ms: number, verdict: () => void): void {
-    clearTimeout(this.#timer);
+    this.#cancelWait();
     const due = performance.now() + ms;
-    this.#timer = setTimeout(() => {
+    const timer = setTimeout(() => {
       const isLate = performance.now() - due > STOOD_STILL * 1000;
-      if (isLate) this.#finish({ kind: "late" });
-      else this.#immediate = setImmediate(verdict);
+      if (isLate) return this.#finish({ kind: "late" });
+      const immediate = setImmediate(verdict);
+      this.#cancelWait = () => clearImmediate(immediate);
     }, ms);
+    this.#cancelWait = () => clearTimeout(timer);
   }
 
   #connected(): void {
-    const { spec, prefix } = this.#order;
+    const { spec, host, prefix, holdSeconds } = this.#order;
     if (this.#isOver) return;
     if (isSelfConnected(this.#plain)) return this.#failed(new Error(MET_ITSELF));
     this.#isAccepted = true;
     if (prefix !== "") this.#plain.write(prefix);
-    if (asks(spec)) this.#ask();
-    else this.#hold();
-  }
-
-  #ask(): void {
-    const { spec, host } = this.#order;
-    if (spec.kind === "http" && spec.isSecure) this.#socket = this.#secured();
-    this.#listen();
-    const question = questionOf(spec, host);
-    if (question.length > 0) this.#socket.write(question);
-    const left = Math.max(0, this.#deadline - performance.now());
-    this.#wait(left, () => this.#unanswered(UNANSWERED, "time-out"));
-  }
-
-  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
-  #secured(): Socket {
-    const { host } = this.#order;
-    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
-    const socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
-    return socket.on("error", (error) => this.#failed(error));
-  }
-
-  #hold(): void {
-    const { holdSeconds } = this.#order;
-    if (holdSeconds === 0) return this.#finish(PASSED);
-    this.#listen();
-    this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
-  }
-
-  #listen(): void {
+    if (!asks(spec) && holdSeconds === 0) return this.#finish(PASSED);
+    if (spec.kind === "http" && spec.isSecure) this.#secure(host);
     const closed = (): void => this.#unanswered("accepted, and closed without a byte", "close");
     this.#socket.on("data", (chunk: Buffer) => this.#read(chunk));
     this.#socket.on("end", closed).on("close", closed);
+    if (!asks(spec)) return this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
+    const question = questionOf(spec, host);
+    if (question.length > 0) this.#socket.write(question);
+    const left = Math.max(0, this.#deadline - performance.now());
+    this.#wait(left, () => this.#unanswered("no answer in time", "time-out"));
+  }
+
+  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
+  #secure(host: string): void {
+    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
+    this.#socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
+    this.#socket.on("error", (error) => this.#failed(error));
   }
 
   #read(chunk: Buffer): void {
@@ -1643,28 +1313,24 @@ class CheckRun {
 
   /** Nothing more will come: what has come so far is a wrong answer, else there was none. */
   #unanswered(why: string, by: "close" | "time-out"): void {
-    const isWrong = this.#answer.length > 0;
-    const words = isWrong ? wrongWords(this.#order.spec, this.#answer) : why;
-    this.#finish({ kind: "silent", why: words, by: isWrong ? "wrong" : by });
+    if (this.#answer.length === 0) return this.#finish({ kind: "silent", why, by });
+    const start = this.#answer.toString("latin1", 0, 40);
+    const [, status] = /^HTTP\/\d\.\d (\d{3})\s/.exec(start) ?? [];
+    const isStatus = this.#order.spec.kind === "http" && status !== undefined;
+    const other = `another answer than expected: ${JSON.stringify(start)}`;
+    this.#finish({ kind: "silent", why: isStatus ? `status ${status}` : other, by: "wrong" });
   }
 
   #failed(error: Error): void {
     const code = codeOf(error);
-    const why = tlsReasonOf(error) ?? reasonOf(error);
+    const [, tlsReason] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? []; // OpenSSL's
+    const why = tlsReason === undefined ? reasonOf(error) : `TLS: ${tlsReason}`;
     if (OUR_SHORTAGES.includes(code)) return this.#finish({ kind: "short" });
-    // nobody refuses by that: it was reset as soon as it stood, before we had looked
+    // nobody refuses by a reset: it came as soon as the connection stood, before we had looked
     if (code === "ECONNRESET") this.#isAccepted = true;
     if (this.#isAccepted) this.#unanswered(`accepted, then: ${why}`, "close");
     else this.#finish({ kind: "refused", why, code });
   }
-}
-
-/**
- * OpenSSL's own words out of a message such as `...:SSL routines:func:wrong version number:...`.
- */
-function tlsReasonOf(error: Error): string | undefined {
-  const [, reason] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? [];
-  return reason === undefined ? undefined : `TLS: ${reason}`;
 }
 
 const MET_ITSELF = "connected to itself: nobody listens";
@@ -1672,37 +1338,15 @@ const MET_ITSELF = "connected to itself: nobody listens";
 const isSelfConnected = (socket: Socket): boolean =>
   socket.localPort === socket.remotePort && socket.localAddress === socket.remoteAddress;
 
-/** Gives every server the weight that pickers see; says whether one has changed. */
-export function weigh(servers: readonly Server[], now: number, slowStart: number): boolean {
-  let hasChanged = false;
-  for (const server of servers) {
-    const weight = server.spec.weight * warmth(server.warmSince, now, slowStart);
-    if (weight === server.weight) continue;
-    server.weight = weight;
-    hasChanged = true;
-  }
-  return hasChanged;
-}
-
 // ─── Places ──────────────────────────────────────────────────────────────────
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
 // which order. Pure: it sees no socket and no clock. A place is taken at the pick and left once.
 
 /** A dial that failed: at which server, and why. */
-export interface Attempt {
-  readonly server: Server;
-  readonly why: string;
-}
-
-/** A client that wants a place. */
-export interface Guest {
-  readonly clientAddress: string;
-  /** Where it has failed already. */
-  readonly tried: readonly Attempt[];
-}
-
-/** So many servers are tried for one client; then there is none for it. */
-const MOST_TRIED = 8;
+export type Attempt = { readonly server: Server; readonly why: string };
+/** A client that wants a place, and where it has failed already. */
+export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
+const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
 
 /** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
 const isOpen = ({ draining, spec }: Server): boolean =>
@@ -1710,40 +1354,25 @@ const isOpen = ({ draining, spec }: Server): boolean =>
 const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
 
 /** The servers that one kind of client may go to; `free` are those of them with a place. */
-interface Choices {
-  readonly serving: readonly Server[];
-  readonly free: readonly Server[];
-}
+type Choices = { readonly serving: readonly Server[]; readonly free: readonly Server[] };
 
 export class Places<G extends Guest> {
-  /** As configured, in order: those for everybody, and those for when nobody else is left. */
   #primaries: readonly Server[] = [];
   #backups: readonly Server[] = [];
-  /** Connections that a server may have at once; Infinity without a limit. */
   readonly #limit: number;
   #pick: Picker = () => {
     throw new Error("no algorithm yet");
   };
   #sticky = false;
-  /**
-   * For clients that have not failed anywhere; undefined when it must be made anew. Algorithms rely
-   * on it: the arrays stay the same as long as what they hold, weights included, does.
-   */
+  /** For clients that have not failed anywhere; undefined when it must be made anew. */
   #usual: Choices | undefined;
-  /**
-   * Those that wait, in order. With a sticky algorithm each waits for the server that it belongs to
-   * and stands in that server's line, too.
-   */
+  /** Those that wait, in order; if sticky, in the line of the server that each belongs to, too. */
   readonly #line = new Map<G, Server | undefined>();
   readonly #lines = new Map<Server, Set<G>>();
 
   /** `limit`: connections per server at once, 0 for no limit. */
   constructor(limit: number) {
     this.#limit = limit || Infinity;
-  }
-
-  get waiting(): ReadonlyMap<G, unknown> {
-    return this.#line;
   }
 
   /** Picks by `pick` from now on; `sticky`: it is always the same server for the same client. */
@@ -1759,25 +1388,19 @@ export class Places<G extends Guest> {
     this.refresh();
   }
 
-  /**
-   * To be called when a server may take clients now, or may not any more, or weighs something else.
-   */
+  /** To be called when a server may take clients now, or not any more, or weighs something else. */
   refresh(): void {
     this.#usual = undefined;
-    for (const server of this.#lines.keys()) this.#lines.delete(server);
+    this.#lines.clear();
     if (!this.#sticky) return;
-    for (const guest of this.#line.keys()) this.#standInLine(guest);
-  }
-
-  hasPlace(server: Server): boolean {
-    return server.open < this.#limit;
+    for (const guest of this.#line.keys()) this.#wait(guest, this.#choose(guest));
   }
 
   /** Finds `guest` a server and takes a place there; else it waits in line, or there is `none`. */
   enter(guest: G): Server | "waits" | "none" {
     const choice = this.#choose(guest);
     if (choice === "none") return "none";
-    if (choice !== "anybody" && this.hasPlace(choice)) return this.#take(choice);
+    if (choice !== "anybody" && choice.open < this.#limit) return this.#take(choice);
     this.#wait(guest, choice);
     return "waits";
   }
@@ -1798,25 +1421,14 @@ export class Places<G extends Guest> {
   /** The first in line who can be served, at `server` if that is given; taken out of the line. */
   admit(server?: Server): { readonly guest: G; readonly to: Server | "none" } | undefined {
     if (this.#line.size === 0) return undefined;
-    return this.#sticky && server !== undefined ? this.#admitOwn(server) : this.#admitAny();
-  }
-
-  #admitOwn(server: Server): { guest: G; to: Server } | undefined {
-    if (!this.hasPlace(server)) return undefined;
-    for (const guest of this.#lines.get(server) ?? []) {
-      this.forget(guest);
-      return { guest, to: this.#take(server) };
-    }
-    return undefined;
-  }
-
-  #admitAny(): { guest: G; to: Server | "none" } | undefined {
+    const isOwn = this.#sticky && server !== undefined;
+    const line = isOwn ? this.#lines.get(server) : this.#line;
     let newcomersWait = false;
-    for (const guest of this.#line.keys()) {
+    for (const guest of line?.keys() ?? []) {
       const isNewcomer = guest.tried.length === 0 && !this.#sticky;
       if (isNewcomer && newcomersWait) continue; // as the one before it
       const choice = this.#choose(guest);
-      const waits = choice === "anybody" || (choice !== "none" && !this.hasPlace(choice));
+      const waits = choice === "anybody" || (choice !== "none" && choice.open >= this.#limit);
       if (isNewcomer && waits) newcomersWait = true;
       if (waits) continue;
       this.forget(guest);
@@ -1832,73 +1444,45 @@ export class Places<G extends Guest> {
     return server;
   }
 
-  #wait(guest: G, choice: Server | "anybody"): void {
-    const server = choice === "anybody" ? undefined : choice;
+  #wait(guest: G, choice: Server | "anybody" | "none"): void {
+    const server = typeof choice === "object" ? choice : undefined;
     this.#line.set(guest, server);
     if (server === undefined) return;
-    const line = this.#lines.get(server);
-    if (line === undefined) this.#lines.set(server, new Set([guest]));
-    else line.add(guest);
+    const line = this.#lines.get(server) ?? new Set();
+    this.#lines.set(server, line.add(guest));
   }
 
-  /** Finds out anew for whom a guest waits that keeps its place in line. */
-  #standInLine(guest: G): void {
-    const choice = this.#choose(guest);
-    if (choice !== "none") this.#wait(guest, choice);
-  }
-
-  /**
-   * A server, which may be full: then `guest` waits for it; `anybody`: it waits for any of several.
-   */
+  /** A server, which may be full: then `guest` waits for it; or else for `anybody` of several. */
   #choose(guest: G): Server | "anybody" | "none" {
-    if (guest.tried.length === 0) {
-      this.#usual ??= this.#choicesFor(guest);
-      return this.#among(this.#usual, guest) ?? this.#lastResort(guest);
-    }
-    if (guest.tried.length >= MOST_TRIED) return "none";
-    return this.#among(this.#choicesFor(guest), guest) ?? this.#lastResort(guest);
-  }
-
-  #among({ serving, free }: Choices, guest: G): Server | "anybody" | undefined {
-    if (serving.length === 0) return undefined;
+    const { serving, free } = this.#choicesFor(guest);
+    if (serving.length === 0 || guest.tried.length >= MOST_TRIED) return "none";
     const candidates = this.#sticky ? serving : free;
-    return candidates.length === 0 ? "anybody" : this.#picked(candidates, guest);
-  }
-
-  /** Backups are for those who have failed at all others, and for the time when no other serves. */
-  #choicesFor(guest: G): Choices {
-    const isLastTry = guest.tried.length === MOST_TRIED - 1;
-    const primaries = this.#untried(this.#primaries, guest).filter(takesClients);
-    const backups = this.#untried(this.#backups, guest).filter(takesClients);
-    const useBackups = primaries.length === 0 || (isLastTry && backups.length > 0);
-    return this.#withPlaces(useBackups ? backups : primaries);
-  }
-
-  /** With no server left up, one that is down may still be better than none. */
-  #lastResort(guest: G): Server | "anybody" | "none" {
-    for (const servers of [this.#primaries, this.#backups]) {
-      const down = this.#untried(servers, guest).filter(isOpen);
-      const choice = this.#among(this.#withPlaces(down), guest);
-      if (choice !== undefined) return choice;
-    }
-    return "none";
-  }
-
-  #withPlaces(serving: readonly Server[]): Choices {
-    if (this.#limit === Infinity) return { serving, free: serving };
-    return { serving, free: serving.filter((server) => this.hasPlace(server)) };
-  }
-
-  #untried(servers: readonly Server[], { tried }: G): readonly Server[] {
-    if (tried.length === 0) return servers;
-    return servers.filter((server) => !tried.some((attempt) => attempt.server === server));
-  }
-
-  /** A picker that returns nothing is a bug, and ends the program as one that throws does. */
-  #picked(servers: readonly Server[], guest: G): Server {
-    const server: Server | undefined = this.#pick(servers, guest.clientAddress);
-    if (server === undefined) throw new TypeError("the algorithm picked no server");
+    if (candidates.length === 0) return "anybody";
+    const server: Server | undefined = this.#pick(candidates, guest.clientAddress);
+    if (server === undefined) throw new TypeError("the algorithm picked no server"); // a bug
     return server;
+  }
+
+  #choicesFor({ tried }: G): Choices {
+    if (tried.length > 0) return this.#newChoices(tried);
+    this.#usual ??= this.#newChoices(tried);
+    return this.#usual;
+  }
+
+  /** Backups are for those who have failed at all others, and for the time when no other serves.
+   *  With no server left up, one that is down may still be better than none. */
+  #newChoices(tried: readonly Attempt[]): Choices {
+    const isTried = (server: Server): boolean => tried.some((attempt) => attempt.server === server);
+    const among = (servers: readonly Server[], mayServe: (server: Server) => boolean): Server[] =>
+      servers.filter((server) => mayServe(server) && !isTried(server));
+    const isLastTry = tried.length === MOST_TRIED - 1;
+    let serving = isLastTry ? among(this.#backups, takesClients) : [];
+    if (serving.length === 0) serving = among(this.#primaries, takesClients);
+    if (serving.length === 0) serving = among(this.#backups, takesClients);
+    if (serving.length === 0) serving = among(this.#primaries, isOpen);
+    if (serving.length === 0) serving = among(this.#backups, isOpen);
+    if (this.#limit === Infinity) return { serving, free: serving };
+    return { serving, free: serving.filter(({ open }) => open < this.#limit) };
   }
 }
 
@@ -1911,10 +1495,8 @@ export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
-/**
- * The header (version 1) that says that a client at `from` has connected to `to`. Where the two are
- * of different families, because one of them was told to us, the IPv4 one is written as IPv6.
- */
+/** The header (version 1) that says that a client at `from` has connected to `to`. Of different
+ *  families, as one of them was told to us, the IPv4 one is written as IPv6. */
 export function proxyHeader(from: Address, to: Address): string {
   const hosts = [from.host, to.host].map((host) => plainHost(host).replace(/%.*$/, "")); // no zone
   const families = hosts.map(isIP);
@@ -1930,143 +1512,100 @@ function mappedHost(host: string): string {
   return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
 }
 
-/**
- * What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
- * names the `client`, unless it leaves the connection its own address (LOCAL, UNKNOWN, UDP, UNIX).
- */
+/** What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
+ *  names the `client`, or leaves the connection its own address (LOCAL, UNKNOWN, UDP, UNIX). */
 export type ProxyReading =
   | { readonly kind: "more" }
-  | { readonly kind: "bad"; readonly why: string }
+  | { readonly kind: "bad" }
   | { readonly kind: "done"; readonly length: number; readonly client: Address | undefined };
 
 const MORE: ProxyReading = { kind: "more" };
-const bad = (why: string): ProxyReading => ({ kind: "bad", why });
-
+const BAD: ProxyReading = { kind: "bad" };
 const SIGNATURE_V1 = Buffer.from("PROXY ");
 const SIGNATURE_V2 = Buffer.from("\r\n\r\n\0\r\nQUIT\n");
-/** Of version 1, in bytes, with its line end. */
-const LONGEST_V1 = 107;
+const LONGEST_V1 = 107; // bytes of version 1, with its line end
 
 /** Reads a PROXY header, as far as it has come; what is malformed is bad as soon as it shows. */
 export function readProxyHeader(bytes: Buffer): ProxyReading {
-  if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.subarray(0, LONGEST_V1));
-  if (beginsLike(bytes, SIGNATURE_V2)) return readV2(bytes);
-  return bad("no PROXY header");
+  if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.toString("latin1", 0, LONGEST_V1));
+  return beginsLike(bytes, SIGNATURE_V2) ? readV2(bytes) : BAD;
 }
 
-/** Whether `bytes` begin with `signature`, or are its beginning. */
-function beginsLike(bytes: Buffer, signature: Buffer): boolean {
-  const length = Math.min(bytes.length, signature.length);
-  return bytes.subarray(0, length).equals(signature.subarray(0, length));
+/** Whether `bytes` begin with `wanted`, or are its beginning. */
+function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
+  const length = Math.min(bytes.length, wanted.length);
+  return bytes.subarray(0, length).equals(wanted.subarray(0, length));
 }
 
-// Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each
-// word is judged as it comes, the last one by what may still become of it.
+const V4_LETTERS = /^[\d.]{0,15}$/;
+const V6_LETTERS = /^[\da-fA-F:.]{0,45}$/;
+const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
 
-/** A word of the line: whether `text` is one, and whether it may become one. */
-type Word = {
-  readonly what: string;
-  readonly isWhole: (text: string) => boolean;
-  readonly isStart: (text: string) => boolean;
-};
-
-const portWord: Word = {
-  what: "port",
-  isWhole: (text) => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535,
-  isStart: (text) => text === "" || portWord.isWhole(text),
-};
-const addressWord = (family: number, shape: RegExp): Word => ({
-  what: "address",
-  isWhole: (text) => shape.test(text) && isIP(text) === family,
-  isStart: (text) => shape.test(text),
-});
-const IPV4_WORD = addressWord(4, /^[\d.]{0,15}$/);
-const IPV6_WORD = addressWord(6, /^[\da-fA-F:.]{0,45}$/);
-
-/** The words behind the name of the protocol. */
-const PROTOCOLS: ReadonlyMap<string, readonly Word[]> = new Map([
-  ["TCP4", [IPV4_WORD, IPV4_WORD, portWord, portWord]],
-  ["TCP6", [IPV6_WORD, IPV6_WORD, portWord, portWord]],
-]);
-const UNKNOWN = "UNKNOWN";
-
-function readV1(bytes: Buffer): ProxyReading {
-  if (bytes.length < SIGNATURE_V1.length) return MORE;
-  const text = bytes.toString("latin1");
+/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. */
+function readV1(text: string): ProxyReading {
+  if (text.length < SIGNATURE_V1.length) return MORE;
   const end = text.indexOf("\r\n");
-  if (end < 0 && text.length === LONGEST_V1) return bad("longer than a PROXY line may be");
-  const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end);
-  const extent = line.length < text.length ? "whole" : "start"; // a lone CR ends the last word
-  const [name = "", ...words] = line.slice(SIGNATURE_V1.length).split(" ");
-  const why = name === UNKNOWN ? undefined : complaintOf(name, words, extent);
-  if (why !== undefined) return bad(why);
+  if (end < 0 && text.length === LONGEST_V1) return BAD;
+  const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end); // CR ends the last word, too
+  const [, name = "", ...words] = line.split(" ");
+  const isUnknown = name === "UNKNOWN"; // whatever stands behind it
+  if (!isUnknown && !isGood(name, words, line === text ? "so far" : "whole")) return BAD;
   if (end < 0) return MORE;
   const [host = "", , port] = words;
-  const client = name === UNKNOWN ? undefined : clientAt(host, Number(port));
+  const client = isUnknown ? undefined : clientAt(host, Number(port));
   return { kind: "done", length: end + 2, client };
 }
 
-/** What is wrong with the words of a line, which is there as a whole, or as its start. */
-function complaintOf(
-  name: string,
-  words: readonly string[],
-  extent: "whole" | "start",
-): string | undefined {
-  const expected = PROTOCOLS.get(name);
-  if (expected === undefined) {
-    const names = [...PROTOCOLS.keys(), UNKNOWN];
-    const isStart = extent === "start" && words.length === 0;
-    return isStart && names.some((known) => known.startsWith(name)) ? undefined : "bad protocol";
-  }
-  if (words.length > expected.length) return "more words than a PROXY line has";
-  if (extent === "whole" && words.length < expected.length) return "an incomplete PROXY line";
-  for (const [place, text] of words.entries()) {
-    const isCut = extent === "start" && place === words.length - 1;
-    const word = expected[place];
-    const isGood = isCut ? word?.isStart(text) : word?.isWhole(text);
-    if (!isGood) return `bad ${word?.what}`;
-  }
-  return undefined;
+/** Judges each word as it comes, the last one `so far` by what may still become of it. */
+function isGood(name: string, words: readonly string[], extent: "so far" | "whole"): boolean {
+  const names = ["TCP4", "TCP6", "UNKNOWN"];
+  const isNameCut = extent === "so far" && words.length === 0;
+  if (isNameCut) return names.some((known) => known.startsWith(name));
+  const isComplete = extent === "so far" || words.length === 4;
+  if (!names.includes(name) || words.length > 4 || !isComplete) return false;
+  const letters = name === "TCP4" ? V4_LETTERS : V6_LETTERS;
+  return words.every((text, place) => {
+    const isCut = extent === "so far" && place === words.length - 1;
+    if (place >= 2) return isPort(text) || (isCut && text === "");
+    return letters.test(text) && (isCut || `TCP${isIP(text)}` === name);
+  });
 }
+
+/** The name of an address' family, as Node has it. */
+const familyOf = (host: string): "ipv4" | "ipv6" => (isIP(host) === 6 ? "ipv6" : "ipv4");
 
 /** The client, its address in the one way in which sockets write it. */
-function clientAt(host: string, port: number): Address {
-  const family = isIP(host) === 6 ? "ipv6" : "ipv4";
-  return { host: plainHost(new SocketAddress({ address: host, family }).address), port };
+function clientAt(address: string, port: number): Address {
+  const { address: host } = new SocketAddress({ address, family: familyOf(address) });
+  return { host: plainHost(host), port };
 }
 
-// Version 2 is binary: the signature, version and command, family and transport, the length of the
-// rest. Behind the addresses may stand more (TLVs), which is skipped.
+const HEAD_V2 = 16; // bytes before the addresses
+const ADDRESS_BYTES = [0, 12, 36, 216]; // by family: none, IPv4, IPv6, UNIX
 
-/** Bytes before the addresses. */
-const HEAD_V2 = 16;
-/** By family: none, IPv4, IPv6, UNIX; how many bytes its addresses take. */
-const ADDRESS_BYTES = [0, 12, 36, 216] as const;
-const TCP_OVER_IPV4 = 0x11;
-const TCP_OVER_IPV6 = 0x21;
-
+/** Version 2 is binary: the signature, version and command, family and transport, the length of the
+ *  rest. Behind the addresses may stand more (TLVs), which is skipped. */
 function readV2(bytes: Buffer): ProxyReading {
   const [command, transport] = bytes.subarray(SIGNATURE_V2.length);
   if (command === undefined) return MORE;
-  if (command !== 0x20 && command !== 0x21) return bad("bad version or command");
-  const isLocal = command === 0x20; // a check by whoever is before us; the rest says nothing
+  if (command !== 0x20 && command !== 0x21) return BAD;
   if (transport === undefined) return MORE;
-  const least = ADDRESS_BYTES[transport >> 4];
-  const isKnown = least !== undefined && (transport & 15) <= 2;
-  if (!isLocal && !isKnown) return bad("bad family or transport");
+  const isLocal = command === 0x20; // a check by whoever is before us; the rest says nothing
+  const least = isLocal ? 0 : ADDRESS_BYTES[transport >> 4];
+  if (least === undefined || (!isLocal && (transport & 15) > 2)) return BAD;
   if (bytes.length < HEAD_V2) return MORE;
   const size = bytes.readUInt16BE(HEAD_V2 - 2);
-  if (!isLocal && size < (least ?? 0)) return bad("too short for its addresses");
+  if (size < least) return BAD;
   const length = HEAD_V2 + size;
   if (bytes.length < length) return MORE;
   return { kind: "done", length, client: isLocal ? undefined : clientIn(bytes, transport) };
 }
 
-/** The source address of a whole header, where it is one of TCP. */
+/** The source of a whole header, where it is one of TCP: 0x11 over IPv4, 0x21 over IPv6. */
 function clientIn(bytes: Buffer, transport: number): Address | undefined {
-  if (transport === TCP_OVER_IPV4)
+  if (transport === 0x11)
     return clientAt(bytes.subarray(HEAD_V2, HEAD_V2 + 4).join("."), bytes.readUInt16BE(24));
-  if (transport !== TCP_OVER_IPV6) return undefined;
+  if (transport !== 0x21) return undefined;
   const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(HEAD_V2 + 2 * i));
   return clientAt(groups.map((group) => group.toString(16)).join(":"), bytes.readUInt16BE(48));
 }
@@ -2085,22 +1624,18 @@ export const cidrList: Kind<BlockList> = {
 function addNetwork(list: BlockList, entry: string): boolean {
   const [written = "", digits, rest] = entry.split("/");
   const host = plainHost(written);
-  const family = isIP(host);
-  if (family === 0 || host.includes("%") || rest !== undefined) return false;
-  const bits = family === 4 ? 32 : 128;
+  if (isIP(host) === 0 || host.includes("%") || rest !== undefined) return false;
   const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
-  const prefix = digits === undefined ? bits : wholeNumber(shift, bits + shift).read(digits);
-  if (prefix === undefined) return false;
-  const isShifted = digits !== undefined && shift > 0;
-  list.addSubnet(host, isShifted ? prefix - shift : prefix, family === 4 ? "ipv4" : "ipv6");
-  return true;
+  const most = shift + (isIP(host) === 4 ? 32 : 128);
+  const prefix = digits === undefined ? most : wholeNumber(shift, most).read(digits);
+  if (prefix !== undefined) list.addSubnet(host, prefix - shift, familyOf(host));
+  return prefix !== undefined;
 }
 
 /** Whether `host`, an address, is in one of the networks. */
 export function isWithin(list: BlockList, host: string): boolean {
   const plain = plainHost(host).replace(/%.*$/, "");
-  const family = isIP(plain);
-  return family !== 0 && list.check(plain, family === 4 ? "ipv4" : "ipv6");
+  return isIP(plain) !== 0 && list.check(plain, familyOf(plain));
 }
 
 // ─── Relay ───────────────────────────────────────────────────────────────────

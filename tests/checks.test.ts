@@ -395,6 +395,20 @@ runs("an answer that lay in the kernel when the time-out fired still counts", as
   assert.is(seen(await first()), "passed");
 });
 
+runs("a connection that came as its time-out fired still counts", async () => {
+  const clock = performance.now.bind(performance);
+  const frozen = clock();
+  performance.now = () => frozen; // the timers are late by less than shows
+  later(() => {
+    performance.now = clock;
+  });
+  const socket = Object.defineProperty(new Socket(), "localPort", { value: 1 });
+  const times = { connectSeconds: 0.02, seconds: 0.04 };
+  const { first } = begin(1, "=>^SSH-", { ...times, connect: () => socket });
+  setTimeout(() => socket.emit("connect"), 20); // in the same turn of the loop, and behind it
+  assert.is(seen(await first()), "silent: no answer in time");
+});
+
 // ─── TLS ─────────────────────────────────────────────────────────────────────
 
 /** Made for these tests, signed by itself, for a name that nobody has. */
