@@ -2151,7 +2151,6 @@ export type RelaySettings = { readonly abortOnClose: boolean; readonly hold: num
 
 /** One direction: bytes so far, whether some moved since the last sweep, whether it has ended. */
 type Flow = { bytes: number; moved: boolean; ended: boolean };
-const newFlow = (): Flow => ({ bytes: 0, moved: false, ended: false });
 
 /** What a connection starts with, shared by all: most never put anything in. */
 const NO_CHUNKS: Buffer[] = [];
@@ -2175,8 +2174,8 @@ export class Connection implements Guest {
   countedAs = "";
   /** A dial failed for want of our own descriptors or ports. */
   ranShort = false;
-  readonly up: Flow = newFlow();
-  readonly down: Flow = newFlow();
+  readonly up: Flow = { bytes: 0, moved: false, ended: false };
+  readonly down: Flow = { bytes: 0, moved: false, ended: false };
   /** When things happened; 0 for not yet. A turn begins with `askedAt`; it ends, and that is 0. */
   dialledAt = 0;
   connectedAt = 0;
@@ -2206,7 +2205,6 @@ export class Connection implements Guest {
     return this.source.host;
   }
 
-  /** The client has sent nothing at all. */
   get isSilent(): boolean {
     return this.up.bytes + this.#keptBytes === 0;
   }
@@ -2261,7 +2259,8 @@ export class Connection implements Guest {
   dialFailed(error: Error): void {
     const { server, upstream } = this;
     if (server === undefined) return;
-    if (upstream !== undefined) silence(upstream);
+    if (upstream !== undefined) upstream.connection = undefined; // which hears no more of it
+    upstream?.destroy();
     this.upstream = undefined;
     this.tried = [...this.tried, { server, why: reasonOf(error) }];
     if (this.owner.dialFailed(this, server, error)) this.ranShort = true;
@@ -2317,7 +2316,7 @@ export class Connection implements Guest {
     if (this.stage === "greeting") return this.close(this.isSilent ? "client_reset" : "bad_proxy");
     // One that gives up in the queue has left as surely as one that resets, and is counted as such.
     if (this.stage === "queued" && this.#hasLeft()) return this.close("client_reset");
-    if (this.stage === "dialling" && this.owner.settings.abortOnClose) this.#giveUpDial();
+    if (this.stage === "dialling" && this.owner.settings.abortOnClose) this.clientLost();
     if (this.stage === "relaying") this.#putOff();
   }
 
@@ -2325,17 +2324,12 @@ export class Connection implements Guest {
     return this.isSilent || this.owner.settings.abortOnClose;
   }
 
+  /** Before its server is there, too: a server that lets clients wait is suspect. */
   clientLost(): void {
-    if (this.stage === "dialling") this.#giveUpDial();
-    else this.close("client_reset");
-  }
-
-  /** The client leaves before its server is there: a server that lets clients wait is suspect. */
-  #giveUpDial(): void {
-    const { server } = this;
-    const waited = this.owner.now() - this.dialledAt;
-    if (server !== undefined && waited > this.owner.settings.hold)
-      this.owner.health.suspect(server);
+    const { owner, server } = this;
+    const hasWaited = owner.now() - this.dialledAt > owner.settings.hold;
+    if (this.stage === "dialling" && server !== undefined && hasWaited)
+      owner.health.suspect(server);
     this.close("client_reset");
   }
 
@@ -2413,7 +2407,6 @@ export class Connection implements Guest {
     asked(server.cost, this.askedAt);
   }
 
-  /** The server answers. */
   #endTurn({ cost, stats }: Server): void {
     const now = this.owner.now();
     const seconds = now - this.askedAt;
@@ -2562,7 +2555,6 @@ export class Connection implements Guest {
 
 declare module "node:net" {
   interface Socket {
-    /** The connection that it is a side of. */
     connection?: Connection | undefined;
   }
 }
@@ -2613,21 +2605,13 @@ function onClose(this: Socket): void {
   this.connection?.sideClosed(this);
 }
 
-/** Gives up a socket, without a word to its handlers. */
-function silence(wire: Wire): void {
-  wire.connection = undefined;
-  wire.destroy();
-}
-
 /** Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
  *  and a clean end. A write of nothing asks the kernel for the error; on a socket that has been
  *  ended, only a later read does. */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
-/**
- * Reading of a client stops behind a chunk that is put back to be read once more, which takes this;
- * what may be written to it is counted, not asked of the stream.
- */
+/** Reading of a client must stop behind a chunk that is put back to be read once more. What may be
+ *  written to it is counted, not asked of the stream. */
 const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 
 /** Seconds that the kernel has for bytes before a reset discards them; and for those that it has
@@ -2644,8 +2628,7 @@ function reset(wire: Wire): void {
   else wire.resetAndDestroy();
 }
 
-/** Sockets to be reset when what was written to them has had its chance to arrive: a few of them,
- *  looked at often. */
+/** Sockets to be reset when what was written to them has had its chance to arrive. */
 export class Resets {
   readonly #now: () => number;
   readonly #waiting = new Map<Wire, { readonly deadline: number; at: number }>();
@@ -2685,12 +2668,10 @@ export class Resets {
 const BULK = 16 * 1024;
 const BULK_BUFFER_SIZE = 128 * 1024;
 
-/**
- * The buffers into which servers' bytes are read. Small reads of all connections share one and are
- * copied out at once, so that an idle connection holds none. A bulk transfer reads into a buffer of
- * its own, which is written as it stands; it is read into again only if that write left nothing
- * queued, because what is queued still points into it.
- */
+/** The buffers into which servers' bytes are read. Small reads of all connections share one and are
+ *  copied out at once: an idle connection holds none. A bulk transfer reads into one of its own,
+ *  which is written as it stands. It is read into again only if that write left nothing queued,
+ *  because what is queued still points into it. */
 export class ReadBuffers {
   readonly #shared: Uint8Array = Buffer.allocUnsafeSlow(BUFFER_SIZE);
   #next = this.#shared;
@@ -2729,8 +2710,8 @@ export interface World {
 }
 
 const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
-  setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER));
-/** Its alarms keep no program alive, and ring a turn of the loop after their timer: what lay in the
+  setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
+/** Its alarms ring a turn of the loop after their timer: what lay in the
  *  kernel while we stood still is read first. */
 const realWorld: World = {
   clock: {
@@ -2740,7 +2721,6 @@ const realWorld: World = {
       const timer = inTime(seconds, () => {
         immediate = setImmediate(action);
       });
-      timer.unref();
       return () => {
         clearTimeout(timer);
         clearImmediate(immediate);
@@ -2765,7 +2745,7 @@ const STOOD_STILL = 0.1;
 const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: 60_000 };
 
 /** Who changed which servers there are. */
-export type Editor = "start" | "file" | "names";
+export type Editor = "start" | "file" | "names" | "admin";
 
 export class LoadBalancer {
   readonly options: LoadBalancerOptions;
@@ -2847,10 +2827,14 @@ export class LoadBalancer {
   // --- servers ---
 
   /** Balances over `specs` from now on. Servers that stay, or return, keep what is known of them.
-   *  Changes nothing, and says why, where one of them is the balancer itself. */
+   *  Changes nothing, and returns why, where one of them is the balancer itself. */
   setServers(specs: readonly ServerSpec[], by: Editor): string | undefined {
     const problem = this.#address && complaintAboutItself(specs, this.#address);
-    if (problem !== undefined) return problem;
+    if (problem !== undefined) {
+      this.fileError = problem;
+      console.error(`${problem}; the servers stay as they were`);
+      return problem;
+    }
     const leaving = new Map(this.servers.map((server) => [server.name, server]));
     const added: Server[] = [];
     let isReweighted = false;
@@ -2866,7 +2850,9 @@ export class LoadBalancer {
       if (known === undefined) added.push(server);
       else if (before !== spec.weight) {
         isReweighted = true;
-        this.#reweighted(server, before, by);
+        const words = `weight ${spec.weight}`; // 0 drains, as the admin interface does
+        if (spec.weight === 0) this.#switched(server, "draining", by, words);
+        else if (before === 0) this.#switched(server, "ready", by, words);
       }
       return server;
     });
@@ -2878,14 +2864,7 @@ export class LoadBalancer {
     return undefined;
   }
 
-  /** Weight 0 drains a server, as the admin interface does. */
-  #reweighted(server: Server, before: number, by: Editor): void {
-    const { weight } = server.spec;
-    if (weight === 0) this.#switched(server, "draining", by, "weight 0");
-    else if (before === 0) this.#switched(server, "ready", by, `weight ${weight}`);
-  }
-
-  #switched(server: Server, state: "draining" | "ready", by: Editor | "admin", why: string): void {
+  #switched(server: Server, state: "draining" | "ready", by: Editor, why: string): void {
     server.switchedAt = this.now();
     server.warmSince = this.now();
     this.log.server(server, state, by, why);
@@ -3006,13 +2985,13 @@ export class LoadBalancer {
     return true;
   }
 
+  /** Dials `server`; where there is none, lets it wait for one, or go. */
   #goTo(connection: Connection, server: Server | "none"): void {
-    if (server !== "none") return this.#dial(connection, server);
-    if (connection.ranShort) connection.close("limit");
-    else if (!this.#patients.take(connection)) connection.close("no_server");
-  }
-
-  #dial(connection: Connection, server: Server): void {
+    if (server === "none") {
+      if (connection.ranShort) connection.close("limit");
+      else if (!this.#patients.take(connection)) connection.close("no_server");
+      return;
+    }
     if (connection.tried.length > 0) this.#counts.retries += 1;
     const upstream = this.#world.connect({
       ...server.address,
@@ -3079,7 +3058,6 @@ export class LoadBalancer {
     return false;
   }
 
-  /** It is connected to `server`. */
   connected(connection: Connection, server: Server): void {
     const { dialledAt, connectedAt } = connection;
     const { stats, health } = server;
@@ -3150,8 +3128,6 @@ export class LoadBalancer {
     };
   };
 
-  // --- time ---
-
   #sweep(): void {
     const now = this.now();
     const { idleTimeout, slowStart } = this.options;
@@ -3162,9 +3138,8 @@ export class LoadBalancer {
       if (connection.isQuietFor(idleTimeout || Infinity, now)) connection.close("idle_timeout");
     }
     if (slowStart > 0 && weigh(this.servers, now, slowStart)) this.#places.refresh();
-    for (const [name, { server, removedAt }] of this.#past) {
+    for (const [name, { server, removedAt }] of this.#past)
       if (now - removedAt > REMEMBER && server.open === 0) this.#past.delete(name);
-    }
     this.#patients.retry();
   }
 
@@ -3180,7 +3155,7 @@ export class LoadBalancer {
     if (delay > 0)
       await new Promise<void>((resolve) => {
         this.#endDelay = resolve;
-        inTime(delay, resolve).unref();
+        inTime(delay, resolve);
       });
     return this.stop(seconds);
   }
@@ -3275,14 +3250,11 @@ const badly = (what: string, text: string, right: string): string =>
 /** Whether who connects to `host` may reach a socket that listens on `own`. */
 function meets(host: string, own: string): boolean {
   const everywhere = ["0.0.0.0", "::"]; // as a target: this machine
-  if (everywhere.includes(host)) return everywhere.includes(own) || isOfThisMachine(own);
-  return host === own || (everywhere.includes(own) && isOfThisMachine(host));
-}
-
-function isOfThisMachine(host: string): boolean {
-  if (/^127\.|^::1$|^::ffff:127\./.test(host)) return true;
-  const all = Object.values(networkInterfaces()).flatMap((interfaces) => interfaces ?? []);
-  return all.some(({ address }) => address === host);
+  const interfaces = Object.values(networkInterfaces()).flatMap((addresses = []) => addresses);
+  const isHere = (host: string): boolean =>
+    /^127\.|^::1$|^::ffff:127\./.test(host) || interfaces.some(({ address }) => address === host);
+  if (everywhere.includes(host)) return everywhere.includes(own) || isHere(own);
+  return host === own || (everywhere.includes(own) && isHere(host));
 }
 
 const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
@@ -3487,18 +3459,15 @@ export type ServerStatus = ReturnType<typeof statusOf>;
 type Pending = { readonly unanswered: number; readonly oldestUnanswered: number | null };
 const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
 
+type ServerState = "up" | "down" | "draining" | "removed";
+
 /** Down wins over draining, which wins over up. */
-function stateOf(server: Server): "up" | "down" | "draining" {
+function stateOf(server: Server): ServerState {
   if (!server.health.up) return "down";
   return isOpen(server) ? "up" : "draining";
 }
 
-function statusOf(
-  server: Server,
-  state: "up" | "down" | "draining" | "removed",
-  now: number,
-  pending = NONE_PENDING,
-) {
+function statusOf(server: Server, state: ServerState, now: number, pending = NONE_PENDING) {
   const { health, stats, spec, switchedAt } = server;
   const { connectTimes, turnTimes, ...counted } = stats;
   const { lastCheck } = health;
@@ -3536,10 +3505,7 @@ const rounded = (seconds: number): number => Number(seconds.toFixed(6));
 
 /** Shows control characters as \x1b, so that nothing in a line can end it or move the cursor. */
 const escapeControls = (text: string): string =>
-  text.replace(
-    /[\x00-\x1f\x7f-\x9f]/g,
-    (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
+  text.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${Buffer.from(c, "latin1").toString("hex")}`);
 
 /** One line for each event: text for people, or an object with `time` and `event` for programs. */
 export class Log {
@@ -3583,12 +3549,7 @@ export class Log {
     this.say(`${who} ended after ${seconds} s: ${reason}${afterwards}`);
   }
 
-  server(
-    { name }: Server,
-    state: keyof typeof EVENTS,
-    by: Teller | Editor | "admin",
-    why: string,
-  ): void {
+  server({ name }: Server, state: keyof typeof EVENTS, by: Teller | Editor, why: string): void {
     const words = why === "" ? EVENTS[state] : `${EVENTS[state]}: ${why}`;
     this.say(`Server ${name} ${words}`, "server", { server: name, state, by, why });
   }
@@ -3619,16 +3580,13 @@ function endFields(connection: Connection, now: number) {
 // A page, JSON and metrics made from `status()`, and the switches. HTTP is Node's; nothing here can
 // hold up the relay, and a page of another site can neither read nor switch anything.
 
-/** An answer to a request. */
 type Answer = { readonly code: number; readonly type: string; readonly body: string };
-const TEXT = "text/plain; charset=utf-8";
-const JSON_TYPE = "application/json; charset=utf-8";
-const plain = (code: number, text: string): Answer => ({ code, type: TEXT, body: `${text}\n` });
-const json = (value: unknown): Answer => ({
-  code: 200,
-  type: JSON_TYPE,
-  body: JSON.stringify(value),
-});
+const ok = (type: string, body: string): Answer => ({ code: 200, type, body });
+const json = (value: unknown): Answer =>
+  ok("application/json; charset=utf-8", JSON.stringify(value));
+const plain = (code: number, text: string): Answer => {
+  return { code, type: "text/plain; charset=utf-8", body: `${text}\n` };
+};
 
 const PATHS =
   "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
@@ -3650,7 +3608,7 @@ function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, 
 function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingMessage) => Answer {
   const html = readFileSync(new URL("status_page.html", import.meta.url), "utf8");
   const pages = new Map<string, () => Answer>([
-    ["/", () => ({ code: 200, type: "text/html; charset=utf-8", body: html })],
+    ["/", () => ok("text/html; charset=utf-8", html)],
     ["/status.json", () => json(balancer.status())],
     ["/metrics", thrifty(() => metricsOf(balancer))],
     ["/healthz", () => healthOf(balancer)],
@@ -3819,8 +3777,7 @@ function metricsOf(balancer: LoadBalancer): Answer {
     histograms(balancer, "connect", "Time to connect."),
     histograms(balancer, "turn", "Time from a client's first byte to the server's next."),
   ];
-  const type = "text/plain; version=0.0.4; charset=utf-8";
-  return { code: 200, type, body: families.join("") };
+  return ok("text/plain; version=0.0.4; charset=utf-8", families.join(""));
 }
 
 function histograms({ servers }: LoadBalancer, what: "connect" | "turn", help: string): string {
@@ -3958,7 +3915,13 @@ export async function startLoadBalancer(wanted: SomeOptions) {
   try {
     const address = await balancer.listen();
     const page = admin && (await startAdmin(balancer, admin));
-    follow(balancer, directory);
+    directory.follow({
+      changed: (specs, by) => balancer.setServers(specs, by),
+      fileRead(complaint) {
+        balancer.fileError = complaint ?? null;
+      },
+    });
+    balancer.onStopped.push(() => directory.close());
     return { balancer, directory, address, admin: page };
   } catch (error) {
     await balancer.stop(0);
@@ -4012,27 +3975,10 @@ function checkTogether({ servers, serversFile, check, checkPort, reusePort }: Gi
     );
   if (checkPort !== undefined && ownPortOf(check) !== undefined)
     throw new UsageError(badly("--check", check.text, "no port in it beside --check-port"));
-  const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+  const { node } = process.versions;
+  const [major = 0, minor = 0] = node.split(".").map(Number);
   if (reusePort && (major < 22 || (major === 22 && minor < 12)))
-    throw new RunError(
-      `--reuse-port needs Node 22.12 or later, and this is ${process.versions.node}`,
-    );
-}
-
-/** Keeps the balancer's servers as the file and the resolver have them. */
-function follow(balancer: LoadBalancer, directory: Directory): void {
-  directory.follow({
-    changed(specs, by) {
-      const problem = balancer.setServers(specs, by);
-      if (problem === undefined) return;
-      balancer.fileError = problem;
-      console.error(`${problem}; the servers stay as they were`);
-    },
-    fileRead(complaint) {
-      balancer.fileError = complaint ?? null;
-    },
-  });
-  balancer.onStopped.push(() => directory.close());
+    throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${node}`);
 }
 
 /** The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
@@ -4060,10 +4006,9 @@ function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean)
     const isEnd = hasHungUp || (!reload() && onTerminal.length > 0);
     if (isEnd) stop();
   });
-  for (const signal of ["SIGUSR1", "SIGUSR2"] as const)
-    process.on(signal, () =>
-      console.error(`${signal} changes nothing: SIGHUP reads the servers file`),
-    );
+  const ignore = (signal: string): void =>
+    console.error(`${signal} changes nothing: SIGHUP reads the servers file`);
+  process.on("SIGUSR1", ignore).on("SIGUSR2", ignore);
 }
 
 /** Writes to a terminal block, also on one that nobody reads (Ctrl-S, a stalled ssh): better lose
