@@ -2283,16 +2283,12 @@ export class Connection implements Guest {
     }
     // A server may answer early and close. Writing to it then fails, and would lose its last words:
     // so later chunks of a turn wait until what has come in during this turn of the loop is read.
-    this.#keep(chunk);
-    if (stage === "relaying") this.#putOff();
-    if (stage === "greeting") this.#readGreeting();
-  }
-
-  #keep(chunk: Buffer): void {
     if (this.#kept === NO_CHUNKS) this.#kept = [chunk];
     else this.#kept.push(chunk);
     this.#keptBytes += chunk.length;
     if (this.#keptBytes >= BUFFER_SIZE) this.client.pause();
+    if (stage === "relaying") this.#putOff();
+    if (stage === "greeting") this.#readGreeting();
   }
 
   #readGreeting(): void {
@@ -2961,28 +2957,24 @@ export class LoadBalancer {
     this.#greeting.add(connection);
   }
 
-  /** It wants a (another) server: it is dialled, or queued, or closed for want of one. */
+  /** It wants a (another) server: it is dialled, or queued, or closed for want of one, or because
+   *  its client's address has its fill, in which it is counted once. */
   place(connection: Connection): void {
-    if (!this.#admitsAddress(connection)) {
-      this.#counts.refusedByAddress += 1;
-      return connection.close("limit");
+    const most = this.options.clientConnections;
+    if (most > 0 && connection.countedAs === "") {
+      const key = addressKey(connection.clientAddress);
+      const open = this.#addresses.get(key) ?? 0;
+      if (open >= most) {
+        this.#counts.refusedByAddress += 1;
+        return connection.close("limit");
+      }
+      this.#addresses.set(key, open + 1);
+      connection.countedAs = key;
     }
     const place = this.#places.enter(connection);
     if (place !== "waits") return this.#goTo(connection, place);
     connection.queue();
     this.#queue.add(connection);
-  }
-
-  /** Counts a connection on its client's address, once; false when that has its fill. */
-  #admitsAddress(connection: Connection): boolean {
-    const most = this.options.clientConnections;
-    if (most === 0 || connection.countedAs !== "") return true;
-    const key = addressKey(connection.clientAddress);
-    const open = this.#addresses.get(key) ?? 0;
-    if (open >= most) return false;
-    this.#addresses.set(key, open + 1);
-    connection.countedAs = key;
-    return true;
   }
 
   /** Dials `server`; where there is none, lets it wait for one, or go. */
