@@ -1644,20 +1644,21 @@ export function isWithin(list: BlockList, host: string): boolean {
 // owner. The handlers are shared by all connections and find theirs through the socket: closures
 // for each would cost more than the forwarding.
 
-/** How an accepted connection may end. */
-export const REASONS = [
-  "ok",
-  "client_reset",
-  "server_reset",
-  "idle_timeout",
-  "no_server",
-  "queue_timeout",
-  "limit",
-  "bad_proxy",
-  "unanswered",
-  "drain_forced",
-] as const;
-export type Reason = (typeof REASONS)[number];
+/** How an accepted connection may end, and how many have at the start. */
+const NO_ENDS = {
+  ok: 0,
+  client_reset: 0,
+  server_reset: 0,
+  idle_timeout: 0,
+  no_server: 0,
+  queue_timeout: 0,
+  limit: 0,
+  bad_proxy: 0,
+  unanswered: 0,
+  drain_forced: 0,
+};
+export type Reason = keyof typeof NO_ENDS;
+export const REASONS = Object.keys(NO_ENDS).filter((key): key is Reason => key in NO_ENDS);
 
 /** Bytes that are held back for a slow reader before its source is paused; also a small read. */
 const BUFFER_SIZE = 64 * 1024;
@@ -1669,60 +1670,22 @@ type Reads = "pause" | "resume" | "unshift" | "connecting" | "localAddress" | "l
 type Ends =
   "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded" | "writableFinished";
 
-/**
- * `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
- * way; `relaying`; `closing`: its end is decided, and its sockets are being closed; `ended`.
- */
+/** `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
+ *  way; `closing`: its end is decided, and its sockets are being closed. */
 export type Stage = "greeting" | "queued" | "dialling" | "relaying" | "closing" | "ended";
 
-/** What a connection tells of a server, beside the failed dials that it counts itself. */
-export type Hint = "accepted" | "first byte" | "suspicious";
+/** What a connection asks of its owner: see there what each is for. */
+export type Owner = Pick<LoadBalancer, Means | Moves> & {
+  readonly health: Pick<Health, "saw" | "suspect" | "caresForFirstBytes">;
+};
+type Means = "settings" | "buffers" | "turnTimes" | "now" | "headerFor" | "soon" | "resetLater";
+type Moves = "place" | "rest" | "left" | "dialFailed" | "connected" | "gone";
 
-/** What a connection asks of its owner. */
-export interface Owner {
-  readonly settings: RelaySettings;
-  readonly buffers: ReadBuffers;
-  now(): number;
-  /** The PROXY header that its server is sent first; "" for none. */
-  headerFor(connection: Connection): string;
-  /** It wants a (another) server: it will be dialled, or queued, or closed for want of one. */
-  place(connection: Connection): void;
-  /** It waits for nothing any more: no place, no deadline. */
-  rest(connection: Connection): void;
-  /** It holds its place at `server` no longer; once for each place. */
-  left(connection: Connection, server: Server): void;
-  /** A dial of it failed; `error` says how. True when that is our own shortage. */
-  dialFailed(connection: Connection, server: Server, error: Error): boolean;
-  saw(connection: Connection, server: Server, hint: Hint): void;
-  /** A turn of it begins; the server answers it; or it will have no answer. */
-  asked(connection: Connection, server: Server): void;
-  answered(connection: Connection, server: Server): void;
-  unasked(connection: Connection, server: Server): void;
-  /** Calls `turnEnds` at the end of the loop's turn. */
-  soon(connection: Connection): void;
-  /** Reads on from `wire` at the end of the loop's turn. */
-  resumeSoon(wire: Wire): void;
-  /** Resets `wire` when what was written to it has had its chance to arrive. */
-  resetLater(wire: Wire): void;
-  /** It has ended; exactly once. */
-  gone(connection: Connection): void;
-}
+/** `hold`: seconds within which a server that closes without a byte is suspect. */
+export type RelaySettings = { readonly abortOnClose: boolean; readonly hold: number };
 
-export interface RelaySettings {
-  readonly abortOnClose: boolean;
-  /** Seconds within which a server that closes without a byte is suspect. */
-  readonly hold: number;
-}
-
-/**
- * One direction: bytes so far, whether some moved since the last sweep, and whether it has ended.
- */
-interface Flow {
-  bytes: number;
-  moved: boolean;
-  ended: boolean;
-}
-const newFlow = (): Flow => ({ bytes: 0, moved: false, ended: false });
+/** One direction: bytes so far, whether some moved since the last sweep, whether it has ended. */
+type Flow = { bytes: number; moved: boolean; ended: boolean };
 
 /** What a connection starts with, shared by all: most never put anything in. */
 const NO_CHUNKS: Buffer[] = [];
@@ -1738,20 +1701,17 @@ export class Connection implements Guest {
   stage: Stage = "queued";
   reason: Reason | undefined = undefined;
   upstream: Wire | undefined = undefined;
-  /** Where it has a place. */
+  /** Where it has a place, and where it was connected to. */
   server: Server | undefined = undefined;
-  /** The server that it was connected to. */
   reached: Server | undefined = undefined;
   tried: readonly Attempt[] = NO_ATTEMPTS;
   /** The key under which its client's connections are counted; "" while it is not. */
   countedAs = "";
   /** A dial failed for want of our own descriptors or ports. */
   ranShort = false;
-  readonly up: Flow = newFlow();
-  readonly down: Flow = newFlow();
-  /**
-   * When things happened; 0 for not yet. A turn begins with `askedAt` and its answer sets it to 0.
-   */
+  readonly up: Flow = { bytes: 0, moved: false, ended: false };
+  readonly down: Flow = { bytes: 0, moved: false, ended: false };
+  /** When things happened; 0 for not yet. A turn begins with `askedAt`; it ends, and that is 0. */
   dialledAt = 0;
   connectedAt = 0;
   firstByteAt = 0;
@@ -1780,11 +1740,6 @@ export class Connection implements Guest {
     return this.source.host;
   }
 
-  get clientName(): string {
-    return formatAddress(this.source);
-  }
-
-  /** The client has sent nothing at all. */
   get isSilent(): boolean {
     return this.up.bytes + this.#keptBytes === 0;
   }
@@ -1824,12 +1779,12 @@ export class Connection implements Guest {
     this.connectedAt = this.owner.now();
     this.quietSince = this.connectedAt;
     this.reached = server;
-    this.owner.saw(this, server, "accepted");
+    this.owner.connected(this, server);
     const isLate = this.stage === "closing"; // its client has left: what it said still arrives
     if (!isLate) this.stage = "relaying";
     const header = this.owner.headerFor(this);
     if (header !== "") upstream.write(header);
-    if (!this.isSilent) this.#beginTurn();
+    if (!this.isSilent) this.#beginTurn(server);
     this.#flush(upstream);
     if (isLate) this.owner.resetLater(upstream);
     else if (this.up.ended) this.#putOff();
@@ -1839,7 +1794,8 @@ export class Connection implements Guest {
   dialFailed(error: Error): void {
     const { server, upstream } = this;
     if (server === undefined) return;
-    if (upstream !== undefined) silence(upstream);
+    if (upstream !== undefined) upstream.connection = undefined; // which hears no more of it
+    upstream?.destroy();
     this.upstream = undefined;
     this.tried = [...this.tried, { server, why: reasonOf(error) }];
     if (this.owner.dialFailed(this, server, error)) this.ranShort = true;
@@ -1853,31 +1809,21 @@ export class Connection implements Guest {
   // --- the client's side ---
 
   clientSent(chunk: Buffer): void {
-    const { stage, upstream } = this;
+    const { stage, upstream, server } = this;
     if (stage === "closing" || stage === "ended") return;
     if (HIDES_RESETS && this.client.writableEnded && this.#reread(chunk)) return;
-    if (stage !== "relaying" || upstream === undefined) return this.#keepEarly(chunk);
-    if (this.askedAt === 0 && this.#keptBytes === 0) {
-      this.#beginTurn();
-      this.#sendUp(upstream, chunk);
-      return;
+    if (stage === "relaying" && upstream && this.askedAt === 0 && this.#keptBytes === 0) {
+      if (server !== undefined) this.#beginTurn(server);
+      return this.#sendUp(upstream, chunk);
     }
     // A server may answer early and close. Writing to it then fails, and would lose its last words:
     // so later chunks of a turn wait until what has come in during this turn of the loop is read.
-    this.#keep(chunk);
-    this.#putOff();
-  }
-
-  #keepEarly(chunk: Buffer): void {
-    this.#keep(chunk);
-    if (this.stage === "greeting") this.#readGreeting();
-  }
-
-  #keep(chunk: Buffer): void {
     if (this.#kept === NO_CHUNKS) this.#kept = [chunk];
     else this.#kept.push(chunk);
     this.#keptBytes += chunk.length;
     if (this.#keptBytes >= BUFFER_SIZE) this.client.pause();
+    if (stage === "relaying") this.#putOff();
+    if (stage === "greeting") this.#readGreeting();
   }
 
   #readGreeting(): void {
@@ -1901,7 +1847,7 @@ export class Connection implements Guest {
     if (this.stage === "greeting") return this.close(this.isSilent ? "client_reset" : "bad_proxy");
     // One that gives up in the queue has left as surely as one that resets, and is counted as such.
     if (this.stage === "queued" && this.#hasLeft()) return this.close("client_reset");
-    if (this.stage === "dialling" && this.owner.settings.abortOnClose) this.#giveUpDial();
+    if (this.stage === "dialling" && this.owner.settings.abortOnClose) this.clientLost();
     if (this.stage === "relaying") this.#putOff();
   }
 
@@ -1909,17 +1855,12 @@ export class Connection implements Guest {
     return this.isSilent || this.owner.settings.abortOnClose;
   }
 
+  /** Before its server is there, too: a server that lets clients wait is suspect. */
   clientLost(): void {
-    if (this.stage === "dialling") this.#giveUpDial();
-    else this.close("client_reset");
-  }
-
-  /** The client leaves before its server is there: a server that lets clients wait is suspect. */
-  #giveUpDial(): void {
-    const { server } = this;
-    const waited = this.owner.now() - this.dialledAt;
-    if (server !== undefined && waited > this.owner.settings.hold)
-      this.owner.saw(this, server, "suspicious");
+    const { owner, server } = this;
+    const hasWaited = owner.now() - this.dialledAt > owner.settings.hold;
+    if (this.stage === "dialling" && server !== undefined && hasWaited)
+      owner.health.suspect(server);
     this.close("client_reset");
   }
 
@@ -1931,8 +1872,12 @@ export class Connection implements Guest {
     if (this.stage !== "relaying" || upstream === undefined) return false;
     if (server !== undefined) {
       server.health.received += size;
-      if (this.down.bytes === 0) this.#sawFirstByte(server);
-      if (this.askedAt !== 0) owner.answered(this, server);
+      if (this.down.bytes === 0) {
+        this.firstByteAt = owner.now();
+        if (owner.health.caresForFirstBytes(server))
+          owner.health.saw(server, { kind: "first byte", dialledAt: this.dialledAt });
+      }
+      if (this.askedAt !== 0) this.#endTurn(server);
     }
     this.down.moved = true;
     this.down.bytes += size;
@@ -1941,13 +1886,8 @@ export class Connection implements Guest {
       return false;
     }
     if (!HIDES_RESETS || !upstream.writableEnded) return true;
-    owner.resumeSoon(upstream); // by then a reset behind these bytes shows as one
+    owner.soon(upstream); // by then a reset behind these bytes shows as one
     return false;
-  }
-
-  #sawFirstByte(server: Server): void {
-    this.firstByteAt = this.owner.now();
-    this.owner.saw(this, server, "first byte");
   }
 
   serverFinished(): void {
@@ -1968,7 +1908,7 @@ export class Connection implements Guest {
   #suspectEarlyEnd(): void {
     const { server, owner } = this;
     if (server === undefined || this.down.bytes > 0 || this.up.ended) return;
-    if (owner.now() - this.connectedAt < owner.settings.hold) owner.saw(this, server, "suspicious");
+    if (owner.now() - this.connectedAt < owner.settings.hold) owner.health.suspect(server);
   }
 
   // --- writing ---
@@ -1993,9 +1933,19 @@ export class Connection implements Guest {
     if (wasFull && !upstream.writableNeedDrain) this.client.resume();
   }
 
-  #beginTurn(): void {
-    const { server } = this;
-    if (server !== undefined) this.owner.asked(this, server);
+  #beginTurn(server: Server): void {
+    this.askedAt = this.owner.now();
+    asked(server.cost, this.askedAt);
+  }
+
+  #endTurn({ cost, stats }: Server): void {
+    const now = this.owner.now();
+    const seconds = now - this.askedAt;
+    answered(cost, this.askedAt, now);
+    this.askedAt = 0;
+    stats.turnTime = smooth(stats.turnTime, seconds);
+    count(stats.turnTimes, seconds);
+    count(this.owner.turnTimes, seconds);
   }
 
   #putOff(): void {
@@ -2004,11 +1954,8 @@ export class Connection implements Guest {
     this.owner.soon(this);
   }
 
-  /**
-   * The loop's turn ends: what was put off is written, and the ends that have come in are passed
-   * on, each in its own direction. With both there and nothing left to write, one close each does
-   * for two shutdowns.
-   */
+  /** Writes what was put off, and passes on the ends that have come in, each in its own direction.
+   *  With both there and nothing left to write, one close each does for two shutdowns. */
   turnEnds(): void {
     this.#isPutOff = false;
     const { client, upstream, up, down } = this;
@@ -2031,7 +1978,7 @@ export class Connection implements Guest {
     if (!this.#isRereading) return false;
     this.client.pause();
     this.client.unshift(chunk);
-    this.owner.resumeSoon(this.client);
+    this.owner.soon(this.client);
     return true;
   }
 
@@ -2044,16 +1991,12 @@ export class Connection implements Guest {
 
   /** A side that is not read from shows no reset by itself; a write of nothing does. */
   askStoppedSide(): void {
-    const stopped = this.#stoppedSide();
-    if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
-  }
-
-  #stoppedSide(): Wire | undefined {
     const { client, upstream, stage } = this;
-    if (stage === "closing" || stage === "ended") return undefined;
-    if (stage !== "relaying" && this.#keptBytes >= BUFFER_SIZE) return client;
-    if (upstream?.writableNeedDrain) return client;
-    return client.writableNeedDrain ? upstream : undefined;
+    if (stage === "closing" || stage === "ended") return;
+    const isFull = stage !== "relaying" && this.#keptBytes >= BUFFER_SIZE;
+    let stopped = client.writableNeedDrain ? upstream : undefined;
+    if (isFull || upstream?.writableNeedDrain) stopped = client;
+    if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
   }
 
   /** To be called now and then; says whether it has been quiet for `seconds`. */
@@ -2074,25 +2017,20 @@ export class Connection implements Guest {
     if (stage === "closing" || stage === "ended") return;
     const mayFlush = reason === "client_reset" || reason === "idle_timeout";
     if (mayFlush && stage === "relaying" && upstream) this.#flush(upstream);
-    if (reason !== "client_reset" || stage !== "dialling") this.#dropKept();
+    if (reason !== "client_reset" || stage !== "dialling") {
+      this.#kept = NO_CHUNKS;
+      this.#keptBytes = 0;
+    }
     this.#leaveQueue(this.owner.now());
     this.stage = "closing";
     this.reason = reason;
     this.owner.rest(this);
     for (const wire of [client, upstream]) {
-      if (wire !== undefined && !wire.destroyed) this.#closeWire(wire, reason);
+      if (wire === undefined || wire.destroyed) continue;
+      if (reason === "client_reset" || reason === "server_reset") this.#passOnReset(wire);
+      else if (reason === "idle_timeout" && this.#mayEndCleanly(wire)) wire.destroy();
+      else reset(wire);
     }
-  }
-
-  #dropKept(): void {
-    this.#kept = NO_CHUNKS;
-    this.#keptBytes = 0;
-  }
-
-  #closeWire(wire: Wire, reason: Reason): void {
-    if (reason === "client_reset" || reason === "server_reset") this.#passOnReset(wire);
-    else if (reason === "idle_timeout" && this.#mayEndCleanly(wire)) wire.destroy();
-    else reset(wire);
   }
 
   /** Half a reply must not look like a whole one: idle, a client gets a FIN only from a server that
@@ -2104,10 +2042,7 @@ export class Connection implements Guest {
     return isSent && server !== undefined && server.health.provedAt > this.quietSince;
   }
 
-  /**
-   * What was received before a reset goes first; a reset discards even what the kernel still holds,
-   * hence the grace.
-   */
+  /** What came before a reset goes first; a reset discards even what the kernel still holds. */
   #passOnReset(wire: Wire): void {
     const flow = wire === this.client ? this.down : this.up;
     const hasJustMoved = flow.moved || this.owner.now() - this.quietSince < GRACE;
@@ -2121,7 +2056,7 @@ export class Connection implements Guest {
       this.#clientClosed = true;
       if (!this.up.ended) this.clientLost();
     } else if (wire === this.upstream) {
-      if (this.stage === "dialling") return this.dialFailed(CLOSED);
+      if (this.stage === "dialling") return this.dialFailed(new Error("closed"));
       if (!this.down.ended) this.close("server_reset");
       this.upstream = undefined;
       this.#leave();
@@ -2133,7 +2068,8 @@ export class Connection implements Guest {
   #leave(): void {
     const { server } = this;
     if (server === undefined) return;
-    if (this.askedAt !== 0) this.owner.unasked(this, server);
+    if (this.askedAt !== 0) forgotten(server.cost, this.askedAt);
+    this.askedAt = 0;
     this.server = undefined;
     this.owner.left(this, server);
   }
@@ -2148,25 +2084,18 @@ export class Connection implements Guest {
   }
 }
 
-const CLOSED = new Error("closed");
-
 declare module "node:net" {
   interface Socket {
-    /** The connection that it is a side of. */
     connection?: Connection | undefined;
   }
 }
 
 // --- handlers, shared by all sockets ---
 
-function handleClient(client: Socket, connection: Connection): void {
-  client.connection = connection;
-  client.on("error", onError).on("data", onClientData).on("end", onEnd).on("close", onClose);
-}
-
-function handleUpstream(upstream: Socket, connection: Connection): void {
-  upstream.connection = connection;
-  upstream.on("error", onError).on("connect", onConnect).on("end", onEnd).on("close", onClose);
+/** Has `socket` tell its `connection` what both kinds of sides tell. */
+function handled(socket: Socket, connection: Connection): Socket {
+  socket.connection = connection;
+  return socket.on("error", onError).on("end", onEnd).on("close", onClose);
 }
 
 function onClientData(this: Socket, chunk: Buffer): void {
@@ -2207,31 +2136,17 @@ function onClose(this: Socket): void {
   this.connection?.sideClosed(this);
 }
 
-/** Gives up a socket, without a word to its handlers. */
-function silence(wire: Wire): void {
-  wire.connection = undefined;
-  wire.destroy();
-}
-
-/**
- * Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
- * and a clean end. A write of nothing asks the kernel for the error; on a socket that has been
- * ended, only a later read does.
- */
+/** Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
+ *  and a clean end. A write of nothing asks the kernel for the error; on a socket that has been
+ *  ended, only a later read does. */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
-/**
- * Reading of a client stops behind a chunk that is put back to be read once more, which takes this;
- * what may be written to it is counted, not asked of the stream.
- */
+/** Reading of a client must stop behind a chunk that is put back to be read once more. What may be
+ *  written to it is counted, not asked of the stream. */
 const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 
-// --- resets ---
-
-/**
- * How long the kernel has for bytes that it was given before a reset discards them, in seconds; and
- * how long bytes that it has not taken are waited for.
- */
+/** Seconds that the kernel has for bytes before a reset discards them; and for those that it has
+ *  not taken yet. */
 const GRACE = 0.05;
 const LONGEST_GRACE = 2;
 
@@ -2244,8 +2159,7 @@ function reset(wire: Wire): void {
   else wire.resetAndDestroy();
 }
 
-/** Sockets to be reset when what was written to them has had its chance to arrive: a few of them,
- *  looked at often. */
+/** Sockets to be reset when what was written to them has had its chance to arrive. */
 export class Resets {
   readonly #now: () => number;
   readonly #waiting = new Map<Wire, { readonly deadline: number; at: number }>();
@@ -2280,51 +2194,38 @@ export class Resets {
   }
 }
 
-// --- buffers ---
-
-/**
- * A read of this many bytes or more is a bulk transfer, and worth a buffer of its own, of that
- * size: larger ones cost less a byte (see the journal on cost), but each reader that has stalled
- * holds one.
- */
+/** A read of so many bytes is a bulk transfer, and worth a buffer of its own, of that size: larger
+ *  ones cost less a byte (see the journal on cost), but each reader that has stalled holds one. */
 const BULK = 16 * 1024;
 const BULK_BUFFER_SIZE = 128 * 1024;
 
-/**
- * The buffers into which servers' bytes are read. Small reads of all connections share one and are
- * copied out at once, so that an idle connection holds none. A bulk transfer reads into a buffer of
- * its own, which is written as it stands; it is read into again only if that write left nothing
- * queued, because what is queued still points into it.
- */
+/** The buffers into which servers' bytes are read. Small reads of all connections share one and are
+ *  copied out at once: an idle connection holds none. A bulk transfer reads into one of its own,
+ *  which is written as it stands. It is read into again only if that write left nothing queued,
+ *  because what is queued still points into it. */
 export class ReadBuffers {
   readonly #shared: Uint8Array = Buffer.allocUnsafeSlow(BUFFER_SIZE);
   #next = this.#shared;
   /** For `connect`: Node asks for the next buffer at the start, and after each callback. */
-  readonly onread = { buffer: (): Uint8Array => this.#take(), callback: onServerData };
-
-  #take(): Uint8Array {
-    const next = this.#next;
-    this.#next = this.#shared;
-    return next;
-  }
+  readonly onread = {
+    buffer: (): Uint8Array => {
+      const next = this.#next;
+      this.#next = this.#shared;
+      return next;
+    },
+    callback: onServerData,
+  };
 
   /** Writes the first `size` bytes of `buffer` to `wire`; false when it should not get more. */
   writeTo(wire: Wire, size: number, buffer: Uint8Array): boolean {
     const bytes = buffer.subarray(0, size);
-    if (buffer === this.#shared) this.#writeCopy(wire, bytes);
-    else this.#writeItself(wire, bytes, buffer);
+    const isShared = buffer === this.#shared;
+    wire.write(isShared ? Buffer.from(bytes) : bytes);
+    if (size >= BULK) {
+      const isFree = !isShared && wire.writableLength === 0;
+      this.#next = isFree ? buffer : Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
+    }
     return wire.writableLength < BUFFER_SIZE;
-  }
-
-  #writeCopy(wire: Wire, bytes: Uint8Array): void {
-    if (bytes.length >= BULK) this.#next = Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
-    wire.write(Buffer.from(bytes));
-  }
-
-  #writeItself(wire: Wire, bytes: Uint8Array, buffer: Uint8Array): void {
-    wire.write(bytes);
-    if (bytes.length < BULK) return;
-    this.#next = wire.writableLength === 0 ? buffer : Buffer.allocUnsafeSlow(BULK_BUFFER_SIZE);
   }
 }
 
@@ -2338,12 +2239,23 @@ export interface World {
   readonly clock: Clock;
   readonly connect: (options: TcpNetConnectOpts & { readonly highWaterMark?: number }) => Socket;
 }
+
+const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
+  setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
+/** Its alarms ring a turn of the loop after their timer: what lay in the
+ *  kernel while we stood still is read first. */
 const realWorld: World = {
   clock: {
     now: () => performance.now() / 1000,
     after(seconds, action) {
-      const timer = setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER));
-      return () => clearTimeout(timer);
+      let immediate: NodeJS.Immediate | undefined;
+      const timer = inTime(seconds, () => {
+        immediate = setImmediate(action);
+      });
+      return () => {
+        clearTimeout(timer);
+        clearImmediate(immediate);
+      };
     },
   },
   connect,
@@ -2360,18 +2272,13 @@ export const firstCheckIn = (phase: number, interval: number): number =>
   (Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS) * interval;
 /** A timer that fires later than this, in seconds, shows that we stood still. */
 const STOOD_STILL = 0.1;
-/** Seconds of silence after which the system asks whether a peer is there, without a time-out. */
-const KEEP_ALIVE = 60;
+/** Without a time-out, the system asks after so many seconds of silence whether a peer is there. */
+const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: 60_000 };
 
 /** Who changed which servers there are. */
-export type Editor = "start" | "file" | "names";
-/** A server that is configured no more: it finishes its connections, and is known if it returns. */
-interface Past {
-  readonly server: Server;
-  readonly removedAt: number;
-}
+export type Editor = "start" | "file" | "names" | "admin";
 
-export class LoadBalancer implements Owner {
+export class LoadBalancer {
   readonly options: LoadBalancerOptions;
   readonly settings: RelaySettings;
   readonly buffers = new ReadBuffers();
@@ -2383,48 +2290,41 @@ export class LoadBalancer implements Owner {
   /** Why the servers file was refused last; null when it was not. */
   fileError: string | null = null;
   readonly turnTimes = newHistogram(FINE_BUCKETS);
+  /** Resets a wire when what was written to it has had its chance to arrive. */
+  readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
+  readonly now = (): number => this.#world.clock.now();
+  /** To be called when the last connection has ended after `stop`. */
+  readonly onStopped: (() => void)[] = [];
   readonly #world: World;
   readonly #random: () => number;
-  readonly #past = new Map<string, Past>();
+  /** Servers that are configured no more: they finish their connections, and are known if they
+   *  return. */
+  readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
   readonly #places: Places<Connection>;
-  readonly #health: Health;
+  readonly health: Health;
   readonly #listener: Listener;
   /** Where it listens, once it does. */
   #address: Address | undefined;
   readonly #startedAt: number;
   readonly #open = new Set<Connection>();
   readonly #queue: Deadlines<Connection>;
-  readonly #dialling: Deadlines<Connection>;
-  readonly #greetings: Deadlines<Connection>;
+  /** Those that await a PROXY header, or a server to accept. */
+  readonly #greeting: Deadlines<Connection>;
   readonly #patients: Patients<Connection>;
+  /** How many connections each client's address has. */
   readonly #addresses = new Map<string, number>();
-  readonly #resets: Resets;
+  readonly #resets = new Resets(this.now);
   readonly #sweeper: NodeJS.Timeout;
-  #putOff: Connection[] = [];
-  #resuming: Wire[] = [];
-  #isTurnAwaited = false;
-  #accepted = 0;
-  #retries = 0;
-  #refusedByAddress = 0;
+  #later: (Connection | Wire)[] = [];
+  readonly #counts = { accepted: 0, retries: 0, refusedByAddress: 0 };
   /** What this machine ran short of last, and when. */
   #shortage = { why: "", at: -Infinity };
-  readonly #ended: Record<Reason, number> = {
-    ok: 0,
-    client_reset: 0,
-    server_reset: 0,
-    idle_timeout: 0,
-    no_server: 0,
-    queue_timeout: 0,
-    limit: 0,
-    bad_proxy: 0,
-    unanswered: 0,
-    drain_forced: 0,
-  };
-  #allGone: (() => void) | undefined;
+  readonly #ended = { ...NO_ENDS };
+  #allGone: () => void = () => undefined;
   #endDelay: () => void = () => undefined;
-  readonly #undo: (() => void)[] = [];
 
   constructor(options: LoadBalancerOptions, log: Log, world = realWorld) {
+    const { connectTimeout, queueTimeout, retryFor } = options;
     this.options = options;
     this.log = log;
     this.#world = world;
@@ -2432,99 +2332,78 @@ export class LoadBalancer implements Owner {
     this.#random = mulberry32(options.seed);
     this.algorithm = options.algorithm;
     this.#places = new Places(options.serverConnections);
-    this.#health = this.#newHealth();
-    this.settings = { abortOnClose: options.abortOnClose, hold: this.#health.hold };
-    this.#queue = new Deadlines(options.queueTimeout, (late) => late.close("queue_timeout"));
-    this.#dialling = new Deadlines(options.connectTimeout, dialTimedOut);
-    this.#greetings = new Deadlines(options.connectTimeout, (late) => late.close("bad_proxy"));
-    this.#patients = new Patients(Math.min(options.retryFor, options.queueTimeout), this);
-    this.#resets = new Resets(() => this.now());
+    this.health = new Health(healthSettings(options), world.clock, this.#probe, {
+      changed: (server, by) => this.#healthChanged(server, by),
+      stillDown: (server) => this.#resetConnectionsOf(server),
+    });
+    this.settings = { abortOnClose: options.abortOnClose, hold: this.health.hold };
+    this.#queue = new Deadlines(queueTimeout, (late) => late.close("queue_timeout"));
+    this.#greeting = new Deadlines(connectTimeout, greetingTimedOut);
+    this.#patients = new Patients(Math.min(retryFor, queueTimeout), this);
     this.#listener = createServer(listenerOptions(options), (client) => this.#accept(client));
     this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
     this.setServers(options.servers, "start");
   }
 
-  #newHealth(): Health {
-    return new Health(healthSettings(this.options), this.#world.clock, this.#probe, {
-      changed: (server, by) => this.#healthChanged(server, by),
-      stillDown: (server) => this.#resetConnectionsOf(server),
-    });
-  }
-
-  now(): number {
-    return this.#world.clock.now();
-  }
-
   /** Starts listening; returns the real address. Throws RunError. */
   async listen(): Promise<Address> {
     const { host, port, reusePort, inherited } = this.options;
-    const wanted = {
-      host,
-      port,
-      backlog: 4096,
-      ...(reusePort ? { reusePort } : {}),
-      ...(inherited === undefined ? {} : { fd: inherited }),
-    };
-    const where = inherited === undefined ? formatAddress(wanted) : "the inherited socket";
-    this.#address = await listen(this.#listener, wanted, where);
+    const how = inherited === undefined ? { reusePort } : { fd: inherited };
+    const where = inherited === undefined ? formatAddress(this.options) : "the inherited socket";
+    this.#address = await listen(this.#listener, { host, port, backlog: 4096, ...how }, where);
     return this.#address;
   }
 
   // --- servers ---
 
   /** Balances over `specs` from now on. Servers that stay, or return, keep what is known of them.
-   *  Changes nothing, and says why, where one of them is the balancer itself. */
+   *  Changes nothing, and returns why, where one of them is the balancer itself. */
   setServers(specs: readonly ServerSpec[], by: Editor): string | undefined {
     const problem = this.#address && complaintAboutItself(specs, this.#address);
-    if (problem !== undefined) return problem;
-    const before = new Set(this.servers);
-    const known = new Map(this.servers.map((server) => [server.name, server]));
+    if (problem !== undefined) {
+      this.fileError = problem;
+      console.error(`${problem}; the servers stay as they were`);
+      return problem;
+    }
+    const leaving = new Map(this.servers.map((server) => [server.name, server]));
+    const added: Server[] = [];
     let isReweighted = false;
-    const servers = specs.map((spec) => {
-      const server = known.get(formatAddress(spec));
-      if (server === undefined) return this.#recall(spec);
-      if (server.spec.weight !== spec.weight) isReweighted = true;
-      this.#reconfigure(server, spec, by);
+    this.servers = specs.map((spec) => {
+      const name = formatAddress(spec);
+      const known = leaving.get(name);
+      // one that was here within ten minutes is the same one
+      const server = known ?? this.#past.get(name)?.server ?? newServer(spec, this.now());
+      const before = server.spec.weight;
+      server.spec = spec;
+      leaving.delete(name);
+      this.#past.delete(name);
+      if (known === undefined) added.push(server);
+      else if (before !== spec.weight) {
+        isReweighted = true;
+        const words = `weight ${spec.weight}`; // 0 drains, as the admin interface does
+        if (spec.weight === 0) this.#switched(server, "draining", by, words);
+        else if (before === 0) this.#switched(server, "ready", by, words);
+      }
       return server;
     });
-    this.servers = servers;
-    const staying = new Set(servers);
-    for (const server of before) if (!staying.has(server)) this.#remove(server, by);
-    const added = servers.filter((server) => !before.has(server));
+    for (const server of leaving.values()) this.#remove(server, by);
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
-    weigh(this.servers, this.now(), this.options.slowStart);
-    this.#places.setServers(servers);
+    this.#places.setServers(this.servers);
     if (isReweighted) this.#renewPicker();
-    this.#serve();
+    this.#serversChanged();
     return undefined;
   }
 
-  /** Weight 0 drains a server, as the admin interface does. */
-  #reconfigure(server: Server, spec: ServerSpec, by: Editor): void {
-    const wasDrained = server.spec.weight === 0;
-    const isDrained = spec.weight === 0;
-    server.spec = spec;
-    if (isDrained === wasDrained) return;
+  #switched(server: Server, state: "draining" | "ready", by: Editor, why: string): void {
     server.switchedAt = this.now();
-    if (wasDrained) server.warmSince = this.now();
-    this.log.server(server, isDrained ? "draining" : "ready", by, `weight ${spec.weight}`);
-  }
-
-  /**
-   * The server that `spec` names: one that was here within the last ten minutes is the same one.
-   */
-  #recall(spec: ServerSpec): Server {
-    const past = this.#past.get(formatAddress(spec));
-    if (past === undefined) return newServer(spec, this.now());
-    this.#past.delete(past.server.name);
-    past.server.spec = spec;
-    return past.server;
+    server.warmSince = this.now();
+    this.log.server(server, state, by, why);
   }
 
   #remove(server: Server, by: Editor): void {
     this.#past.set(server.name, { server, removedAt: this.now() });
-    this.#health.forget(server);
+    this.health.forget(server);
     if (!server.spec.resolved) return; // a name has found its addresses
     const rest = server.open === 0 ? "" : `${server.open} of its connections go on`;
     this.log.server(server, "removed", by, rest);
@@ -2533,7 +2412,7 @@ export class LoadBalancer implements Owner {
   #add(server: Server, phase: number, by: Editor): void {
     const isStart = by === "start";
     const delay = isStart ? firstCheckIn(phase, this.options.checkInterval) : 0;
-    if (server.spec.resolved) this.#health.watch(server, delay);
+    if (server.spec.resolved) this.health.watch(server, delay);
     else cannotBeReached(server.health, "unresolved", this.now());
     if (isStart) return;
     server.warmSince = this.now();
@@ -2547,9 +2426,7 @@ export class LoadBalancer implements Owner {
     if (!draining && server.spec.weight === 0) return "weightless";
     if (server.draining === draining) return "done";
     server.draining = draining;
-    server.switchedAt = this.now();
-    server.warmSince = this.now();
-    this.log.server(server, draining ? "draining" : "ready", "admin", "");
+    this.#switched(server, draining ? "draining" : "ready", "admin", "");
     this.#serversChanged();
     return "done";
   }
@@ -2558,15 +2435,15 @@ export class LoadBalancer implements Owner {
   #serversChanged(): void {
     weigh(this.servers, this.now(), this.options.slowStart);
     this.#places.refresh();
-    this.#serve();
+    while (this.#admitOne()) continue;
   }
 
   #healthChanged(server: Server, by: Teller): void {
     const { up, why, passed } = server.health;
     if (up) server.warmSince = this.now();
-    const reason = up ? `${passed} checks passed in a row` : why;
-    this.log.server(server, up ? "up" : "down", by, reason);
-    if (!up && !this.servers.some(takesClients)) this.log.noServerLeft();
+    this.log.server(server, up ? "up" : "down", by, up ? `${passed} checks passed in a row` : why);
+    if (!up && !this.servers.some(takesClients))
+      this.log.say("No server is left that takes clients");
     if (!up) this.#resetConnectionsOf(server);
     this.#serversChanged();
     if (up) this.#patients.retry();
@@ -2574,8 +2451,8 @@ export class LoadBalancer implements Owner {
 
   /** With `--on-down reset`, unless the server still gives bytes to somebody. */
   #resetConnectionsOf(server: Server): void {
-    if (this.options.onDown !== "reset" || server.health.received > server.health.receivedBefore)
-      return;
+    const { received, receivedBefore } = server.health;
+    if (this.options.onDown !== "reset" || received > receivedBefore) return;
     for (const connection of this.#open) {
       if (connection.server === server && connection.stage === "relaying")
         connection.close("server_reset");
@@ -2584,66 +2461,65 @@ export class LoadBalancer implements Owner {
 
   /** Picks by `name` from now on. Who waits is placed anew. */
   setAlgorithm(name: Algorithm): void {
-    if (name !== this.algorithm) this.log.algorithm(this.algorithm, name);
+    const from = this.algorithm;
+    const words = `The algorithm is ${name} now; it was ${from}`;
+    if (name !== from) this.log.say(words, "algorithm", { from, to: name });
     this.algorithm = name;
     this.#renewPicker();
-    this.#serve();
+    this.#serversChanged();
   }
 
   #renewPicker(): void {
     const make: (sources: Sources) => Picker = algorithms[this.algorithm];
-    const pick = make({ random: this.#random, now: () => this.now() });
+    const pick = make({ random: this.#random, now: this.now });
     this.#places.setPicker(pick, STICKY.has(this.algorithm));
   }
 
   // --- clients ---
 
   #accept(client: Socket): void {
-    this.#accepted += 1;
+    const { acceptProxy, maxConnections } = this.options;
+    this.#counts.accepted += 1;
     const host = plainHost(client.remoteAddress ?? "unknown"); // it may have gone already
     const connection = new Connection(this, client, { host, port: client.remotePort ?? 0 });
-    handleClient(client, connection);
+    handled(client, connection).on("data", onClientData);
     this.#open.add(connection);
-    if (this.#open.size > this.options.maxConnections) return connection.close("limit");
-    const { acceptProxy } = this.options;
+    if (this.#open.size > maxConnections) return connection.close("limit");
     if (acceptProxy === undefined) return this.place(connection);
     if (client.remoteAddress === undefined) return connection.close("client_reset"); // but whose?
     if (!isWithin(acceptProxy, host)) return this.place(connection);
     connection.greet();
-    this.#greetings.add(connection);
+    this.#greeting.add(connection);
   }
 
+  /** It wants a (another) server: it is dialled, or queued, or closed for want of one, or because
+   *  its client's address has its fill, in which it is counted once. */
   place(connection: Connection): void {
-    if (!this.#admitsAddress(connection)) {
-      this.#refusedByAddress += 1;
-      return connection.close("limit");
+    const most = this.options.clientConnections;
+    if (most > 0 && connection.countedAs === "") {
+      const key = addressKey(connection.clientAddress);
+      const open = this.#addresses.get(key) ?? 0;
+      if (open >= most) {
+        this.#counts.refusedByAddress += 1;
+        return connection.close("limit");
+      }
+      this.#addresses.set(key, open + 1);
+      connection.countedAs = key;
     }
     const place = this.#places.enter(connection);
-    if (place === "none") return this.#noServerFor(connection);
-    if (place !== "waits") return this.#dial(connection, place);
+    if (place !== "waits") return this.#goTo(connection, place);
     connection.queue();
     this.#queue.add(connection);
   }
 
-  #noServerFor(connection: Connection): void {
-    if (connection.ranShort) connection.close("limit");
-    else if (!this.#patients.take(connection)) connection.close("no_server");
-  }
-
-  /** Counts a connection on its client's address, once; false when that has its fill. */
-  #admitsAddress(connection: Connection): boolean {
-    const most = this.options.clientConnections;
-    if (most === 0 || connection.countedAs !== "") return true;
-    const key = addressKey(connection.clientAddress);
-    const open = this.#addresses.get(key) ?? 0;
-    if (open >= most) return false;
-    this.#addresses.set(key, open + 1);
-    connection.countedAs = key;
-    return true;
-  }
-
-  #dial(connection: Connection, server: Server): void {
-    if (connection.tried.length > 0) this.#retries += 1;
+  /** Dials `server`; where there is none, lets it wait for one, or go. */
+  #goTo(connection: Connection, server: Server | "none"): void {
+    if (server === "none") {
+      if (connection.ranShort) connection.close("limit");
+      else if (!this.#patients.take(connection)) connection.close("no_server");
+      return;
+    }
+    if (connection.tried.length > 0) this.#counts.retries += 1;
     const upstream = this.#world.connect({
       ...server.address,
       onread: this.buffers.onread,
@@ -2653,189 +2529,145 @@ export class LoadBalancer implements Owner {
       highWaterMark: BUFFER_SIZE,
       ...(this.options.idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
     });
-    handleUpstream(upstream, connection);
+    handled(upstream, connection).on("connect", onConnect);
     connection.dial(server, upstream);
-    this.#dialling.add(connection);
+    this.#greeting.add(connection);
   }
 
-  /** Admits those in line who can be served now. */
-  #serve(): void {
-    while (this.#admitOne()) continue;
-  }
-
+  /** Admits the first in line who can be served now, at `server` if that is given. */
   #admitOne(server?: Server): boolean {
     const admission = this.#places.admit(server);
     if (admission === undefined) return false;
-    const { guest, to } = admission;
-    this.#queue.delete(guest);
-    if (to === "none") this.#noServerFor(guest);
-    else this.#dial(guest, to);
+    this.#queue.delete(admission.guest);
+    this.#goTo(admission.guest, admission.to);
     return true;
   }
 
   // --- what connections ask for ---
 
+  /** The PROXY header that its server is sent first; "" for none. */
   headerFor({ source, client }: Connection): string {
     if (!this.options.sendProxy) return "";
     const { localAddress = "", localPort = 0 } = client;
     return proxyHeader(source, { host: localAddress, port: localPort });
   }
 
+  /** It waits for nothing any more: no place, no deadline. */
   rest(connection: Connection): void {
-    this.#greetings.delete(connection);
-    this.#dialling.delete(connection);
+    this.#greeting.delete(connection);
     this.#patients.forget(connection);
     this.#queue.delete(connection);
     this.#places.forget(connection);
   }
 
+  /** It holds its place at `server` no longer; once for each place. */
   left(_: Connection, server: Server): void {
     this.#places.leave(server);
     this.#admitOne(server);
-    if (server.open === 0 && this.#past.has(server.name)) this.log.lastEnded(server);
+    if (server.open === 0 && this.#past.has(server.name))
+      this.log.say(`Server ${server.name} is gone: its last connection has ended`);
   }
 
+  /** A dial of it failed; `error` says how. True when that is our own shortage. */
   dialFailed(connection: Connection, server: Server, error: Error): boolean {
-    this.#dialling.delete(connection);
+    const { dialledAt } = connection;
+    const why = reasonOf(error);
+    this.#greeting.delete(connection);
     if (isOurShortage(codeOf(error), server.health)) {
-      this.#shortage = { why: reasonOf(error), at: this.now() };
+      this.#shortage = { why, at: this.now() };
       return true;
     }
-    if (error instanceof LateError) return false;
+    if (error === LATE) return false;
     server.stats.connectErrors += 1;
-    const { dialledAt } = connection;
-    const { connectTimeout } = this.options; // what it costs: no fast failure looks fast
-    failed(server.cost, dialledAt, connectTimeout, this.now());
-    this.#health.saw(server, { kind: "dial failed", why: reasonOf(error), dialledAt });
+    // what it costs: no fast failure looks fast
+    failed(server.cost, dialledAt, this.options.connectTimeout, this.now());
+    this.health.saw(server, { kind: "dial failed", why, dialledAt });
     return false;
   }
 
-  saw(connection: Connection, server: Server, hint: Hint): void {
-    const { dialledAt } = connection;
-    if (hint === "suspicious") return this.#health.suspect(server);
-    if (hint === "accepted") return this.#connected(connection, server);
-    if (this.#health.caresForFirstBytes(server))
-      this.#health.saw(server, { kind: "first byte", dialledAt });
-  }
-
-  #connected(connection: Connection, server: Server): void {
+  connected(connection: Connection, server: Server): void {
     const { dialledAt, connectedAt } = connection;
     const { stats, health } = server;
-    this.#dialling.delete(connection);
+    this.#greeting.delete(connection);
     this.#patients.served(connection);
     stats.connectTime = smooth(stats.connectTime, connectedAt - dialledAt);
     count(stats.connectTimes, connectedAt - dialledAt);
     if (health.refused > 0 || !health.reached)
-      this.#health.saw(server, { kind: "dial accepted", dialledAt });
+      this.health.saw(server, { kind: "dial accepted", dialledAt });
     this.log.connected(connection);
   }
 
-  asked(connection: Connection, server: Server): void {
-    connection.askedAt = this.now();
-    asked(server.cost, connection.askedAt);
-  }
-
-  answered(connection: Connection, server: Server): void {
-    const now = this.now();
-    const seconds = now - connection.askedAt;
-    answered(server.cost, connection.askedAt, now);
-    connection.askedAt = 0;
-    server.stats.turnTime = smooth(server.stats.turnTime, seconds);
-    count(server.stats.turnTimes, seconds);
-    count(this.turnTimes, seconds);
-  }
-
-  unasked(connection: Connection, server: Server): void {
-    forgotten(server.cost, connection.askedAt);
-    connection.askedAt = 0;
-  }
-
-  soon(connection: Connection): void {
-    this.#putOff.push(connection);
-    this.#awaitTurn();
-  }
-
-  resumeSoon(wire: Wire): void {
-    this.#resuming.push(wire);
-    this.#awaitTurn();
-  }
-
-  #awaitTurn(): void {
-    if (this.#isTurnAwaited) return;
-    this.#isTurnAwaited = true;
-    setImmediate(this.#turnEnds);
+  /** When the loop's turn ends: has a connection do what it put off, or reads on from a wire. */
+  soon(what: Connection | Wire): void {
+    this.#later.push(what);
+    if (this.#later.length === 1) setImmediate(this.#turnEnds);
   }
 
   readonly #turnEnds = (): void => {
-    const putOff = this.#putOff;
-    const resuming = this.#resuming;
-    this.#putOff = [];
-    this.#resuming = [];
-    this.#isTurnAwaited = false;
-    for (const connection of putOff) connection.turnEnds();
-    for (const wire of resuming) if (!wire.destroyed) wire.resume();
+    const later = this.#later;
+    this.#later = [];
+    for (const what of later) {
+      if (what instanceof Connection) what.turnEnds();
+      else if (!what.destroyed) what.resume();
+    }
   };
 
-  resetLater(wire: Wire): void {
-    this.#resets.add(wire);
-  }
-
+  /** It has ended; exactly once. */
   gone(connection: Connection): void {
     const { reason = "ok", countedAs } = connection;
     this.#open.delete(connection);
     this.#ended[reason] += 1;
     this.#patients.forget(connection);
-    if (countedAs !== "") this.#releaseAddress(countedAs);
+    const others = (this.#addresses.get(countedAs) ?? 1) - 1;
+    if (others > 0) this.#addresses.set(countedAs, others);
+    else this.#addresses.delete(countedAs);
     this.log.ended(connection, this.now());
-    if (this.#open.size === 0) this.#allGone?.();
+    if (this.#open.size === 0) this.#allGone();
   }
 
-  #releaseAddress(key: string): void {
-    const left = (this.#addresses.get(key) ?? 1) - 1;
-    if (left > 0) this.#addresses.set(key, left);
-    else this.#addresses.delete(key);
-  }
-
-  /** One check of `server`, and beside it a connect to its own port where that is asked for. */
+  /** One check of `server`. At another port it cannot tell whether the server accepts: then any
+   *  failure of it is silence, and `beside` it goes a connect to the server's own port. */
   readonly #probe: Probe = (server, hold, beside, report) => {
     const { check, checkPort, checkInterval, connectTimeout, sendProxy } = this.options;
     const port = checkPort ?? ownPortOf(check);
     const own: CheckOrder = {
       address: server.address,
       host: server.spec.configuredHost,
-      spec: check,
+      spec: port === undefined ? check : { kind: "tcp", text: "tcp" },
       connectSeconds: Math.min(connectTimeout, checkInterval),
       seconds: checkInterval,
       holdSeconds: hold,
       prefix: sendProxy ? PROXY_UNKNOWN : "",
       connect: this.#world.connect,
     };
-    const judged = (result: CheckResult): CheckResult => orShort(result, server.health);
-    if (port === undefined) return runCheck(own, (result) => report(judged(result)));
-    const other: CheckOrder = { ...own, address: { ...server.address, port }, prefix: "" };
-    if (!beside) return runCheck(other, (result) => report(elsewhere(judged(result))));
-    const bare: CheckOrder = { ...own, spec: { kind: "tcp", text: "tcp" } };
-    return runBoth(bare, other, judged, report);
+    const orders = port === undefined || beside ? [own] : [];
+    if (port !== undefined)
+      orders.push({ ...own, address: { ...server.address, port }, spec: check, prefix: "" });
+    const results: CheckResult[] = [];
+    const stops = orders.map((order) =>
+      runCheck(order, (result) => {
+        results.push(judged(result, order, server));
+        if (results.length === orders.length) report(mostTelling(results));
+      }),
+    );
+    return () => {
+      for (const stop of stops) stop();
+    };
   };
-
-  // --- time ---
 
   #sweep(): void {
     const now = this.now();
     const { idleTimeout, slowStart } = this.options;
-    for (const connection of this.#open) this.#look(connection, idleTimeout || Infinity, now);
-    if (slowStart > 0 && weigh(this.servers, now, slowStart)) this.#places.refresh();
-    for (const [name, { server, removedAt }] of this.#past) {
-      if (now - removedAt > REMEMBER && server.open === 0) this.#past.delete(name);
+    for (const connection of this.#open) {
+      const { down, server } = connection;
+      connection.askStoppedSide();
+      if (down.moved && server !== undefined) provedWell(server.health, now);
+      if (connection.isQuietFor(idleTimeout || Infinity, now)) connection.close("idle_timeout");
     }
+    if (slowStart > 0 && weigh(this.servers, now, slowStart)) this.#places.refresh();
+    for (const [name, { server, removedAt }] of this.#past)
+      if (now - removedAt > REMEMBER && server.open === 0) this.#past.delete(name);
     this.#patients.retry();
-  }
-
-  #look(connection: Connection, idleTimeout: number, now: number): void {
-    const { down, server } = connection;
-    connection.askStoppedSide();
-    if (down.moved && server !== undefined) provedWell(server.health, now);
-    if (connection.isQuietFor(idleTimeout, now)) connection.close("idle_timeout");
   }
 
   // --- the end ---
@@ -2843,44 +2675,35 @@ export class LoadBalancer implements Owner {
   /** Says for `delay` seconds that clients should go elsewhere, while they are still accepted; then
    *  stops as `stop` does. */
   async drain(delay: number, seconds: number): Promise<number> {
+    const open = this.#open.size;
+    const words = `Stopping: ${open} ${open === 1 ? "connection is" : "connections are"} open`;
     this.isDraining = true;
-    this.log.drain(this.#open.size);
-    if (delay > 0) await this.#delay(delay);
+    this.log.say(words, "drain", { active: open });
+    if (delay > 0)
+      await new Promise<void>((resolve) => {
+        this.#endDelay = resolve;
+        inTime(delay, resolve);
+      });
     return this.stop(seconds);
-  }
-
-  /** Waits so long, or until `cut` ends it. */
-  #delay(seconds: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, Math.min(seconds * 1000, LONGEST_TIMER));
-      this.#endDelay = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
   }
 
   /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
    *  many that were. */
   async stop(seconds: number): Promise<number> {
     this.isDraining = true;
-    const finished = new Promise<void>((resolve) => {
+    if (this.#listener.listening) this.#listener.close();
+    const deadline = inTime(seconds, () => this.cut());
+    const allGone = new Promise<void>((resolve) => {
       this.#allGone = resolve;
     });
-    if (this.#listener.listening) this.#listener.close();
-    const deadline = setTimeout(() => this.cut(), Math.min(seconds * 1000, LONGEST_TIMER));
-    if (this.#open.size > 0) await finished;
+    if (this.#open.size > 0) await allGone;
     clearTimeout(deadline);
     clearInterval(this.#sweeper);
-    for (const server of this.servers) this.#health.forget(server);
-    for (const undo of this.#undo) undo();
-    this.log.stopped(this.#ended.drain_forced);
+    for (const server of this.servers) this.health.forget(server);
+    for (const action of this.onStopped) action();
+    this.log.say("", "stopped", { cut: this.#ended.drain_forced });
+    this.log.flush();
     return this.#ended.drain_forced;
-  }
-
-  /** Has `undo` called when the last connection has ended after `stop`. */
-  whenStopped(undo: () => void): void {
-    this.#undo.push(undo);
   }
 
   /** Resets every open connection, and waits for no others. */
@@ -2890,25 +2713,12 @@ export class LoadBalancer implements Owner {
     this.#resets.now();
   }
 
-  // --- what is seen of it ---
-
-  #headOfQueue(now: number): Waiting[] {
-    const waiting: Waiting[] = [];
-    for (const { clientName, acceptedAt } of [...this.#queue, ...this.#patients.waiting]) {
-      waiting.push({ client: clientName, seconds: now - acceptedAt });
-      if (waiting.length === 10) break;
-    }
-    return waiting;
-  }
-
-  /**
-   * Everything that the page and the metrics show. At every moment accepted = active + queued + the
-   * sum of ended.
-   */
-  status(): Status {
+  /** Everything that the page and the metrics show; times in seconds, null where none is known. At
+   *  every moment accepted = active + queued + the sum of ended. */
+  status() {
     const now = this.now();
-    const queued = this.#queue.size + this.#patients.waiting.size;
-    const pending = this.#pendingTurns(now);
+    const turns = this.#pendingTurns(now);
+    const waiting = [...this.#queue.keys(), ...this.#patients.waiting];
     const removed = [...this.#past.values()].filter(({ server }) => server.open > 0);
     return {
       algorithm: this.algorithm,
@@ -2916,33 +2726,38 @@ export class LoadBalancer implements Owner {
       listening: this.#address === undefined ? "" : formatAddress(this.#address),
       draining: this.isDraining,
       uptime: now - this.#startedAt,
+      /** The limits, of clients and per server; 0 and Infinity (null in JSON): none. */
       maxConnections: this.options.maxConnections,
       serverConnections: this.options.serverConnections,
-      accepted: this.#accepted,
-      active: this.#open.size - queued,
-      queued,
-      waiting: this.#headOfQueue(now),
-      retries: this.#retries,
-      refusedByAddress: this.#refusedByAddress,
+      ...this.#counts,
+      active: this.#open.size - waiting.length,
+      queued: waiting.length,
+      /** Who stands at the head of the queue, and for how long. */
+      waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => ({
+        client: formatAddress(source),
+        seconds: now - acceptedAt,
+      })),
+      /** What this machine ran short of within the last minute, in words. */
       shortage: now - this.#shortage.at < 60 ? this.#shortage.why : null,
       fileError: this.fileError,
       ended: { ...this.#ended },
+      /** All turns so far; the last count is of those above all buckets. */
       turns: { buckets: this.turnTimes.bounds, counts: this.turnTimes.counts },
       servers: [
-        ...this.servers.map((server) => statusOf(server, stateOf(server), now, pending)),
-        ...removed.map(({ server }) => statusOf(server, "removed", now, pending)),
+        ...this.servers.map((server) => statusOf(server, stateOf(server), now, turns.get(server))),
+        ...removed.map(({ server }) => statusOf(server, "removed", now, turns.get(server))),
       ],
     };
   }
 
-  /** The turns of each server that wait for an answer now. */
+  /** The turns of each server that wait for an answer now, and for how long the oldest has. */
   #pendingTurns(now: number): Map<Server, Pending> {
     const pending = new Map<Server, Pending>();
     for (const { server, askedAt } of this.#open) {
       if (server === undefined || askedAt === 0) continue;
-      const before = pending.get(server) ?? { turns: 0, oldest: 0 };
-      const oldest = Math.max(before.oldest, now - askedAt);
-      pending.set(server, { turns: before.turns + 1, oldest });
+      const { unanswered, oldestUnanswered } = pending.get(server) ?? NONE_PENDING;
+      const oldest = Math.max(oldestUnanswered ?? 0, now - askedAt);
+      pending.set(server, { unanswered: unanswered + 1, oldestUnanswered: oldest });
     }
     return pending;
   }
@@ -2951,28 +2766,23 @@ export class LoadBalancer implements Owner {
 /** What is wrong with `specs` when one of them is where we listen ourselves. */
 function complaintAboutItself(specs: readonly ServerSpec[], own: Address): string | undefined {
   const itself = specs.find(({ host, port }) => port === own.port && meets(host, own.host));
-  if (itself === undefined) return undefined;
-  const name = JSON.stringify(formatAddress(itself));
-  return `Bad server ${name}: expected another address than the one that the balancer listens on`;
+  const right = "another address than the one that the balancer listens on";
+  return itself && badly("server", formatAddress(itself), right);
 }
+
+/** As `readValue` says it. */
+const badly = (what: string, text: string, right: string): string =>
+  `Bad ${what} ${JSON.stringify(text)}: expected ${right}`;
 
 /** Whether who connects to `host` may reach a socket that listens on `own`. */
 function meets(host: string, own: string): boolean {
-  if (host === own) return true;
-  const isEverywhere = ["0.0.0.0", "::"].includes(own);
-  const isWildcard = ["0.0.0.0", "::"].includes(host); // means this machine
-  if (isWildcard) return isEverywhere || isOfThisMachine(own);
-  return isEverywhere && isOfThisMachine(host);
+  const everywhere = ["0.0.0.0", "::"]; // as a target: this machine
+  const interfaces = Object.values(networkInterfaces()).flatMap((addresses = []) => addresses);
+  const isHere = (host: string): boolean =>
+    /^127\.|^::1$|^::ffff:127\./.test(host) || interfaces.some(({ address }) => address === host);
+  if (everywhere.includes(host)) return everywhere.includes(own) || isHere(own);
+  return host === own || (everywhere.includes(own) && isHere(host));
 }
-
-function isOfThisMachine(host: string): boolean {
-  if (/^127\.|^::1$|^::ffff:127\./.test(host)) return true;
-  const all = Object.values(networkInterfaces()).flatMap((interfaces) => interfaces ?? []);
-  return all.some(({ address }) => address === host);
-}
-
-/** A peer that has vanished is found, though no time-out ends its connections. */
-const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE * 1000 };
 
 const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
   allowHalfOpen: true,
@@ -2982,41 +2792,36 @@ const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
 });
 
 /** Often enough for the shortest time that is watched by looking now and then. */
-export function sweepPeriod(
-  options: Pick<LoadBalancerOptions, "idleTimeout" | "slowStart">,
-): number {
-  const { idleTimeout, slowStart } = options;
-  const watched = [idleTimeout, slowStart].filter((time) => time > 0);
+export function sweepPeriod(times: { idleTimeout: number; slowStart: number }): number {
+  const watched = [times.idleTimeout, times.slowStart].filter((time) => time > 0);
   return Math.min(SWEEP, ...watched.map((time) => time / 4));
 }
 
 /** The key under which a client's connections are counted: of IPv6 a network of 64 bits. */
 function addressKey(address: string): string {
   if (isIP(address) !== 6) return address;
-  const [head = "", tail] = address.split("%")[0]!.split("::");
-  const before = head === "" ? [] : head.split(":");
-  const after = tail === undefined || tail === "" ? [] : tail.split(":");
-  const zeros = tail === undefined ? 0 : 8 - before.length - after.length;
-  const groups = [...before, ...new Array<string>(Math.max(0, zeros)).fill("0"), ...after];
+  const host = address.replace(/%.*/, "");
+  const zeros = 8 - host.split(":").filter(Boolean).length;
+  const groups = host
+    .replace("::", `:${"0:".repeat(zeros)}`)
+    .split(":")
+    .filter(Boolean);
   return `${groups.slice(0, 4).join(":")}::/64`;
 }
 
 /** A dial that we ended because we stood still tells nothing of its server. */
-class LateError extends Error {
-  override readonly message = "no answer while we stood still";
-}
+const LATE = new Error("no answer while we stood still");
 
-function dialTimedOut(connection: Connection, late: number): void {
-  connection.dialFailed(late > STOOD_STILL ? new LateError() : new Error("no answer in time"));
+function greetingTimedOut(connection: Connection, late: number): void {
+  if (connection.stage === "greeting") return connection.close("bad_proxy");
+  connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
 }
 
 const codeOf = (error: unknown): string =>
   error instanceof Error && "code" in error ? String(error.code) : "";
 
-/**
- * Whether a failed connect is this machine's shortage. Without an address of its own, IPv6 switched
- * off for example, a machine never reaches a server; one that it has reached is out of ports.
- */
+/** Whether a failed connect is this machine's shortage. Without an address of its own, as when IPv6
+ *  is off, it never reaches a server; if it has reached it before, it is out of ports. */
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
 
@@ -3026,102 +2831,54 @@ export function healthSettings(
 ): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
   const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
+  // which silence a client's first byte refutes: see the table of sights
+  let clears: HealthRules["clears"] = asks(check) ? "nothing" : "any silence";
+  if (check.text === "ping") clears = "a closed check";
+  if (elsewhere) clears = "nothing";
   return {
     interval: checkInterval,
     fall,
     rise,
     onlyWhoFailed: check.kind === "none",
-    clears: clearedBy(check, elsewhere),
+    clears,
     asks: asks(check),
     elsewhere,
   };
 }
 
-/** Which silence a client's first byte refutes: see the table of sights. */
-function clearedBy({ kind, text }: CheckSpec, elsewhere: boolean): HealthRules["clears"] {
-  if (elsewhere) return "nothing";
-  if (kind === "tcp" || kind === "none") return "any silence";
-  return text === "ping" ? "a closed check" : "nothing";
+/** What a check tells: our own shortage nothing; and a refusal at another port, that the server is
+ *  silent. */
+function judged(result: CheckResult, { address }: CheckOrder, server: Server): CheckResult {
+  if (result.kind !== "refused") return result;
+  if (isOurShortage(result.code, server.health)) return { kind: "short" };
+  if (address === server.address) return result;
+  return { kind: "silent", why: result.why, by: "time-out" };
 }
 
-/** A refusal that is our own shortage tells nothing. */
-const orShort = (result: CheckResult, health: HealthState): CheckResult =>
-  result.kind === "refused" && isOurShortage(result.code, health) ? { kind: "short" } : result;
+/** Of several results the first of these counts. */
+const TELLING = ["late", "short", "refused", "silent", "passed"];
+const mostTelling = (results: readonly CheckResult[]): CheckResult =>
+  results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
 
-/** A check at another port, and beside it a bare connect to the server's own. */
-function runBoth(
-  bare: CheckOrder,
-  other: CheckOrder,
-  judged: (result: CheckResult) => CheckResult,
-  report: (result: CheckResult) => void,
-): () => void {
-  const results: CheckResult[] = [];
-  const take = (result: CheckResult): void => {
-    results.push(result);
-    if (results.length < 2) return;
-    const told = TELLING.map((kind) => results.find((known) => known.kind === kind));
-    report(told.find((known) => known !== undefined) ?? PASSED);
-  };
-  const stopConnecting = runCheck(bare, (result) => take(judged(result)));
-  const stopAsking = runCheck(other, (result) => take(elsewhere(judged(result))));
-  return () => {
-    stopConnecting();
-    stopAsking();
-  };
-}
-/** Of two results the first of these counts. */
-const TELLING = ["late", "short", "refused", "silent"] as const;
-
-/** At another port any failure is silence: it cannot tell whether the server accepts. */
-const elsewhere = (result: CheckResult): CheckResult =>
-  result.kind === "refused" ? { kind: "silent", why: result.why, by: "time-out" } : result;
-
-/** The machine's time for deadlines, which keep no program alive. They look a turn of the loop after
- *  the timer: what lay in the kernel while we stood still is read first. */
-const patientClock: Clock = {
-  now: realWorld.clock.now,
-  after(seconds, action) {
-    const timer = setTimeout(() => setImmediate(action), Math.min(seconds * 1000, LONGEST_TIMER));
-    timer.unref();
-    return () => clearTimeout(timer);
-  },
-};
-
-/** Things that all may wait equally long: the first in is the first to expire, so one timer serves
- *  them all. */
-export class Deadlines<T> {
-  readonly #deadlines = new Map<T, number>();
+/** Things that all may wait equally long, and until when: the first in is the first to expire, so
+ *  one timer serves them all. */
+class Deadlines<T> extends Map<T, number> {
   readonly #wait: number;
   readonly #expire: (item: T, late: number) => void;
   readonly #clock: Clock;
   #isAlarmSet = false;
 
   /** `expire` is told by how many seconds it comes late. */
-  constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
+  constructor(seconds: number, expire: (item: T, late: number) => void, clock = realWorld.clock) {
+    super();
     this.#wait = seconds;
     this.#expire = expire;
     this.#clock = clock;
   }
 
-  get size(): number {
-    return this.#deadlines.size;
-  }
-
-  [Symbol.iterator](): IterableIterator<T> {
-    return this.#deadlines.keys();
-  }
-
-  has(item: T): boolean {
-    return this.#deadlines.has(item);
-  }
-
   add(item: T): void {
-    this.#deadlines.set(item, this.#clock.now() + this.#wait);
+    this.set(item, this.#clock.now() + this.#wait);
     if (!this.#isAlarmSet) this.#wakeIn(this.#wait);
-  }
-
-  delete(item: T): boolean {
-    return this.#deadlines.delete(item);
   }
 
   #wakeIn(seconds: number): void {
@@ -3131,13 +2888,13 @@ export class Deadlines<T> {
 
   #look(): void {
     const now = this.#clock.now();
-    for (const [item, deadline] of this.#deadlines) {
+    for (const [item, deadline] of this) {
       if (deadline > now) break;
-      this.#deadlines.delete(item);
+      this.delete(item);
       // which may add to us: the next time is set below
       this.#expire(item, now - deadline);
     }
-    const [next] = this.#deadlines.values();
+    const [next] = this.values();
     this.#isAlarmSet = false;
     if (next !== undefined) this.#wakeIn(next - now);
   }
@@ -3197,8 +2954,7 @@ export class Patients<P extends Patient> {
 
   /** A connection has found its server: there is one for the others, too. */
   served(patient: P): void {
-    if (!this.#patience.delete(patient)) return;
-    this.#release();
+    if (this.#patience.delete(patient)) this.#release();
   }
 
   forget(patient: P): void {
@@ -3223,48 +2979,14 @@ export class Patients<P extends Patient> {
 // What people and programs are told: one object with everything, and a line for whatever happens.
 // Pure but for the writer of the lines.
 
-export type ServerState = "up" | "down" | "draining" | "removed";
-
-/** The turns of a server that wait for an answer now, and for how many seconds the oldest has. */
-interface Pending {
-  readonly turns: number;
-  readonly oldest: number;
-}
-
-/** A client in the queue, and for how many seconds. */
-export interface Waiting {
-  readonly client: string;
-  readonly seconds: number;
-}
-
+export type Status = ReturnType<LoadBalancer["status"]>;
 export type ServerStatus = ReturnType<typeof statusOf>;
 
-/** `seconds` and means are in seconds; what is not known yet is null. */
-export interface Status {
-  readonly algorithm: Algorithm;
-  readonly algorithms: readonly Algorithm[];
-  readonly listening: string;
-  readonly draining: boolean;
-  readonly uptime: number;
-  /** The limits, of clients and per server; 0 and null: none. */
-  readonly maxConnections: number;
-  readonly serverConnections: number;
-  readonly accepted: number;
-  readonly active: number;
-  readonly queued: number;
-  /** Who stands at the head of the queue. */
-  readonly waiting: readonly Waiting[];
-  readonly retries: number;
-  readonly refusedByAddress: number;
-  /** What this machine ran short of within the last minute, in words. */
-  readonly shortage: string | null;
-  /** Why the servers file was refused last, unless it has been taken since. */
-  readonly fileError: string | null;
-  readonly ended: Readonly<Record<Reason, number>>;
-  /** All turns so far; the last count is of those above all buckets. */
-  readonly turns: { readonly buckets: readonly number[]; readonly counts: readonly number[] };
-  readonly servers: readonly ServerStatus[];
-}
+/** The turns of a server that wait for an answer now, and for how many seconds the oldest has. */
+type Pending = { readonly unanswered: number; readonly oldestUnanswered: number | null };
+const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
+
+type ServerState = "up" | "down" | "draining" | "removed";
 
 /** Down wins over draining, which wins over up. */
 function stateOf(server: Server): ServerState {
@@ -3272,49 +2994,31 @@ function stateOf(server: Server): ServerState {
   return isOpen(server) ? "up" : "draining";
 }
 
-function statusOf(
-  server: Server,
-  state: ServerState,
-  now: number,
-  pending: ReadonlyMap<Server, Pending>,
-) {
-  const { health, stats } = server;
-  const turns = pending.get(server);
-  const since = state === "down" ? health.since : Math.max(health.since, server.switchedAt);
+function statusOf(server: Server, state: ServerState, now: number, pending = NONE_PENDING) {
+  const { health, stats, spec, switchedAt } = server;
+  const { connectTimes, turnTimes, ...counted } = stats;
+  const { lastCheck } = health;
+  const since = state === "down" ? health.since : Math.max(health.since, switchedAt);
   return {
     server: server.name,
     state,
-    draining: server.draining || server.spec.weight === 0,
-    backup: server.spec.backup,
+    draining: server.draining || spec.weight === 0,
+    backup: spec.backup,
     since: now - since,
     why: health.why,
-    weight: server.spec.weight,
+    weight: spec.weight,
     active: server.open,
-    total: stats.total,
-    connectErrors: stats.connectErrors,
-    checkFailures: stats.checkFailures,
-    bytesToServer: stats.bytesToServer,
+    ...counted,
     bytesToClient: health.received,
-    connectTime: stats.connectTime,
-    turnTime: stats.turnTime,
-    unanswered: turns?.turns ?? 0,
-    oldestUnanswered: turns?.oldest ?? null,
-    lastCheck: health.lastCheck === undefined ? null : lastCheckOf(health.lastCheck, now),
+    ...pending,
+    lastCheck: lastCheck ? { result: lastCheck.result, seconds: now - lastCheck.at } : null,
   };
 }
 
-const lastCheckOf = (
-  { result, at }: { readonly result: string; readonly at: number },
-  now: number,
-) => ({
-  result,
-  seconds: now - at,
-});
-
 const LOGS = ["text", "json", "none"] as const;
-type ServerEvent = "up" | "down" | "draining" | "ready" | "added" | "removed";
 
-const EVENTS: Readonly<Record<ServerEvent, string>> = {
+/** What may happen to a server, and how people are told. */
+const EVENTS = {
   up: "is up",
   down: "is down",
   draining: "is drained",
@@ -3323,20 +3027,12 @@ const EVENTS: Readonly<Record<ServerEvent, string>> = {
   removed: "was removed",
 };
 
-function eventWords(state: ServerEvent, why: string): string {
-  if (why === "") return EVENTS[state];
-  return state === "added" ? `${EVENTS[state]} (${why})` : `${EVENTS[state]}: ${why}`;
-}
-
 /** Seconds in a log: microseconds are as fine as it gets. */
 const rounded = (seconds: number): number => Number(seconds.toFixed(6));
 
 /** Shows control characters as \x1b, so that nothing in a line can end it or move the cursor. */
 const escapeControls = (text: string): string =>
-  text.replace(
-    /[\x00-\x1f\x7f-\x9f]/g,
-    (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
+  text.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${Buffer.from(c, "latin1").toString("hex")}`);
 
 /** One line for each event: text for people, or an object with `time` and `event` for programs. */
 export class Log {
@@ -3347,93 +3043,57 @@ export class Log {
     this.#format = format;
   }
 
+  /** Without words it is for programs only, without an event for people only. */
+  say(words: string, event = "", fields: object = {}): void {
+    if (this.#format === "text" && words !== "") this.#lines.write(escapeControls(words));
+    if (this.#format !== "json" || event === "") return;
+    this.#lines.write(JSON.stringify({ time: new Date().toISOString(), event, ...fields }));
+  }
+
   /** Said whatever the format is: whoever started us waits for it. */
-  listening(address: string): void {
-    this.#announce("listening", `Listening on ${address}`, address);
-  }
-
-  admin(address: string): void {
-    this.#announce("admin", `Admin on http://${address}/`, address);
-  }
-
-  #announce(event: string, text: string, address: string): void {
-    if (this.#format === "json") this.#json(event, { address });
-    else this.#lines.write(text);
+  announce(event: string, at: Address, words: (address: string) => string): void {
+    const address = formatAddress(at);
+    if (this.#format === "none") this.#lines.write(words(address));
+    this.say(words(address), event, { address });
     this.flush();
   }
 
-  connected({ clientName, reached }: Connection): void {
-    if (this.#format === "text")
-      this.#text(`Connected client ${clientName} to server ${reached?.name}`);
+  connected({ source, reached }: Connection): void {
+    if (this.#format !== "text") return;
+    this.say(`Connected client ${formatAddress(source)} to server ${reached?.name}`);
   }
 
   ended(connection: Connection, now: number): void {
-    if (this.#format === "json") return this.#json("end", endFields(connection, now));
-    const { reason, reached, clientName, acceptedAt } = connection;
+    if (this.#format === "json") return this.say("", "end", endFields(connection, now));
+    const { reason, reached, source, acceptedAt, tried } = connection;
     if (this.#format === "none" || reason === "ok") return;
+    const client = formatAddress(source);
     const server = reached === undefined ? "no server" : `server ${reached.name}`;
+    const attempts = tried.map(({ server, why }) => `${server.name}: ${why}`).join("; ");
+    const afterwards = attempts === "" ? "" : ` (tried ${attempts})`;
     const seconds = (now - acceptedAt).toFixed(3);
-    const tried = connection.tried.map(({ server, why }) => `${server.name}: ${why}`).join("; ");
-    const afterwards = tried === "" ? "" : ` (tried ${tried})`;
-    this.#text(
-      `Connection of client ${clientName} to ${server} ended after ${seconds} s: ${reason}${afterwards}`,
-    );
+    const who = `Connection of client ${client} to ${server}`;
+    this.say(`${who} ended after ${seconds} s: ${reason}${afterwards}`);
   }
 
-  server({ name }: Server, state: ServerEvent, by: Teller | Editor | "admin", why: string): void {
-    if (this.#format === "text") this.#text(`Server ${name} ${eventWords(state, why)}`);
-    if (this.#format === "json") this.#json("server", { server: name, state, by, why });
-  }
-
-  noServerLeft(): void {
-    if (this.#format === "text") this.#text("No server is left that takes clients");
-  }
-
-  /** The last connection of a server that was removed has ended. */
-  lastEnded({ name }: Server): void {
-    if (this.#format === "text")
-      this.#text(`Server ${name} is gone: its last connection has ended`);
-  }
-
-  algorithm(from: Algorithm, to: Algorithm): void {
-    if (this.#format === "text") this.#text(`The algorithm is ${to} now; it was ${from}`);
-    if (this.#format === "json") this.#json("algorithm", { from, to });
-  }
-
-  drain(active: number): void {
-    if (this.#format === "text")
-      this.#text(`Stopping: ${active} ${active === 1 ? "connection is" : "connections are"} open`);
-    if (this.#format === "json") this.#json("drain", { active });
-  }
-
-  stopped(cut: number): void {
-    if (this.#format === "json") this.#json("stopped", { cut });
-    this.flush();
+  server({ name }: Server, state: keyof typeof EVENTS, by: Teller | Editor, why: string): void {
+    const words = why === "" ? EVENTS[state] : `${EVENTS[state]}: ${why}`;
+    this.say(`Server ${name} ${words}`, "server", { server: name, state, by, why });
   }
 
   flush(): void {
     this.#lines.flush();
   }
-
-  #text(line: string): void {
-    this.#lines.write(escapeControls(line));
-  }
-
-  #json(event: string, fields: object): void {
-    this.#lines.write(JSON.stringify({ time: new Date().toISOString(), event, ...fields }));
-  }
 }
 
-/**
- * What a program learns of a connection. HAProxy calls the three parts of its time Tw, Tc and Tr.
- */
+/** What a program learns of a connection. HAProxy calls the parts of its time Tw, Tc and Tr. */
 function endFields(connection: Connection, now: number) {
-  const { reached, acceptedAt, queuedFor, dialledAt, connectedAt, firstByteAt } = connection;
+  const { reached, dialledAt, connectedAt, firstByteAt } = connection;
   return {
-    client: connection.clientName,
+    client: formatAddress(connection.source),
     server: reached?.name ?? null,
-    seconds: rounded(now - acceptedAt),
-    queued: rounded(queuedFor),
+    seconds: rounded(now - connection.acceptedAt),
+    queued: rounded(connection.queuedFor),
     connect: connectedAt === 0 ? null : rounded(connectedAt - dialledAt),
     firstByte: firstByteAt === 0 ? null : rounded(firstByteAt - connectedAt),
     bytesToServer: connection.up.bytes,
@@ -3447,22 +3107,13 @@ function endFields(connection: Connection, now: number) {
 // A page, JSON and metrics made from `status()`, and the switches. HTTP is Node's; nothing here can
 // hold up the relay, and a page of another site can neither read nor switch anything.
 
-/** An answer to a request. */
-interface Answer {
-  readonly code: number;
-  readonly type: string;
-  readonly body: string;
-}
-const plain = (code: number, text: string): Answer => ({
-  code,
-  type: "text/plain; charset=utf-8",
-  body: `${text}\n`,
-});
-const json = (value: unknown): Answer => ({
-  code: 200,
-  type: "application/json; charset=utf-8",
-  body: JSON.stringify(value),
-});
+type Answer = { readonly code: number; readonly type: string; readonly body: string };
+const ok = (type: string, body: string): Answer => ({ code: 200, type, body });
+const json = (value: unknown): Answer =>
+  ok("application/json; charset=utf-8", JSON.stringify(value));
+const plain = (code: number, text: string): Answer => {
+  return { code, type: "text/plain; charset=utf-8", body: `${text}\n` };
+};
 
 const PATHS =
   "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
@@ -3480,60 +3131,55 @@ function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, 
   return name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0;
 }
 
-/** The admin pages of one balancer. */
-class Admin {
-  readonly #balancer: LoadBalancer;
-  readonly #mayWrite: boolean;
-  readonly #pages: ReadonlyMap<string, () => Answer>;
-
-  constructor(balancer: LoadBalancer, mayWrite: boolean) {
-    const page = readFileSync(new URL("status_page.html", import.meta.url), "utf8");
-    this.#balancer = balancer;
-    this.#mayWrite = mayWrite;
-    this.#pages = new Map([
-      ["/", () => ({ code: 200, type: "text/html; charset=utf-8", body: page })],
-      ["/status.json", () => json(balancer.status())],
-      ["/metrics", thrifty(() => metricsOf(balancer))],
-      ["/healthz", () => healthOf(balancer)],
-    ]);
-  }
-
-  answer(request: IncomingMessage): Answer {
-    const path = request.url?.replace(/\?.*/s, "") ?? "";
+/** Makes the admin pages of one balancer; they answer each request at once. */
+function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingMessage) => Answer {
+  const html = readFileSync(new URL("status_page.html", import.meta.url), "utf8");
+  const pages = new Map<string, () => Answer>([
+    ["/", () => ok("text/html; charset=utf-8", html)],
+    ["/status.json", () => json(balancer.status())],
+    ["/metrics", thrifty(() => metricsOf(balancer))],
+    ["/healthz", () => healthOf(balancer)],
+  ]);
+  return (request) => {
+    const { method, url = "" } = request;
+    const path = url.replace(/\?.*/s, "");
     if (isForeign(request, path))
       return plain(403, "Forbidden: expected an address or localhost as host, no foreign origin");
+    const page = pages.get(path);
+    if (page !== undefined) {
+      const isRead = method === "GET" || method === "HEAD";
+      return isRead ? page() : plain(405, "Expected GET");
+    }
     const [, server, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
     const [, algorithm] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
-    if (server !== undefined)
-      return this.#write(request, () => this.#switchServer(decoded(server), action === "drain"));
-    if (algorithm !== undefined)
-      return this.#write(request, () => this.#switchAlgorithm(decoded(algorithm)));
-    const page = this.#pages.get(path);
-    if (page === undefined) return plain(404, `Expected ${PATHS}`);
-    const isRead = request.method === "GET" || request.method === "HEAD";
-    return isRead ? page() : plain(405, "Expected GET");
-  }
-
-  #write({ method }: IncomingMessage, action: () => Answer): Answer {
+    const name = server ?? algorithm;
+    if (name === undefined) return plain(404, `Expected ${PATHS}`);
     if (method !== "POST") return plain(405, "Expected POST");
-    if (!this.#mayWrite)
+    if (!mayWrite)
       return plain(403, "Forbidden: not on a loopback address; --admin-writable allows it");
-    return action();
-  }
+    if (action === undefined) return switchAlgorithm(balancer, decoded(name));
+    return switchServer(balancer, decoded(name), action === "drain");
+  };
+}
 
-  #switchServer(name: string, draining: boolean): Answer {
-    const result = this.#balancer.setDraining(name, draining);
-    if (result === "unknown") return plain(404, "No such server");
-    if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
-    return json(this.#balancer.status().servers.find(({ server }) => server === name));
-  }
+function switchServer(balancer: LoadBalancer, name: string, draining: boolean): Answer {
+  const result = balancer.setDraining(name, draining);
+  if (result === "unknown") return plain(404, "No such server");
+  if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
+  return json(balancer.status().servers.find(({ server }) => server === name));
+}
 
-  #switchAlgorithm(name: string): Answer {
-    const algorithm = ALGORITHMS.find((known) => known === name);
-    if (algorithm === undefined) return plain(404, `Expected one of ${ALGORITHMS.join(", ")}`);
-    this.#balancer.setAlgorithm(algorithm);
-    return json({ algorithm });
-  }
+function switchAlgorithm(balancer: LoadBalancer, name: string): Answer {
+  const algorithm = ALGORITHMS.find((known) => known === name);
+  if (algorithm === undefined) return plain(404, `Expected one of ${ALGORITHMS.join(", ")}`);
+  balancer.setAlgorithm(algorithm);
+  return json({ algorithm });
+}
+
+function healthOf(balancer: LoadBalancer): Answer {
+  if (balancer.isDraining) return plain(503, "draining");
+  const isUp = balancer.servers.some(takesClients);
+  return isUp ? plain(200, "ok") : plain(503, "no server is up");
 }
 
 function decoded(text: string): string {
@@ -3563,22 +3209,19 @@ function thrifty(make: () => Answer): () => Answer {
 /** Serves the admin pages. Few clients at once, little time to ask and to read: they share
  *  descriptors and a core with the relay. */
 async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
-  const mayWrite = balancer.options.adminWritable || isLoopback(wanted.host);
-  const admin = new Admin(balancer, mayWrite);
+  const isLoopback = wanted.host === "localhost" || /^127\.|^::1$/.test(wanted.host);
+  const answer = adminOf(balancer, balancer.options.adminWritable || isLoopback);
   const limits = {
     headersTimeout: 2000,
     requestTimeout: 3000,
     keepAliveTimeout: 3000,
     connectionsCheckingInterval: 500,
   };
-  const server = createHttpServer(
-    limits,
-    inTurn((request) => admin.answer(request)),
-  );
+  const server = createHttpServer(limits, inTurn(answer));
   server.maxConnections = ADMIN_CONNECTIONS;
   server.maxRequestsPerSocket = 100; // they may come all at once
   server.timeout = 3000; // without a byte either way: nobody reads the answer
-  balancer.whenStopped(() => {
+  balancer.onStopped.push(() => {
     server.close();
     server.closeAllConnections();
   });
@@ -3594,11 +3237,9 @@ const HEADERS = {
 
 /** Answers requests that come all at once on one connection one after the other: their answers
  *  would be held in memory together. */
-function inTurn(
-  answer: (request: IncomingMessage) => Answer,
-): (request: IncomingMessage, response: ServerResponse) => void {
+function inTurn(answer: (request: IncomingMessage) => Answer) {
   const last = new WeakMap<Socket, Promise<void>>();
-  return (request, response) => {
+  return (request: IncomingMessage, response: ServerResponse): void => {
     const { socket } = request;
     const send = (): Promise<void> =>
       new Promise((resolve) => {
@@ -3613,20 +3254,13 @@ function inTurn(
   };
 }
 
-const isLoopback = (host: string): boolean => host === "localhost" || /^127\.|^::1$/.test(host);
-
-function healthOf(balancer: LoadBalancer): Answer {
-  if (balancer.isDraining) return plain(503, "draining");
-  const isUp = balancer.servers.some(takesClients);
-  return isUp ? plain(200, "ok") : plain(503, "no server is up");
-}
-
 // --- metrics, in Prometheus' text format ---
 
-/** A family of samples: its name, its type, what it is, and a line for each sample. */
-function family(name: string, type: string, help: string, lines: readonly string[]): string {
-  const samples = lines.map((line) => `${name}${line}\n`).join("");
-  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${samples}`;
+/** A family of samples: its name, what it is, and a line for each sample. */
+function family(name: string, help: string, lines: readonly string[], kind = "gauge"): string {
+  const type = name.endsWith("_total") ? "counter" : kind;
+  const samples = lines.map((line) => `balancer_${name}${line}\n`).join("");
+  return `# HELP balancer_${name} ${help}\n# TYPE balancer_${name} ${type}\n${samples}`;
 }
 
 function label(name: string, value: string): string {
@@ -3634,85 +3268,48 @@ function label(name: string, value: string): string {
   return `${name}="${escaped}"`;
 }
 
-/** A metric of something: `Row` is the status, or one server of it. */
-interface Metric<Row> {
-  readonly name: string;
-  readonly help: string;
-  readonly value: (row: Row) => number;
-}
-const metric = <Row>(name: string, help: string, value: (row: Row) => number): Metric<Row> => ({
-  name: `balancer_${name}`,
-  help,
-  value,
-});
-
-const OWN_METRICS: readonly Metric<Status>[] = [
-  metric("uptime_seconds", "Seconds since the start.", (s) => s.uptime),
-  metric("connections_accepted_total", "Client connections accepted.", (s) => s.accepted),
-  metric("connections_active", "Client connections open and not queued.", (s) => s.active),
-  metric("connections_queued", "Client connections that wait for a server.", (s) => s.queued),
-  metric("retries_total", "Attempts at another server after a failed connect.", (s) => s.retries),
-  metric(
-    "refused_by_address_total",
-    "Clients refused: their address had its fill.",
-    (s) => s.refusedByAddress,
-  ),
-  metric("servers_file_refused", "Whether the servers file was bad when read last.", (s) =>
-    Number(s.fileError !== null),
-  ),
-];
-
-const SERVER_METRICS: readonly Metric<ServerStatus>[] = [
-  metric("server_up", "Whether the server is up.", (s) => Number(s.why === "")),
-  metric("server_draining", "Whether the server gets no new connections.", (s) =>
-    Number(s.draining),
-  ),
-  metric("server_weight", "Configured weight.", (s) => s.weight),
-  metric("server_connections_active", "Open connections, counted from the pick.", (s) => s.active),
-  metric("server_connections_total", "Connections given to the server.", (s) => s.total),
-  metric("server_turns_unanswered", "Turns that wait for an answer.", (s) => s.unanswered),
-  metric("server_connect_errors_total", "Failed connects.", (s) => s.connectErrors),
-  metric("server_check_failures_total", "Failed health checks.", (s) => s.checkFailures),
-  metric("server_sent_bytes_total", "Bytes sent to the server.", (s) => s.bytesToServer),
-  metric("server_received_bytes_total", "Bytes received from the server.", (s) => s.bytesToClient),
-];
-
-const typeOf = (name: string): string => (name.endsWith("_total") ? "counter" : "gauge");
-
 function metricsOf(balancer: LoadBalancer): Answer {
-  const status = balancer.status();
-  const { servers } = balancer;
-  const infos = [`{${label("algorithm", status.algorithm)}} 1`];
-  const ends = REASONS.map((reason) => `{${label("reason", reason)}} ${status.ended[reason]}`);
-  const body = [
-    family("balancer_info", "gauge", "The algorithm that picks servers.", infos),
-    ...OWN_METRICS.map(({ name, help, value }) =>
-      family(name, typeOf(name), help, [` ${value(status)}`]),
+  const s = balancer.status();
+  const own = (name: string, help: string, value: number) => family(name, help, [` ${value}`]);
+  const each = (name: string, help: string, valueOf: (row: ServerStatus) => number): string => {
+    const lines = s.servers.map((row) => `{${label("server", row.server)}} ${valueOf(row)}`);
+    return family(`server_${name}`, help, lines);
+  };
+  const ends = REASONS.map((reason) => `{${label("reason", reason)}} ${s.ended[reason]}`);
+  const isRefused = Number(s.fileError !== null);
+  const families = [
+    family("info", "The algorithm that picks servers.", [`{${label("algorithm", s.algorithm)}} 1`]),
+    own("uptime_seconds", "Seconds since the start.", s.uptime),
+    own("connections_accepted_total", "Client connections accepted.", s.accepted),
+    own("connections_active", "Client connections open and not queued.", s.active),
+    own("connections_queued", "Client connections that wait for a server.", s.queued),
+    own("retries_total", "Attempts at another server after a failed connect.", s.retries),
+    own(
+      "refused_by_address_total",
+      "Clients refused: their address had its fill.",
+      s.refusedByAddress,
     ),
-    family("balancer_connections_ended_total", "counter", "Connections ended, by reason.", ends),
-    ...SERVER_METRICS.map(({ name, help, value }) => {
-      const lines = status.servers.map((row) => `{${label("server", row.server)}} ${value(row)}`);
-      return family(name, typeOf(name), help, lines);
-    }),
-    histograms("connect", "Time to connect.", servers, (stats) => stats.connectTimes),
-    histograms(
-      "turn",
-      "Time from a client's first byte to the server's next.",
-      servers,
-      (stats) => stats.turnTimes,
-    ),
+    own("servers_file_refused", "Whether the servers file was bad when read last.", isRefused),
+    family("connections_ended_total", "Connections ended, by reason.", ends),
+    each("up", "Whether the server is up.", (row) => Number(row.why === "")),
+    each("draining", "Whether the server gets no new connections.", (row) => Number(row.draining)),
+    each("weight", "Configured weight.", (row) => row.weight),
+    each("connections_active", "Open connections, counted from the pick.", (row) => row.active),
+    each("connections_total", "Connections given to the server.", (row) => row.total),
+    each("turns_unanswered", "Turns that wait for an answer.", (row) => row.unanswered),
+    each("connect_errors_total", "Failed connects.", (row) => row.connectErrors),
+    each("check_failures_total", "Failed health checks.", (row) => row.checkFailures),
+    each("sent_bytes_total", "Bytes sent to the server.", (row) => row.bytesToServer),
+    each("received_bytes_total", "Bytes received from the server.", (row) => row.bytesToClient),
+    histograms(balancer, "connect", "Time to connect."),
+    histograms(balancer, "turn", "Time from a client's first byte to the server's next."),
   ];
-  return { code: 200, type: "text/plain; version=0.0.4; charset=utf-8", body: body.join("") };
+  return ok("text/plain; version=0.0.4; charset=utf-8", families.join(""));
 }
 
-function histograms(
-  what: string,
-  help: string,
-  servers: readonly Server[],
-  histogramOf: (stats: Stats) => Histogram,
-): string {
+function histograms({ servers }: LoadBalancer, what: "connect" | "turn", help: string): string {
   const lines = servers.flatMap(({ name, stats }) => {
-    const { bounds, counts, sum } = histogramOf(stats);
+    const { bounds, counts, sum } = stats[`${what}Times`];
     const who = label("server", name);
     let total = 0;
     const buckets = counts.map((n, i) => {
@@ -3721,7 +3318,7 @@ function histograms(
     });
     return [...buckets, `_sum{${who}} ${sum}`, `_count{${who}} ${total}`];
   });
-  return family(`balancer_server_${what}_seconds`, "histogram", help, lines);
+  return family(`server_${what}_seconds`, help, lines, "histogram");
 }
 
 // ─── Command line ────────────────────────────────────────────────────────────
@@ -3738,171 +3335,129 @@ const adminAddress: Kind<Address> = {
 };
 
 /** An option with a value to fall back on; and one that is given or not. */
-const option = <T>(kind: Kind<T>, value: string, fallback: string, help: string) => ({
-  kind,
-  value,
-  fallback,
-  help,
+const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
+  help: (help: string) => ({ kind, value, fallback, help }),
 });
-const given = <T>(kind: Kind<T>, value: string, help: string) => ({ kind, value, help });
+const given = <T>(kind: Kind<T>, value: string) => ({
+  help: (help: string) => ({ kind, value, help }),
+});
 
 export const OPTIONS = {
-  host: option(hostName, "HOST", "127.0.0.1", "address to listen on"),
-  port: option(portNumber, "PORT", "65432", "port to listen on; 0 = any free one"),
-  servers: given(
-    serverList,
-    "LIST",
+  host: option(hostName, "HOST", "127.0.0.1").help("address to listen on"),
+  port: option(portNumber, "PORT", "65432").help("port to listen on; 0 = any free one"),
+  servers: given(serverList, "LIST").help(
     "host:port[*weight][ backup],... (default: 127.0.0.1 with the ports 65433 to 65437)",
   ),
-  serversFile: given(
-    anyText,
-    "FILE",
+  serversFile: given(anyText, "FILE").help(
     "one host:port[*weight] [backup] a line, # comments; read again on SIGHUP and on change",
   ),
-  connectTimeout: option(someSeconds, "SECONDS", "2", "for one attempt to connect to a server"),
-  idleTimeout: option(
-    seconds,
-    "SECONDS",
-    "600",
+  connectTimeout: option(someSeconds, "SECONDS", "2").help(
+    "for one attempt to connect to a server",
+  ),
+  idleTimeout: option(seconds, "SECONDS", "600").help(
     "no byte either way for this long ends a connection; 0 = never",
   ),
-  maxConnections: given(
-    wholeNumber(1),
-    "N",
+  maxConnections: given(wholeNumber(1), "N").help(
     "clients at once (default: what the file-descriptor limit allows)",
   ),
-  onDown: option(
-    oneOf(["keep", "reset"]),
-    "keep|reset",
-    "keep",
+  onDown: option(oneOf(["keep", "reset"]), "keep|reset", "keep").help(
     "what becomes of the open connections of a server that goes down",
   ),
-  clientConnections: option(
-    wholeNumber(0),
-    "N",
-    "0",
+  clientConnections: option(wholeNumber(0), "N", "0").help(
     "connections of one client address at once, the next is refused; 0 = no limit",
   ),
-  serverConnections: option(
-    wholeNumber(0),
-    "N",
-    "0",
+  serverConnections: option(wholeNumber(0), "N", "0").help(
     "connections per server at once, further clients queue; 0 = no limit",
   ),
-  queueTimeout: option(seconds, "SECONDS", "30", "longest wait in that queue"),
-  retryFor: option(
-    seconds,
-    "SECONDS",
-    "0",
+  queueTimeout: option(seconds, "SECONDS", "30").help("longest wait in that queue"),
+  retryFor: option(seconds, "SECONDS", "0").help(
     "a client whose dials have all failed waits so long for a server that comes back",
   ),
   abortOnClose: { help: "a client that ends its side while it waits has left, even after bytes" },
-  check: option(
-    readCheck,
-    "CHECK",
-    "tcp",
+  check: option(readCheck, "CHECK", "tcp").help(
     "tcp, ping, http[s][:[PORT][/PATH]], SEND=>EXPECT, or none",
   ),
-  checkPort: given(
-    wholeNumber(1, 65535),
-    "PORT",
+  checkPort: given(wholeNumber(1, 65535), "PORT").help(
     "where checks go, when not to the server's own port",
   ),
-  checkInterval: option(someSeconds, "SECONDS", "2", "between two checks of a server"),
-  fall: option(wholeNumber(1), "N", "3", "failures in a row that take a server down"),
-  rise: option(wholeNumber(1), "N", "2", "checks passed in a row that bring it up again"),
+  checkInterval: option(someSeconds, "SECONDS", "2").help("between two checks of a server"),
+  fall: option(wholeNumber(1), "N", "3").help("failures in a row that take a server down"),
+  rise: option(wholeNumber(1), "N", "2").help("checks passed in a row that bring it up again"),
   reusePort: {
     help: "several balancers may listen on the same port, one a core (Node 22.12 and later)",
   },
-  drainDelay: option(
-    seconds,
-    "SECONDS",
-    "0",
+  drainDelay: option(seconds, "SECONDS", "0").help(
     "after SIGTERM /healthz says 503, and clients are still accepted for so long",
   ),
-  drainTimeout: option(seconds, "SECONDS", "30", "how long open connections may then take"),
+  drainTimeout: option(seconds, "SECONDS", "30").help("how long open connections may then take"),
   sendProxy: {
     help: "PROXY protocol (v1) header to the servers, so that they learn the client's address",
   },
-  acceptProxy: given(
-    cidrList,
-    "CIDR,...",
+  acceptProxy: given(cidrList, "CIDR,...").help(
     "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
   ),
-  slowStart: option(
-    seconds,
-    "SECONDS",
-    "0",
+  slowStart: option(seconds, "SECONDS", "0").help(
     "a server that comes back gets its full weight only after this long",
   ),
-  admin: given(
-    adminAddress,
-    "[HOST:]PORT",
+  admin: given(adminAddress, "[HOST:]PORT").help(
     "status page, JSON, metrics (default: off; host 127.0.0.1)",
   ),
   adminWritable: { help: "take POST also where the admin address is not loopback" },
-  log: option(oneOf(LOGS), "text|json|none", "text", "what to print about connections"),
-  seed: given(seedNumber, "N", "repeats the random picks of a run (default: drawn)"),
+  log: option(oneOf(LOGS), "text|json|none", "text").help("what to print about connections"),
+  seed: given(seedNumber, "N").help("repeats the random picks of a run (default: drawn)"),
 } as const satisfies Options;
 
 type Given = Values<typeof OPTIONS>;
-export type LoadBalancerOptions = Omit<
-  Given,
-  "servers" | "serversFile" | "maxConnections" | "seed" | "admin" | "log"
-> & {
+export type LoadBalancerOptions = Omit<Given, "servers" | "maxConnections" | "seed"> & {
   readonly algorithm: Algorithm;
   readonly servers: readonly ServerSpec[];
   readonly maxConnections: number;
   readonly seed: number;
-  readonly admin?: Address | undefined;
-  readonly log: (typeof LOGS)[number];
   /** The descriptor of a socket that listens already. */
   readonly inherited?: number | undefined;
 };
 
-/** A balancer that is listening, and where; the admin pages too, if wanted. */
-export interface Started {
-  readonly balancer: LoadBalancer;
-  readonly address: Address;
-  readonly admin: Address | undefined;
-}
-
 /** All options of a balancer; what `options` leaves out is as on the command line. */
-export function completed(
-  options: Partial<LoadBalancerOptions> & { readonly algorithm: Algorithm },
-): LoadBalancerOptions {
+export function completed(options: SomeOptions): LoadBalancerOptions {
   const { values } = parseCommandLine(OPTIONS, []);
-  return {
-    ...values,
-    servers: parseServers(SERVERS),
-    maxConnections: Infinity,
-    ...options,
-    seed: options.seed ?? Math.floor(Math.random() * 2 ** 32),
-  };
+  const { servers = parseServers(SERVERS), maxConnections = Infinity } = options;
+  const { seed = Math.floor(Math.random() * 2 ** 32) } = options;
+  return { ...values, ...options, servers, maxConnections, seed };
 }
+type SomeOptions = Partial<Given> & Pick<LoadBalancerOptions, "algorithm" | "inherited">;
 
-/** Starts a balancer, and its admin pages if they are wanted. Throws RunError. */
-export async function startLoadBalancer(
-  options: Partial<LoadBalancerOptions> & { readonly algorithm: Algorithm },
-): Promise<Started> {
-  const settings = completed(options);
-  const { admin, log, servers } = settings;
-  const others = servers.length + (admin === undefined ? 0 : ADMIN_CONNECTIONS);
-  const maxConnections = allowedConnections(settings.maxConnections, others);
-  const balancer = new LoadBalancer({ ...settings, maxConnections }, new Log(log));
+/** Starts a balancer, and its admin pages if they are wanted. Throws RunError or UsageError. */
+export async function startLoadBalancer(wanted: SomeOptions) {
+  const options = completed(wanted);
+  const { servers, serversFile, inherited, admin } = options;
+  const isListed = serversFile === undefined;
+  const directory = isListed ? Directory.of(servers) : await Directory.ofFile(serversFile);
+  const { specs } = directory;
+  const problem = inherited === undefined ? complaintAboutItself(specs, options) : undefined;
+  if (problem !== undefined) throw isListed ? new UsageError(problem) : new RunError(problem);
+  const others = specs.length + (admin === undefined ? 0 : ADMIN_CONNECTIONS);
+  const maxConnections = allowedConnections(options.maxConnections, others);
+  const settings = { ...options, servers: specs, maxConnections };
+  const balancer = new LoadBalancer(settings, new Log(options.log));
   try {
     const address = await balancer.listen();
-    return { balancer, address, admin: admin && (await startAdmin(balancer, admin)) };
+    const page = admin && (await startAdmin(balancer, admin));
+    directory.follow({
+      changed: (specs, by) => balancer.setServers(specs, by),
+      fileRead(complaint) {
+        balancer.fileError = complaint ?? null;
+      },
+    });
+    balancer.onStopped.push(() => directory.close());
+    return { balancer, directory, address, admin: page };
   } catch (error) {
     await balancer.stop(0);
     throw error;
   }
 }
 
-/**
- * How many clients fit into the descriptors of this process, at two sockets each; at most `wanted`,
- * and says so when that is more.
- */
+/** How many clients fit into the descriptors of this process, at two sockets each; not more than
+ *  `wanted`, and says so when that is too many. */
 function allowedConnections(wanted: number, others: number): number {
   const { limit, open } = descriptors();
   const spare = open + 16 + others; // what Node may open, a check of each server, the admin pages
@@ -3917,17 +3472,12 @@ function allowedConnections(wanted: number, others: number): number {
   return Math.min(wanted, allowed);
 }
 
-/** The limit of file descriptors, and how many are open. */
-interface Descriptors {
-  readonly limit: number;
-  readonly open: number;
-}
-
-/** What POSIX guarantees on any system, where neither can be found out. */
-function descriptors(): Descriptors {
+/** The limit of file descriptors, and how many are open; where neither can be found out, what POSIX
+ *  guarantees. */
+function descriptors(): { readonly limit: number; readonly open: number } {
   try {
     const open = readdirSync("/dev/fd").length;
-    return { limit: process.platform === "linux" ? linuxLimit() : shellLimit(), open };
+    return { limit: Number(descriptorLimit()) || Infinity, open };
   } catch (error) {
     console.error(
       `Cannot find out the limit of file descriptors (${reasonOf(error)}): taking it for 1024`,
@@ -3936,62 +3486,30 @@ function descriptors(): Descriptors {
   }
 }
 
-function linuxLimit(): number {
-  const limits = readFileSync("/proc/self/limits", "utf8");
-  return Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Infinity);
+function descriptorLimit(): string | undefined {
+  if (process.platform !== "linux")
+    return execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" });
+  return /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1];
 }
-
-const shellLimit = (): number =>
-  Number(execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" })) || Infinity;
 
 const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;
-
-/** Throws a UsageError that names the algorithms there are. */
-function readAlgorithm(name: string): Algorithm {
-  const algorithm = ALGORITHMS.find((known) => known === name);
-  if (algorithm !== undefined) return algorithm;
-  throw new UsageError(
-    `Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`,
-  );
-}
 
 /** Options that contradict each other, or this version of Node. Throws UsageError or RunError. */
 function checkTogether({ servers, serversFile, check, checkPort, reusePort }: Given): void {
   if (servers !== undefined && serversFile !== undefined)
     throw new UsageError(
-      `Bad --servers-file ${JSON.stringify(serversFile)}: expected either --servers or --servers-file`,
+      badly("--servers-file", serversFile, "either --servers or --servers-file"),
     );
   if (checkPort !== undefined && ownPortOf(check) !== undefined)
-    throw new UsageError(
-      `Bad --check ${JSON.stringify(check.text)}: expected no port in it beside --check-port`,
-    );
-  const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+    throw new UsageError(badly("--check", check.text, "no port in it beside --check-port"));
+  const { node } = process.versions;
+  const [major = 0, minor = 0] = node.split(".").map(Number);
   if (reusePort && (major < 22 || (major === 22 && minor < 12)))
-    throw new RunError(
-      `--reuse-port needs Node 22.12 or later, and this is ${process.versions.node}`,
-    );
+    throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${node}`);
 }
 
-/** Keeps the balancer's servers as the file and the resolver have them. */
-function follow(balancer: LoadBalancer, directory: Directory): void {
-  directory.follow({
-    changed(specs, by) {
-      const problem = balancer.setServers(specs, by);
-      if (problem === undefined) return;
-      balancer.fileError = problem;
-      console.error(`${problem}; the servers stay as they were`);
-    },
-    fileRead(complaint) {
-      balancer.fileError = complaint ?? null;
-    },
-  });
-  balancer.whenStopped(() => directory.close());
-}
-
-/**
- * The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
- * it outlives us, and so do the clients that wait in it. Throws RunError or UsageError.
- */
+/** The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
+ *  it outlives us, and so do the clients that wait in it. Throws RunError or UsageError. */
 function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
   const { LISTEN_FDS, LISTEN_PID } = env;
   if (LISTEN_FDS === undefined || LISTEN_PID === undefined) return undefined;
@@ -3999,14 +3517,11 @@ function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
     console.error(`The inherited socket is for process ${LISTEN_PID}, and this is ${process.pid}`);
     return undefined;
   }
-  if (LISTEN_FDS !== "1")
-    throw new RunError(`Bad LISTEN_FDS ${JSON.stringify(LISTEN_FDS)}: expected one socket`);
+  if (LISTEN_FDS !== "1") throw new RunError(badly("LISTEN_FDS", LISTEN_FDS, "one socket"));
   const surplus = process.argv.find((word) => /^--(host|port|reuse-port)(=|$)/.test(word));
-  if (surplus === undefined) return FIRST_INHERITED;
-  throw new UsageError(`Bad option ${JSON.stringify(surplus)}: expected none beside LISTEN_FDS`);
+  if (surplus === undefined) return 3; // systemd's sockets begin behind the standard streams
+  throw new UsageError(badly("option", surplus, "none beside LISTEN_FDS"));
 }
-/** systemd's sockets begin behind the standard streams. */
-const FIRST_INHERITED = 3;
 
 /** What asks the program to stop, and what merely looks as if it did. Set up before anything is
  *  awaited: as process 1 of a container it would not die of a signal without a handler. */
@@ -4018,123 +3533,69 @@ function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean)
     const isEnd = hasHungUp || (!reload() && onTerminal.length > 0);
     if (isEnd) stop();
   });
-  for (const signal of ["SIGUSR1", "SIGUSR2"] as const)
-    process.on(signal, () =>
-      console.error(`${signal} changes nothing: SIGHUP reads the servers file`),
-    );
+  const ignore = (signal: string): void =>
+    console.error(`${signal} changes nothing: SIGHUP reads the servers file`);
+  process.on("SIGUSR1", ignore).on("SIGUSR2", ignore);
 }
 
 /** Writes to a terminal block, also on one that nobody reads (Ctrl-S, a stalled ssh): better lose
  *  lines than clients. Node has no public switch for that. */
 function neverBlock(stream: NodeJS.WriteStream): void {
   const handle: unknown = Reflect.get(stream, "_handle");
-  if (stream.isTTY && hasSetBlocking(handle)) handle.setBlocking(false);
+  const setBlocking: unknown = Reflect.get(Object(handle), "setBlocking");
+  if (stream.isTTY && typeof setBlocking === "function") setBlocking.call(handle, false);
 }
 
-const hasSetBlocking = (
-  handle: unknown,
-): handle is { readonly setBlocking: (blocking: boolean) => void } =>
-  typeof handle === "object" && handle !== null && "setBlocking" in handle;
-
-async function main([name, extra]: string[], values: Given): Promise<number> {
+async function main([name, extra]: string[], options: Given): Promise<number> {
+  const algorithm = ALGORITHMS.find((known) => known === name);
   if (name === undefined) throw new UsageError("");
   if (extra !== undefined)
+    throw new UsageError(badly("argument", extra, "one algorithm and options"));
+  if (algorithm === undefined)
     throw new UsageError(
-      `Bad argument ${JSON.stringify(extra)}: expected one algorithm and options`,
+      `Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`,
     );
-  const algorithm = readAlgorithm(name);
-  checkTogether(values);
-  return new Program(values, algorithm).run();
+  checkTogether(options);
+  return runAsProgram(algorithm, options);
 }
 
-/** One balancer from its start to its end. */
-class Program {
-  readonly #options: Given;
-  readonly #algorithm: Algorithm;
-  #directory: Directory | undefined;
-  #balancer: LoadBalancer | undefined;
-  #exitCode = 0;
-  readonly #stopAsked: Promise<void>;
-  #askToStop: () => void = () => undefined;
-
-  constructor(options: Given, algorithm: Algorithm) {
-    this.#options = options;
-    this.#algorithm = algorithm;
-    this.#stopAsked = new Promise((resolve) => {
-      this.#askToStop = resolve;
-    });
-  }
-
-  /** Everything, to the exit code. Throws RunError. */
-  async run(): Promise<number> {
-    onSignals(
-      () => this.#askToStop(),
-      () => this.#balancer?.cut(),
-      () => this.#reload(),
-    );
-    neverBlock(process.stdout);
-    neverBlock(process.stderr);
-    const { balancer, address, admin } = await this.#start();
-    process.once("uncaughtException", (error) => this.#crash(error));
-    balancer.log.listening(formatAddress(address));
-    if (admin !== undefined) balancer.log.admin(formatAddress(admin));
-    await this.#stopAsked;
-    return this.#end(balancer);
-  }
-
-  async #start(): Promise<Started> {
-    const { servers, serversFile, maxConnections = Infinity, seed, ...options } = this.#options;
-    const directory =
-      serversFile === undefined
-        ? Directory.of(servers ?? parseServers(SERVERS))
-        : await Directory.ofFile(serversFile);
-    const inherited = inheritedSocket(process.env);
-    if (inherited === undefined) this.#refuseItself(directory.specs, options);
-    const started = await startLoadBalancer({
-      ...options,
-      algorithm: this.#algorithm,
-      servers: directory.specs,
-      maxConnections,
-      inherited,
-      ...(seed === undefined ? {} : { seed }),
-    });
-    this.#directory = directory;
-    this.#balancer = started.balancer;
-    follow(started.balancer, directory);
-    return started;
-  }
-
-  #refuseItself(specs: readonly ServerSpec[], own: Address): void {
-    const problem = complaintAboutItself(specs, own);
-    if (problem === undefined) return;
-    throw this.#options.serversFile === undefined ? new UsageError(problem) : new RunError(problem);
-  }
-
-  /** Whether SIGHUP has something to read again. */
-  #reload(): boolean {
-    this.#directory?.reload();
-    return this.#options.serversFile !== undefined;
-  }
-
-  /** A bug: say so, give the others a moment, and do not go on with broken state. */
-  #crash(error: Error): void {
+/** One balancer from its start to its end, and to the exit code. Throws RunError or UsageError. */
+async function runAsProgram(algorithm: Algorithm, options: Given): Promise<number> {
+  let running: Awaited<ReturnType<typeof startLoadBalancer>> | undefined;
+  let exitCode = 0;
+  const stopAsked = new Promise<void>((stop) => {
+    const reload = (): boolean => {
+      running?.directory.reload();
+      return options.serversFile !== undefined;
+    };
+    onSignals(stop, () => running?.balancer.cut(), reload);
+  });
+  neverBlock(process.stdout);
+  neverBlock(process.stderr);
+  const inherited = inheritedSocket(process.env);
+  running = await startLoadBalancer({ ...options, algorithm, inherited });
+  const { balancer, address, admin } = running;
+  process.once("uncaughtException", (error) => {
+    // a bug: say so, give the others a moment, and do not go on with broken state
     console.error(error.stack);
-    this.#exitCode = 1;
-    void this.#balancer?.stop(1).then(() => this.#leave(1));
-  }
+    exitCode = 1;
+    void balancer.stop(1).then(() => leave(1));
+  });
+  balancer.log.announce("listening", address, (where) => `Listening on ${where}`);
+  if (admin !== undefined)
+    balancer.log.announce("admin", admin, (where) => `Admin on http://${where}/`);
+  await stopAsked;
+  const cut = await balancer.drain(options.drainDelay, options.drainTimeout);
+  const were = cut === 1 ? "connection was" : "connections were";
+  if (cut > 0) console.error(`${cut} ${were} cut off when the drain ended`);
+  return leave(cut > 0 ? 1 : exitCode);
+}
 
-  async #end(balancer: LoadBalancer): Promise<number> {
-    const cut = await balancer.drain(this.#options.drainDelay, this.#options.drainTimeout);
-    const were = cut === 1 ? "connection was" : "connections were";
-    if (cut > 0) console.error(`${cut} ${were} cut off when the drain ended`);
-    return this.#leave(cut > 0 ? 1 : this.#exitCode);
-  }
-
-  #leave(code: number): number {
-    setTimeout(() => process.exit(code), 1000).unref(); // our output's reader may have stopped
-    process.exitCode = code;
-    return code;
-  }
+/** Ends the program, though whoever reads its output may have stopped. */
+function leave(code: number): number {
+  setTimeout(() => process.exit(code), 1000).unref();
+  process.exitCode = code;
+  return code;
 }
 
 if (isMain(import.meta)) void runScript({ usage: USAGE, options: OPTIONS, main });

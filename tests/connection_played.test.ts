@@ -8,7 +8,6 @@ import { Socket } from "node:net";
 import { suite } from "uvu";
 import {
   Connection,
-  type Hint,
   newServer,
   type Owner,
   parseServers,
@@ -315,6 +314,7 @@ interface Hopes {
 /** Plays the owner, the two peers and the loop of one connection, and keeps the books. */
 class Play implements Owner {
   readonly buffers = BUFFERS;
+  readonly turnTimes = { bounds: [], counts: [], sum: 0 };
   readonly settings: RelaySettings;
   readonly scene: Scene;
   readonly client: Recorder;
@@ -332,7 +332,6 @@ class Play implements Owner {
   #now = 1;
   isTurnAwaited = false;
   #hasBegun = false;
-  #asked: Server | undefined;
   #ends = 0;
   #reason: string | undefined;
   /** Which side was lost first, in which stage, and before its own FIN. */
@@ -417,36 +416,26 @@ class Play implements Owner {
     return false;
   }
 
-  saw(_: Connection, server: Server, hint: Hint): void {
-    must(this.#held.has(server), `${hint}, of a server where it has no place`);
-    if (hint !== "suspicious") return;
-    must(this.#hopes.suspicion, "suspects a server without a reason");
-    this.#hopes.suspicion = false;
+  connected(_: Connection, server: Server): void {
+    must(this.#held.has(server), "connected to a server where it has no place");
   }
 
-  asked(connection: Connection, server: Server): void {
-    must(this.#asked === undefined, "a turn begins before the last one is over");
-    this.#asked = server;
-    connection.askedAt = this.#now;
-  }
+  readonly health = {
+    caresForFirstBytes: (): boolean => true,
+    saw: (server: Server): void => {
+      must(this.#held.has(server), "the first byte of a server where it has no place");
+    },
+    suspect: (server: Server): void => {
+      must(this.#held.has(server), "suspects a server where it has no place");
+      must(this.#hopes.suspicion, "suspects a server without a reason");
+      this.#hopes.suspicion = false;
+    },
+  };
 
-  answered(connection: Connection, server: Server): void {
-    must(this.#asked === server, "an answer to nothing");
-    this.#asked = undefined;
-    connection.askedAt = 0;
-  }
-
-  unasked(connection: Connection, server: Server): void {
-    this.answered(connection, server);
-  }
-
-  soon(): void {
+  soon(what: Connection | Wire): void {
+    if (!(what instanceof Connection)) return void this.#resuming.push(this.#recorderOf(what));
     must(!this.isTurnAwaited || this.connection.stage === "relaying", "put off for nothing");
     this.isTurnAwaited = true;
-  }
-
-  resumeSoon(wire: Wire): void {
-    this.#resuming.push(this.#recorderOf(wire));
   }
 
   resetLater(wire: Wire): void {
@@ -543,7 +532,7 @@ class Play implements Owner {
     buffer.set(textAt(wire.said, length));
     if (this.connection.stage === "relaying") wire.said += length;
     if (!this.connection.serverSent(length, buffer)) wire.isPaused = true;
-    must(this.#asked === undefined || this.#hadBeenDecided, "an answer that is not told");
+    must(this.connection.askedAt === 0 || this.#hadBeenDecided, "an answer that is not told");
   }
 
   clientEnds(): void {
@@ -673,6 +662,8 @@ class Play implements Owner {
     must(holds === 0 || connection.server !== undefined, "a place that it has forgotten");
     must(holds === 1 || connection.server === undefined, "a server where it has no place");
     must(connection.stage !== "queued" || !this.#hasLeft, "a client that has left waits in line");
+    const turns = this.servers.reduce((sum, { cost }) => sum + cost.waiting, 0);
+    must(turns === (connection.askedAt === 0 ? 0 : 1), "another turn than its server was told of");
     if (this.isOver) must(this.#isAllClosed, "it ends while a socket is open");
     if (connection.stage === "relaying" && upstream?.destroyed && upstream.fate !== "lost")
       must(holds === 0 || !upstream.isClosed, "a place where its socket is closed");
@@ -723,7 +714,7 @@ class Play implements Owner {
   /** What must be so when all is over. */
   #balance(): void {
     must(this.#held.size === 0, "it ends and keeps its place");
-    must(this.#asked === undefined, "it ends and its turn does not");
+    must(this.connection.askedAt === 0, "it ends and its turn does not");
     const reached = this.upstreams.find(({ wasConnected }) => wasConnected);
     if (reached === undefined) return this.#mustBreak(this.client, "without a server");
     const { client } = this;
