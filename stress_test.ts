@@ -219,12 +219,10 @@ export type Setup = {
 };
 
 /**
- * How the tester itself fared: the share of time its event loop was busy, the longest time it stood
- * still, and how late the latest client was started (seconds).
+ * What a run says of itself; `firstFailed`: the places of clients whose first request failed;
+ * `tester`: the share of time its own event loop was busy, the longest time that stood still, and
+ * how late the latest client was started (seconds).
  */
-export type Health = Readonly<Record<"utilization" | "stall" | "startLag", number>>;
-
-/** What a run says of itself; `firstFailed`: the places of clients whose first request failed. */
 export type Observed = {
   readonly times: readonly (readonly number[])[];
   readonly planned: number;
@@ -233,7 +231,7 @@ export type Observed = {
   readonly firstFailed: readonly number[];
   readonly seconds: number;
   readonly interrupted: boolean;
-  readonly tester: Health;
+  readonly tester: Readonly<Record<"utilization" | "stall" | "startLag", number>>;
 };
 
 /** `disturbed` says in words what stood still; it is empty when nothing did. */
@@ -338,7 +336,8 @@ export type Summary = ReturnType<typeof summarise>;
 export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
   const total = (of: (run: Outcome) => number): number =>
     runs.reduce((sum, run) => sum + of(run), 0);
-  const most = (of: keyof Health): number => Math.max(0, ...runs.map(({ tester }) => tester[of]));
+  const most = (of: keyof Observed["tester"]): number =>
+    Math.max(0, ...runs.map(({ tester }) => tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
   const all = spreadOf(runs.flatMap(({ times }) => times.flat()));
@@ -509,7 +508,7 @@ const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
 
 /**
  * The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
- * is never cut off.
+ * is never cut off; where all else is left out already, the name loses its beginning.
  */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
   const { planned, answered, toCome, waiting, talking, done } = progress;
@@ -528,12 +527,9 @@ export function liveLine(place: Place, progress: Progress, columns: number): str
   const room = columns - 1;
   const line = (): string => Object.values(parts).join("").trimStart();
   for (const part of OPTIONAL) if (cellsOf(line()) > room) parts[part] = "";
-  const letters = [...place.name];
-  while (cellsOf(line()) > room && letters.length > 0) {
-    letters.pop();
-    parts.name = letters.length > 0 ? `${letters.join("")}…` : "";
-  }
-  return cellsOf(line()) <= room ? line() : line().slice(-Math.max(1, room));
+  const characters = [...line()];
+  while (cellsOf(characters.join("")) > room && characters.length > 1) characters.shift();
+  return characters.join("");
 }
 
 /** Failures in red, for a terminal. */
@@ -761,11 +757,14 @@ function hear({ hang }) {
     last = performance.now();
   }
 }
+function end() {
+  process.kill(process.pid, "SIGKILL"); // process.exit may wait for ever for a loader that has gone
+}
 if (isMainThread) {
-  if (!process.connected) process.exit(1);
+  if (!process.connected) end();
   setInterval(look, every).unref();
   process.on("message", hear);
-  process.on("disconnect", () => process.exit(1));
+  process.on("disconnect", end);
   process.channel.unref();
 }`;
 const PRELOAD = `data:text/javascript,${encodeURIComponent(IN_CHILD)}`;
@@ -899,23 +898,15 @@ function serverArguments({ mean, sd, slots, slow }: ServerSetup, seed: number): 
   return [...usual.split(" "), ...phase];
 }
 
-/** Whom to ask, and how to start the last server again, where it is ours. */
-type Started = {
-  readonly addresses: readonly Address[];
-  readonly last?: string;
-  readonly restart?: () => Promise<unknown>;
-};
+/** The server that --fail and --hang are about. */
+type LastServer = { readonly label: string; readonly restart: () => Promise<unknown> };
 
 /**
  * Starts what an entry needs: the baseline is the first server alone. `nextSeed` gives the
  * balancer's seed and one for each server. Throws RunError.
  */
-async function startEntry(
-  children: Children,
-  { algorithm, balancerOptions }: Entry,
-  lab: Lab,
-  nextSeed: () => number,
-): Promise<Started> {
+async function startEntry(children: Children, entry: Entry, lab: Lab, nextSeed: () => number) {
+  const { algorithm, balancerOptions } = entry;
   const balancerSeed = nextSeed();
   const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
   const commands = needed.map((server) => serverArguments(server, nextSeed()));
@@ -924,27 +915,26 @@ async function startEntry(
     return children.start(serverLabel(place), "server.ts", args);
   };
   const addresses = await Promise.all(needed.map((_, place) => start(place, 0)));
-  const last = needed.length - 1;
-  const restart = (): Promise<unknown> => start(last, addresses[last]!.port);
-  const fate = { last: serverLabel(last), restart };
-  if (algorithm === undefined) return { addresses, ...fate };
+  const place = needed.length - 1;
+  const restart = (): Promise<unknown> => start(place, addresses[place]!.port);
+  const last: LastServer = { label: serverLabel(place), restart };
+  if (algorithm === undefined) return { addresses, last };
   const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]!.weight}`);
   const usual = `--port 0 --servers ${list.join()} --log none --seed ${balancerSeed}`.split(" ");
   const words = [algorithm, ...usual, ...lab.balancerOptions, ...balancerOptions];
-  return { addresses: [await children.start(BALANCER, "load_balancer.ts", words)], ...fate };
+  return { addresses: [await children.start(BALANCER, "load_balancer.ts", words)], last };
 }
 
 /** Lets faults happen in the windows of a plan; the returned function gives up what has not yet. */
-function schedule(children: Children, { last = "", restart }: Started, plan: Workload): () => void {
+function schedule(children: Children, last: LastServer, { fail, hang }: Workload): () => void {
   const timers: NodeJS.Timeout[] = [];
   const at = (seconds: number, act: () => unknown): void =>
     void timers.push(setTimeout(act, seconds * 1000));
-  const { fail, hang } = plan;
   const complain = (error: unknown): void =>
-    console.error(`${last} did not come back: ${reasonOf(error)}`);
-  if (fail) at(fail.from, () => children.find(last)?.process.kill("SIGKILL"));
-  if (fail) at(fail.to, () => restart?.().catch(complain));
-  if (hang) at(hang.from, () => children.hang(last, hang.to - hang.from));
+    console.error(`${last.label} did not come back: ${reasonOf(error)}`);
+  if (fail) at(fail.from, () => children.find(last.label)?.process.kill("SIGKILL"));
+  if (fail) at(fail.to, () => last.restart().catch(complain));
+  if (hang) at(hang.from, () => children.hang(last.label, hang.to - hang.from));
   return () => timers.forEach(clearTimeout);
 }
 
@@ -2211,22 +2201,18 @@ function keepElsewhere(draft: string, text: string): string {
   return "is above";
 }
 
-/** Makes the folder and proves that `file` can be written. Throws RunError. */
-function checkWritable(file: string): void {
+/**
+ * Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
+ * the returned function is called, or this process has gone. Throws RunError.
+ */
+function reserve(file: string): () => void {
+  const path = `${file}.lock`;
   const probe = `${file}.${process.pid}.tmp`;
   const problem = problemWith(() => writeDraft(probe, ""));
   if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
   fs.rmSync(probe);
   if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
     throw new RunError(`Cannot write ${file}: it is a folder`);
-}
-
-/**
- * Keeps other calls from writing `file` until the returned function is called, or this process has
- * gone. Throws RunError when another one is there already.
- */
-function lock(file: string): () => void {
-  const path = `${file}.lock`;
   const owner = (fs.existsSync(path) && Number(fs.readFileSync(path, "utf8"))) || process.pid;
   const hasGone = reasonOf(problemWith(() => process.kill(owner, 0))) === "no such process";
   const what = `process ${owner} is measuring under this name (if it is not, remove ${path})`;
@@ -2283,14 +2269,14 @@ function addRecord(folder: string, { name, runs, ...asked }: Measured, made: Rec
       answered: times.reduce((sum, of) => sum + of.length, 0),
     })),
   };
-  const unlock = lock(file);
+  const release = reserve(file);
   try {
     const others = Object.entries(readRecords(folder)).filter(
       ([other]) => other !== name && fs.existsSync(join(folder, `${other}.json`)),
     );
     writeWhole(file, formatRecords(Object.fromEntries([...others, [name, record]])));
   } finally {
-    unlock();
+    release();
   }
 }
 
@@ -2395,7 +2381,7 @@ class Session {
   readonly #show: Show;
   readonly #children = new Children();
   readonly #summaries: (Summary & { file: string | null })[] = [];
-  readonly #unlocks: (() => void)[] = [];
+  readonly #releases: (() => void)[] = [];
   readonly #written: string[] = [];
   #interrupted = false;
   #failedToWrite = false;
@@ -2406,22 +2392,29 @@ class Session {
     this.#job = job;
     const runs = job.rounds.reduce((sum, { entries }) => sum + entries.length, 0);
     this.#show = job.quiet ? () => () => undefined : displayOf(runs * job.series.length);
-    const interrupt = (): void => this.#interrupt();
+    const interrupt = (): void => {
+      this.#interrupted = true;
+      if (this.#run) this.#run.stop();
+      else this.#children.kill();
+    };
     const exit = (): void => process.exit(INTERRUPTED);
     onStopSignals(interrupt, exit, ["SIGINT", "SIGTERM", "SIGHUP"]); // HUP: the terminal has gone
     process.on("exit", () => {
       // even after an error or a second Ctrl-C
       this.#children.kill();
       this.#putAway();
-      for (const unlock of this.#unlocks) unlock();
+      for (const release of this.#releases) release();
     });
   }
 
   /** Everything, to the exit code. Throws RunError. */
   async carryOut(): Promise<number> {
-    for (const { folder } of this.#job.series) this.#reserve(folder);
+    const { series, entries } = this.#job;
+    // nothing is to stop us from writing what will have been measured
+    for (const { folder } of series)
+      for (const { name } of entries) this.#releases.push(reserve(join(folder, `${name}.json`)));
     try {
-      for (const each of this.#job.series) await this.#carryOutSeries(each);
+      for (const each of series) await this.#carryOutSeries(each);
     } finally {
       this.#conclude();
     }
@@ -2429,21 +2422,6 @@ class Session {
     if (this.#job.isEndless) return 0;
     if (this.#interrupted) return INTERRUPTED;
     return this.#summaries.every(({ answered, planned }) => answered === planned) ? 0 : 1;
-  }
-
-  #interrupt(): void {
-    this.#interrupted = true;
-    if (this.#run) this.#run.stop();
-    else this.#children.kill();
-  }
-
-  /** Nothing is to stop us from writing what will have been measured. Throws RunError. */
-  #reserve(folder: string): void {
-    for (const { name } of this.#job.entries) {
-      const file = join(folder, `${name}.json`);
-      checkWritable(file);
-      this.#unlocks.push(lock(file));
-    }
   }
 
   /** Seed by seed. By hand an interrupted run is all there is; a seed of --compare is then void. */
@@ -2473,19 +2451,19 @@ class Session {
     const nextSeed = seedsFrom(seed);
     const visits = drawVisits(plan, nextSeed);
     try {
-      const started: Started = target
-        ? { addresses: await resolveAddresses(target) }
+      const { addresses, last } = target
+        ? { addresses: await resolveAddresses(target), last: undefined }
         : await startEntry(children, entry, lab, nextSeed);
       if (isEndless) this.#sayWhatToTry();
-      const run = new Run(started.addresses, visits, { ...plan, numbered: !target });
+      const run = new Run(addresses, visits, { ...plan, numbered: !target });
       await children.stalls(); // from here on they count
-      const giveUpFaults = schedule(children, started, plan);
+      const giveUpFaults = last && schedule(children, last, plan);
       this.#run = run;
       if (this.#interrupted) run.stop();
       const hide = this.#show(entry.name, run, visits.lastArrival);
       const observed = await run.start();
       this.#run = undefined;
-      giveUpFaults();
+      giveUpFaults?.();
       hide();
       const disturbed = [...disturbances(observed, await children.stalls()), ...children.lost];
       if (disturbed.length > 0)
@@ -2493,7 +2471,7 @@ class Session {
           `Warning: ${entry.name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its ` +
             `times may be too long by as much. To repeat it: --seed ${seed}`,
         );
-      const address = started.addresses.map(formatAddress).join(" or ");
+      const address = addresses.map(formatAddress).join(" or ");
       return { ...observed, seed, address, simulated: false, disturbed };
     } catch (error) {
       if (this.#interrupted) return undefined; // it did not start because we stopped it
@@ -2859,9 +2837,5 @@ async function main(positionals: string[], values: Given): Promise<number> {
   return new Session(job).carryOut();
 }
 
-if (isMain(import.meta))
-  void runScript({
-    usage: "How to Use: tsx stress_test.ts [clients] [max_requests]",
-    options: OPTIONS,
-    main,
-  });
+const usage = "How to Use: tsx stress_test.ts [clients] [max_requests]";
+if (isMain(import.meta)) void runScript({ usage, options: OPTIONS, main });
