@@ -135,10 +135,7 @@ const badEntry = (text: string, complaint: string): UsageError =>
 const outsideQuotes = (separator: string): RegExp =>
   new RegExp(`${separator}(?=(?:[^']*'[^']*')*[^']*$)`);
 
-/**
- * `baseline`, `least-connections --server-connections 10`, `all`, ... with commas between them.
- * Throws UsageError.
- */
+/** `baseline`, `random --fall 5`, `all`, ... with commas between them. Throws UsageError. */
 export function parseEntries(list: string): Entry[] {
   const isOpen = list.split("'").length % 2 === 0;
   if (isOpen) throw badEntry(list, "expected another ' that ends what the first one begins");
@@ -577,10 +574,7 @@ function watchLoop(): () => { utilization: number; stall: number } {
   };
 }
 
-/**
- * `numbered`: each request carries its number; `addresses`: from how many of this machine's
- * loopback addresses the clients come, in turn.
- */
+/** `numbered`: each request carries its number; `addresses`: of this machine's, to come from. */
 export type RunOptions = Pick<Workload, "timeout" | "reconnect"> &
   Partial<Pick<Workload, "addresses"> & { readonly numbered: boolean }>;
 
@@ -784,10 +778,7 @@ export class Children {
   /** What ended by itself, in words, until all are stopped. */
   lost: string[] = [];
 
-  /**
-   * Starts a script that lies beside this one; complaints call it `label`. Fulfilled with the
-   * address it listens on. Throws RunError with its complaint.
-   */
+  /** Starts a script beside this one; returns the address it listens on. Throws RunError. */
   async start(label: string, script: string, args: readonly string[]): Promise<Address> {
     const path = fileURLToPath(new URL(script, import.meta.url));
     const words = [...process.execArgv, "--import", PRELOAD, path, ...args];
@@ -901,10 +892,7 @@ function serverArguments({ mean, sd, slots, slow }: ServerSetup, seed: number): 
 /** The server that --fail and --hang are about. */
 type LastServer = { readonly label: string; readonly restart: () => Promise<unknown> };
 
-/**
- * Starts what an entry needs: the baseline is the first server alone. `nextSeed` gives the
- * balancer's seed and one for each server. Throws RunError.
- */
+/** Starts what an entry needs: the baseline is the first server alone. Throws RunError. */
 async function startEntry(children: Children, entry: Entry, lab: Lab, nextSeed: () => number) {
   const { algorithm, balancerOptions } = entry;
   const balancerSeed = nextSeed();
@@ -2173,10 +2161,7 @@ function writeDraft(draft: string, text: string): void {
   }
 }
 
-/**
- * With the folders above it. Not `recursive: true`, which never returns where a file system refuses
- * with ENOENT, as /proc does.
- */
+/** Not `recursive: true`, which never returns where a file system says ENOENT, as /proc does. */
 function makeFolder(folder: string): void {
   if (fs.existsSync(folder)) return;
   makeFolder(dirname(folder));
