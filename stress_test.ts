@@ -19,86 +19,34 @@ import { once } from "node:events";
 import fs from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative, resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { Client, type FailureKind, failureKinds } from "./client.ts";
+import { RequestError, resolveAddresses } from "./client.ts";
+import { type Address, formatAddress, hostName, parseAddress } from "./lib.ts";
+import { amount, anyText, type Kind, readValue, seedNumber, someSeconds } from "./lib.ts";
+import { carries, LONGEST_TIMER, mulberry32, quantile, wholeNumber } from "./lib.ts";
+import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from "./lib.ts";
+import { reasonOf, RunError, UsageError } from "./lib.ts";
+import { ALGORITHMS, algorithms, OPTIONS as BALANCER_OPTIONS } from "./load_balancer.ts";
+import { answered, asked, asks, type Attempt, failed, forgotten, weigh } from "./load_balancer.ts";
+import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
 import {
-  Client,
-  type FailureKind,
-  failureKinds,
-  RequestError,
-  resolveAddresses,
-} from "./client.ts";
-import {
-  type Address,
-  amount,
-  anyText,
-  carries,
-  formatAddress,
-  hostName,
-  isMain,
-  type Kind,
-  LONGEST_TIMER,
-  mulberry32,
-  onStopSignals,
-  parseAddress,
-  parseCommandLine,
-  quantile,
-  readValue,
-  reasonOf,
-  RunError,
-  runScript,
-  seedNumber,
-  someSeconds,
-  UsageError,
-  type Values,
-  wholeNumber,
-} from "./lib.ts";
-import {
-  ALGORITHMS,
-  algorithms,
-  answered,
-  asked,
-  asks,
-  type Attempt,
-  type CheckResult,
-  type CheckSpec,
   type Clock,
-  failed,
   firstCheckIn,
-  forgotten,
-  type Guest,
   Health as HealthWatch,
   healthSettings,
-  judge,
-  newServer,
-  OPTIONS as BALANCER_OPTIONS,
-  ownPortOf,
-  type Patient,
-  Patients,
-  type Picker,
-  Places,
-  type Probe,
-  questionOf,
-  type Server,
-  type Sources,
-  type Stage as ConnectionStage,
-  STICKY,
-  sweepPeriod,
-  weigh,
 } from "./load_balancer.ts";
-import {
-  countPings,
-  drawSleep,
-  nothingAsked,
-  type Slow,
-  sleepOfNumber,
-  slowPhase,
-  type Work,
-} from "./server.ts";
+import { type Guest, newServer, type Patient, Patients, type Picker } from "./load_balancer.ts";
+import { Places, type Probe, type Server, type Sources, STICKY } from "./load_balancer.ts";
+import { type Stage as ConnectionStage, sweepPeriod } from "./load_balancer.ts";
+import { countPings, drawSleep, nothingAsked, sleepOfNumber, type Work } from "./server.ts";
+import { type Slow, slowPhase } from "./server.ts";
 
 /** Most clients of a run; one without an end keeps as many for its file. */
 const MOST_CLIENTS = 100_000;
-/** In virtual time: clients, servers, and pairs of a balancer and a server. */
-const MOST_VIRTUAL = { clients: 10_000_000, servers: 10_000, pairs: 1_000_000 } as const;
+/** In virtual time: clients, and pairs of a balancer and a server. */
+const MOST_VIRTUAL = { clients: 10_000_000, pairs: 1_000_000 } as const;
 
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
@@ -107,10 +55,12 @@ const MOST_VIRTUAL = { clients: 10_000_000, servers: 10_000, pairs: 1_000_000 } 
  * A client's place in both arrays is its place in the file. Arrivals are seconds after the start,
  * in ascending order. `luck` is the seed of the requests' numbers.
  */
-export type Plan = {
-  readonly requests: readonly number[];
-  readonly arrivals: readonly number[];
-  readonly luck: number;
+export type Plan = Readonly<Record<"requests" | "arrivals", readonly number[]> & { luck: number }>;
+
+type Visit = { readonly requests: number; readonly arrival: number };
+/** Who comes in a run, in turn. One without an end has Infinity clients, and nothing planned. */
+export type Visits = Readonly<Record<"clients" | "planned" | "lastArrival" | "luck", number>> & {
+  readonly next: () => Visit | undefined;
 };
 
 /**
@@ -122,10 +72,10 @@ export function seedsFrom(seed: number): () => number {
   return () => Math.floor(random() * 2 ** 32);
 }
 
-/** One client of a plan. */
-type Visit = { readonly requests: number; readonly arrival: number };
-
-/** Clients without an end, each drawn when it is asked for. */
+/**
+ * Draws one client after the other: 1 to `maxRequests` requests each, uniformly; `rate` arrivals a
+ * second (a Poisson process), or all at once when it is 0.
+ */
 function visitsFrom(maxRequests: number, rate: number, nextSeed: () => number): () => Visit {
   const randomRequests = mulberry32(nextSeed());
   const randomArrivals = mulberry32(nextSeed());
@@ -136,38 +86,21 @@ function visitsFrom(maxRequests: number, rate: number, nextSeed: () => number): 
   };
 }
 
-/**
- * 1 to `maxRequests` requests a client, uniformly; `rate` arrivals a second (a Poisson process), or
- * all at once when it is 0.
- */
 export function drawPlan(
   clients: number,
   maxRequests: number,
   rate: number,
   nextSeed: () => number,
 ): Plan {
-  const nextVisit = visitsFrom(maxRequests, rate, nextSeed);
-  const visits = Array.from({ length: clients }, nextVisit);
+  const visits = Array.from({ length: clients }, visitsFrom(maxRequests, rate, nextSeed));
   const requests = visits.map((visit) => visit.requests);
   return { requests, arrivals: visits.map(({ arrival }) => arrival), luck: nextSeed() };
 }
 
-/** Who comes in a run, in turn. One without an end has Infinity clients, and nothing planned. */
-export type Visits = {
-  readonly clients: number;
-  readonly planned: number;
-  readonly lastArrival: number;
-  readonly luck: number;
-  readonly next: () => Visit | undefined;
-};
-
 export function visitsOf({ requests, arrivals, luck }: Plan): Visits {
-  let place = -1;
-  const next = (): Visit | undefined => {
-    place += 1;
-    const arrival = arrivals[place];
-    return arrival === undefined ? undefined : { requests: requests[place] ?? 0, arrival };
-  };
+  const visits = arrivals.map((arrival, place) => ({ arrival, requests: requests[place] ?? 0 }));
+  const coming = visits.values();
+  const next = (): Visit | undefined => coming.next().value;
   const planned = requests.reduce((sum, n) => sum + n, 0);
   return { clients: requests.length, planned, lastArrival: arrivals.at(-1) ?? 0, luck, next };
 }
@@ -182,28 +115,32 @@ export function endlessVisits(maxRequests: number, rate: number, nextSeed: () =>
  * number, so the same request costs the same under every algorithm.
  */
 export function numbersOf(luck: number, client: number): () => number {
-  const random = mulberry32(luck + Math.imul(client + 1, 0x9e3779b1));
-  return () => Math.floor(random() * 2 ** 32);
+  return seedsFrom(luck + Math.imul(client + 1, 0x9e3779b1));
 }
 
 // ─── Entries of --compare ────────────────────────────────────────────────────
 // Pure: what to start for each entry, the name of its file, and whose turn it is when.
 
-/** `algorithm` is undefined for the baseline: one server, no balancer. */
+/** `algorithm` is undefined where there is no balancer: the baseline is one server alone. */
 export type Entry = {
   readonly name: string;
   readonly algorithm: string | undefined;
   readonly balancerOptions: readonly string[];
 };
 
-/**
- * `baseline`, `least-connections --server-connections 10`, `all`, ... with commas between them.
- * Throws UsageError.
- */
+const badEntry = (text: string, complaint: string): UsageError =>
+  new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
+
+/** What matches `separator` with an even number of quotes behind it: it stands in none itself. */
+const outsideQuotes = (separator: string): RegExp =>
+  new RegExp(`${separator}(?=(?:[^']*'[^']*')*[^']*$)`);
+
+/** `baseline`, `random --fall 5`, `all`, ... with commas between them. Throws UsageError. */
 export function parseEntries(list: string): Entry[] {
-  const all = ["baseline", ...ALGORITHMS];
-  const texts = splitOutsideQuotes(list, /,/).map((text) => text.trim());
-  const named = texts.flatMap((text) => (text === "all" ? all : [text]));
+  const isOpen = list.split("'").length % 2 === 0;
+  if (isOpen) throw badEntry(list, "expected another ' that ends what the first one begins");
+  const texts = list.split(outsideQuotes(",")).map((text) => text.trim());
+  const named = texts.flatMap((text) => (text === "all" ? ["baseline", ...ALGORITHMS] : [text]));
   const entries = named.map(parseEntry);
   const files = entries.map(({ name }) => name);
   const twice = named.find((_, place) => files.indexOf(files[place] ?? "") !== place);
@@ -211,43 +148,32 @@ export function parseEntries(list: string): Entry[] {
   return entries;
 }
 
-const badEntry = (text: string, complaint: string): UsageError =>
-  new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
-
-/** Splits where `separator` matches a character that stands in no single quotes, which stay. */
-function splitOutsideQuotes(text: string, separator: RegExp): string[] {
-  const pieces = [""];
-  let isQuoted = false;
-  for (const character of text) {
-    if (character === "'") isQuoted = !isQuoted;
-    if (!isQuoted && separator.test(character)) pieces.push("");
-    else pieces[pieces.length - 1] += character;
-  }
-  if (isQuoted) throw badEntry(text, "expected another ' that ends what the first one begins");
-  return pieces;
+/** Its name is `LeastConnections-fall-5` for `least-connections --fall 5`. */
+function parseEntry(text: string): Entry {
+  const words = text.split(outsideQuotes("\\s")).filter(Boolean);
+  const [algorithm = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
+  const complaint = complaintAbout(algorithm, balancerOptions);
+  if (complaint !== undefined) throw badEntry(text, complaint);
+  const pascal = algorithm.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
+  const plain = balancerOptions.map((word) => word.replace(/^-+/, "").replace(/[^\w.]+/g, "-"));
+  return {
+    name: [pascal, ...plain].join("-"),
+    algorithm: algorithm === "baseline" ? undefined : algorithm,
+    balancerOptions,
+  };
 }
 
-function parseEntry(text: string): Entry {
-  const words = splitOutsideQuotes(text, /\s/).filter(Boolean);
-  const [algorithm = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
+/** Ours, or what the balancer would say of its options, before anything is started. */
+function complaintAbout(algorithm: string, options: readonly string[]): string | undefined {
   const isBaseline = algorithm === "baseline";
   if (!isBaseline && !ALGORITHMS.some((name) => name === algorithm))
-    throw badEntry(text, `expected baseline, all, ${ALGORITHMS.join(", ")}`);
-  if (isBaseline && balancerOptions.length > 0)
-    throw badEntry(text, "expected no options: the baseline has no balancer");
+    return `expected baseline, all, ${ALGORITHMS.join(", ")}`;
+  if (isBaseline && options.length > 0) return "expected no options: the baseline has no balancer";
   const isOurs = /^--(host|port|servers|servers-file|log|help)(=|$)/;
-  const ours = balancerOptions.find((word) => isOurs.test(word));
-  if (ours !== undefined) throw badEntry(text, `expected no ${ours}: --compare sets it itself`);
-  const complaint = complaintAbout(balancerOptions);
-  if (complaint !== undefined) throw badEntry(text, complaint);
-  const name = fileName(algorithm, balancerOptions);
-  return { name, algorithm: isBaseline ? undefined : algorithm, balancerOptions };
-}
-
-/** What the balancer would say of these options, before anything is started. */
-function complaintAbout(balancerOptions: readonly string[]): string | undefined {
+  const ours = options.find((word) => isOurs.test(word));
+  if (ours !== undefined) return `expected no ${ours}: --compare sets it itself`;
   try {
-    const [surplus] = parseCommandLine(BALANCER_OPTIONS, balancerOptions).positionals;
+    const [surplus] = parseCommandLine(BALANCER_OPTIONS, options).positionals;
     return surplus && `expected options after the algorithm, not ${JSON.stringify(surplus)}`;
   } catch (error) {
     if (error instanceof UsageError) return error.message;
@@ -255,21 +181,11 @@ function complaintAbout(balancerOptions: readonly string[]): string | undefined 
   }
 }
 
-/** `LeastConnections-server-connections-10` for `least-connections --server-connections 10`. */
-function fileName(algorithm: string, balancerOptions: readonly string[]): string {
-  const pascal = algorithm.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
-  const words = balancerOptions.map((word) => word.replace(/^-+/, "").replace(/[^\w.]+/g, "-"));
-  return [pascal, ...words].join("-");
-}
-
-/** What is measured with one seed, one entry after the other. */
-export type Round = { readonly seed: number; readonly entries: readonly Entry[] };
-
 /**
  * Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
  * baseline says how slow one server is, which one run shows; of two entries it is half of a pair.
  */
-export function roundsOf(entries: readonly Entry[], seeds: readonly number[]): Round[] {
+export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
   const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
   return seeds.map((seed, place) => {
     const takePart = place === 0 || entries.length <= 2 ? entries : repeated;
@@ -281,26 +197,15 @@ export function roundsOf(entries: readonly Entry[], seeds: readonly number[]): R
 // What was asked of whom, and what came of it; `runs.json` holds it under these names.
 
 export type Window = { readonly from: number; readonly to: number };
-
 /** What every set-up is asked; `fail` and `hang` are what happens to the last server. */
-export type Workload = {
-  readonly clients: number;
-  readonly maxRequests: number;
-  readonly rate: number;
-  readonly reconnect: boolean;
-  readonly timeout: number;
-  readonly addresses: number;
-  readonly fail: Window | null;
-  readonly hang: Window | null;
-};
+export type Workload = Readonly<
+  Record<"clients" | "maxRequests" | "rate" | "timeout" | "addresses", number> &
+    Record<"fail" | "hang", Window | null> & { reconnect: boolean }
+>;
 
-export type ServerSetup = {
-  readonly mean: number;
-  readonly sd: number;
-  readonly slots: number;
-  readonly weight: number;
-  readonly slow: Slow | null;
-};
+export type ServerSetup = Readonly<
+  Record<"mean" | "sd" | "slots" | "weight", number> & { slow: Slow | null }
+>;
 
 /** Whom it was asked; what somebody else has started is unknown: `null`. */
 export type Setup = {
@@ -311,12 +216,10 @@ export type Setup = {
 };
 
 /**
- * How the tester itself fared: the share of time its event loop was busy, the longest time it stood
- * still, and how late the latest client was started (seconds).
+ * What a run says of itself; `firstFailed`: the places of clients whose first request failed;
+ * `tester`: the share of time its own event loop was busy, the longest time that stood still, and
+ * how late the latest client was started (seconds).
  */
-export type Health = Readonly<Record<"utilization" | "stall" | "startLag", number>>;
-
-/** What a run says of itself; `firstFailed`: the places of clients whose first request failed. */
 export type Observed = {
   readonly times: readonly (readonly number[])[];
   readonly planned: number;
@@ -325,7 +228,7 @@ export type Observed = {
   readonly firstFailed: readonly number[];
   readonly seconds: number;
   readonly interrupted: boolean;
-  readonly tester: Health;
+  readonly tester: Readonly<Record<"utilization" | "stall" | "startLag", number>>;
 };
 
 /** `disturbed` says in words what stood still; it is empty when nothing did. */
@@ -357,15 +260,10 @@ const noErrors = (): Record<FailureKind, number> => ({
 
 const countErrors = (errors: Observed["errors"]): number =>
   failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
-
-const countAnswers = (times: Observed["times"]): number =>
-  times.reduce((sum, { length }) => sum + length, 0);
-
 const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
 
 /** A standstill up to this long, in seconds, is what any machine has now and then. */
 const STANDSTILL = 0.05;
-
 /** A run of less than half a second is mostly start-up: how busy the loop was says nothing then. */
 const isBottleneck = ({ tester, seconds }: Pick<Observed, "tester" | "seconds">): boolean =>
   tester.utilization > 0.7 && seconds > 0.5;
@@ -435,13 +333,12 @@ export type Summary = ReturnType<typeof summarise>;
 export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
   const total = (of: (run: Outcome) => number): number =>
     runs.reduce((sum, run) => sum + of(run), 0);
-  const worst = (of: keyof Health): number => Math.max(0, ...runs.map(({ tester }) => tester[of]));
+  const most = (of: keyof Observed["tester"]): number =>
+    Math.max(0, ...runs.map(({ tester }) => tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
-  const [answered, seconds] = [
-    total(({ times }) => countAnswers(times)),
-    total((run) => run.seconds),
-  ];
+  const all = spreadOf(runs.flatMap(({ times }) => times.flat()));
+  const seconds = total((run) => run.seconds);
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
     name,
@@ -457,21 +354,17 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     address: runs.at(-1)?.address ?? "",
     servers: setup.servers?.length ?? null,
     planned: total(({ planned }) => planned),
-    answered,
+    answered: all.n,
     errors,
     firstFailure: runs.find(({ firstFailure }) => firstFailure !== null)?.firstFailure ?? null,
     seconds,
-    requestsPerSecond: seconds > 0 ? answered / seconds : 0,
+    requestsPerSecond: seconds > 0 ? all.n / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
     first: spreadOf(runs.flatMap((run) => timesOf(run, "first"))),
     later: spreadOf(runs.flatMap((run) => timesOf(run, "later"))),
-    all: spreadOf(runs.flatMap(({ times }) => times.flat())),
+    all,
     bottleneck: runs.some(isBottleneck),
-    tester: {
-      utilization: worst("utilization"),
-      stall: worst("stall"),
-      startLag: worst("startLag"),
-    },
+    tester: { utilization: most("utilization"), stall: most("stall"), startLag: most("startLag") },
     disturbed: runs.flatMap(({ seed, disturbed }) => disturbed.map((what) => ({ seed, what }))),
   };
 }
@@ -484,10 +377,13 @@ export function three(value: number): string {
 
 export function formatSummary(summary: Summary): string {
   const { answered, planned, seconds, requestsPerSecond, firstFailure, errors } = summary;
+  const kinds = failureKinds.filter((kind) => errors[kind] > 0);
+  const said = kinds.map((kind) => `${kind} ${errors[kind]}`).join(", ");
+  const failures = `errors ${countErrors(errors)}${said && ` (${said})`}`;
   const pace = `${three(requestsPerSecond)} req/s`;
   const lines = [
     headingOf(summary),
-    `${answered}/${planned} answered in ${three(seconds)} s   ${pace}   ${formatErrors(errors)}`,
+    `${answered}/${planned} answered in ${three(seconds)} s   ${pace}   ${failures}`,
   ];
   if (firstFailure !== null) lines.push(`first failure: ${firstFailure}`);
   if (errors.shortage > 0)
@@ -497,50 +393,47 @@ export function formatSummary(summary: Summary): string {
 }
 
 function headingOf(summary: Summary): string {
-  const { name, simulated, seeds, runsAsked, address, servers, clients, seed } = summary;
+  const { name, simulated, seeds, runsAsked, address, servers, shareOfCapacity: share } = summary;
   const isOne = runsAsked === 1;
   const requests = summary.maxRequests === 1 ? "1 request" : `1–${summary.maxRequests} requests`;
+  const ofCapacity = share === null ? "" : ` (${Math.round(share * 100)} % of capacity)`;
   const said = [
-    `${plural(clients, "client")} × ${requests}`,
-    arrivalOf(summary),
+    `${plural(summary.clients, "client")} × ${requests}`,
+    summary.rate === 0 ? "all at once" : `${summary.rate} arriving a second${ofCapacity}`,
     ...(summary.reconnect ? ["a connection each"] : []),
-    isOne ? `seed ${seed}` : `${plural(seeds.length, "run")} from seed ${seed}`,
+    isOne ? `seed ${summary.seed}` : `${plural(seeds.length, "run")} from seed ${summary.seed}`,
   ];
   const whom = isOne || servers === null ? address : plural(servers, "server");
   return `${name}${simulated ? " (simulated)" : ""}   ${said.join(", ")} → ${whom}`;
 }
 
-function arrivalOf({ rate, shareOfCapacity: share }: Summary): string {
-  if (rate === 0) return "all at once";
-  const ofCapacity = share === null ? "" : ` (${Math.round(share * 100)} % of capacity)`;
-  return `${rate} arriving a second${ofCapacity}`;
-}
-
-function formatErrors(errors: Observed["errors"]): string {
-  const kinds = failureKinds.filter((kind) => errors[kind] > 0);
-  const said = kinds.map((kind) => `${kind} ${errors[kind]}`).join(", ");
-  return `errors ${countErrors(errors)}${said && ` (${said})`}`;
-}
-
 /**
  * A column for p99 only where the whole run carries it; the first percentile that it does not carry
- * is remarked on. In milliseconds where no time is as long as 0.1 s.
+ * is remarked on. In milliseconds where no time is as long as 0.1 s. Columns are as wide as their
+ * widest cell, and never narrower than those of an ordinary run.
  */
 function table({ first, later, all, reconnect }: Summary): string[] {
   const shown = names.filter((name) => name !== "p99" || all.p99 !== null);
   const columns = ["mean", ...shown, "max"] as const;
   const unit = all.max !== null && all.max < 0.1 ? "ms" : "s";
-  const row = (label: string, spread: Spread, remark: string): Row => {
-    const figures = columns.map((column) => figure(spread[column], unit));
-    return { label, cells: [String(spread.n), ...figures], remark };
-  };
   const waits = "includes waiting for a slot";
-  return align([
+  const figuresOf = (of: Spread): string[] => [
+    String(of.n),
+    ...columns.map((column) => figure(of[column], unit)),
+  ];
+  const rows = [
     { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
-    row("first request", first, waits),
-    row("later requests", later, reconnect ? waits : ""),
-    row("all", all, whatIsMissing(all)),
-  ]);
+    { label: "first request", cells: figuresOf(first), remark: waits },
+    { label: "later requests", cells: figuresOf(later), remark: reconnect ? waits : "" },
+    { label: "all", cells: figuresOf(all), remark: whatIsMissing(all) },
+  ];
+  const widths = [6, 8, 8, 7, 7, 7, 7].map((usual, place) =>
+    Math.max(usual, ...rows.map(({ cells }) => (cells[place]?.length ?? 0) + 1)),
+  );
+  return rows.map(({ label, cells, remark }) => {
+    const padded = cells.map((cell, place) => cell.padStart(widths[place] ?? 0)).join("");
+    return `${label.padEnd(17)}${padded}   ${remark}`.trimEnd();
+  });
 }
 
 function whatIsMissing(all: Spread): string {
@@ -557,23 +450,11 @@ function figure(seconds: number | null, unit: "s" | "ms"): string {
   return seconds.toFixed(seconds < 100 ? 3 : 1);
 }
 
-type Row = { readonly label: string; readonly cells: readonly string[]; readonly remark: string };
-
-/** Columns as wide as their widest cell, and never narrower than those of an ordinary run. */
-function align(rows: readonly Row[]): string[] {
-  const widths = [6, 8, 8, 7, 7, 7, 7].map((usual, place) =>
-    Math.max(usual, ...rows.map(({ cells }) => (cells[place]?.length ?? 0) + 1)),
-  );
-  return rows.map(({ label, cells, remark }) => {
-    const padded = cells.map((cell, place) => cell.padStart(widths[place] ?? 0)).join("");
-    return `${label.padEnd(17)}${padded}   ${remark}`.trimEnd();
-  });
-}
-
 // ─── Progress ────────────────────────────────────────────────────────────────
 // Pure: where a run stands, in one line. On a terminal it is shown again and again in its place,
 // elsewhere now and then.
 
+type Stage = "toCome" | "waiting" | "talking" | "done";
 /**
  * Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
  * `waiting`. `planned` and `toCome` are Infinity for a run without an end.
@@ -581,34 +462,18 @@ function align(rows: readonly Row[]): string[] {
 export type Progress = Readonly<
   Record<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage, number>
 >;
-type Stage = "toCome" | "waiting" | "talking" | "done";
 
 /** Which run it is among those of this call, and the seconds until all are done, where known. */
-export type Place = {
-  readonly name: string;
-  readonly run: number;
-  readonly runs: number;
-  readonly left: number | undefined;
-};
+type Place = Readonly<{ name: string; run: number; runs: number; left: number | undefined }>;
 
-const WIDE = new RegExp(
-  "[\\u1100-\\u115f\\u2e80-\\u303e\\u3041-\\ua4cf\\uac00-\\ud7a3\\uf900-\\ufaff\\ufe30-\\ufe6f" +
-    "\\uff00-\\uff60\\uffe0-\\uffe6\\u{1f300}-\\u{1faff}\\u{20000}-\\u{3fffd}]",
-  "u",
-);
+/** What takes two cells of a terminal: East Asian characters (rather some too many), pictures. */
+const WIDE =
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\uffe6\u{1f300}-\u{3fffd}]/u;
 
-/** How many cells of a terminal `text` takes: East Asian wide characters take two, marks none. */
+/** How many cells of a terminal `text` takes; marks take none. */
 export function cellsOf(text: string): number {
   const drawn = [...text].filter((character) => !/[\p{M}\p{Cf}]/u.test(character));
   return drawn.length + drawn.filter((character) => WIDE.test(character)).length;
-}
-
-/** The beginning of `text`, in at most `cells` cells. */
-function shorten(text: string, cells: number): string {
-  if (cellsOf(text) <= cells) return text;
-  const kept = [...text];
-  while (kept.length > 0 && cellsOf(kept.join("")) > cells - 1) kept.pop();
-  return cells > 0 ? `${kept.join("")}…` : "";
 }
 
 const BAR = 20;
@@ -619,7 +484,7 @@ function barOf({ planned, answered, failed }: Progress): string {
   const filled = Math.floor((BAR * (answered + failed)) / planned);
   const crossed = failed > 0 ? Math.max(1, Math.floor((BAR * failed) / planned)) : 0;
   const bar = "█".repeat(Math.max(0, filled - crossed)) + "×".repeat(crossed);
-  return bar + "░".repeat(BAR - bar.length);
+  return `  ${bar}${"░".repeat(BAR - bar.length)}`;
 }
 
 function shortFigure(seconds: number): string {
@@ -640,33 +505,28 @@ const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
 
 /**
  * The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
- * is never cut off.
+ * is never cut off; where all else is left out already, the name loses its beginning.
  */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
-  const parts = partsOf(place, progress);
-  if (columns === Infinity) parts.bar = ""; // a file of lines has no use for it
+  const { planned, answered, toCome, waiting, talking, done } = progress;
+  const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
+  const parts = {
+    name: place.name,
+    place: place.runs > 1 ? `  run ${place.run} of ${place.runs}` : "",
+    bar: columns === Infinity ? "" : barOf(progress), // a file of lines has no use for it
+    count: planned === Infinity ? `  ${answered} answered` : ` ${answered}/${planned}`,
+    stages: `   ${coming}${waiting} waiting · ${talking} talking · ${done} done`,
+    p50: `   p50 ${shortFigure(progress.p50)}`,
+    errors: `   errors ${progress.failed}`,
+    seconds: `   ${progress.seconds.toFixed(1)} s`,
+    left: formatLeft(place.left),
+  };
   const room = columns - 1;
   const line = (): string => Object.values(parts).join("").trimStart();
   for (const part of OPTIONAL) if (cellsOf(line()) > room) parts[part] = "";
-  const surplus = cellsOf(line()) - room;
-  if (surplus > 0) parts.name = shorten(parts.name, cellsOf(parts.name) - surplus);
-  return cellsOf(line()) <= room ? line() : line().slice(-Math.max(1, room));
-}
-
-function partsOf({ name, run, runs, left }: Place, progress: Progress) {
-  const { planned, answered, failed, p50, seconds, toCome, waiting, talking, done } = progress;
-  const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
-  return {
-    name,
-    place: runs > 1 ? `  run ${run} of ${runs}` : "",
-    bar: barOf(progress) && `  ${barOf(progress)}`,
-    count: planned === Infinity ? `  ${answered} answered` : ` ${answered}/${planned}`,
-    stages: `   ${coming}${waiting} waiting · ${talking} talking · ${done} done`,
-    p50: `   p50 ${shortFigure(p50)}`,
-    errors: `   errors ${failed}`,
-    seconds: `   ${seconds.toFixed(1)} s`,
-    left: formatLeft(left),
-  };
+  const characters = [...line()];
+  while (cellsOf(characters.join("")) > room && characters.length > 1) characters.shift();
+  return characters.join("");
 }
 
 /** Failures in red, for a terminal. */
@@ -714,91 +574,85 @@ function watchLoop(): () => { utilization: number; stall: number } {
   };
 }
 
-/**
- * `numbered`: each request carries its number; `addresses`: from how many of this machine's
- * loopback addresses the clients come, in turn.
- */
-export type RunOptions = {
-  readonly timeout: number;
-  readonly reconnect: boolean;
-  readonly numbered?: boolean;
-  readonly addresses?: number;
-};
+/** `numbered`: each request carries its number; `addresses`: of this machine's, to come from. */
+export type RunOptions = Pick<Workload, "timeout" | "reconnect"> &
+  Partial<Pick<Workload, "addresses"> & { readonly numbered: boolean }>;
 
 /** The loopback address of a client, none when they all come from the usual one. */
-function sourceOf(client: number, addresses: number): { localAddress?: string } {
+function sourceOf(client: number, addresses = 1): { localAddress?: string } {
   if (addresses <= 1) return {};
   const place = client % addresses;
   return { localAddress: `127.1.${Math.floor(place / 250)}.${1 + (place % 250)}` };
 }
 
+/** What came of one client's requests. */
+type Account = { readonly times: number[]; hasFailedFirst: boolean };
+
 export class Run {
+  /** It should hold no name. */
   readonly #addresses: readonly Address[];
   readonly #visits: Visits;
   readonly #options: RunOptions;
-  readonly #times: number[][] = [];
-  readonly #firstFailed = new Set<number>();
+  readonly #isEndless: boolean;
+  /** By the order of arrival; of a run without an end only the last ones. */
+  readonly #accounts = new Map<number, Account>();
+  /** Who is here, and when it has left. */
+  readonly #present = new Map<Client, Promise<void>>();
   readonly #errors = noErrors();
-  readonly #stages: Record<Stage, number>;
   readonly #recent: number[] = [];
-  readonly #clients = new Set<Client>();
+  readonly #stopping = new AbortController();
   #planned: number;
   #firstFailure: string | null = null;
-  #answered = 0;
   #startedAt = 0;
-  #arrived = 0;
-  #nextVisit: Visit | undefined;
   #startLag = 0;
-  #stopped = false;
-  #arrivalTimer: NodeJS.Timeout | undefined;
-  #finish: (bug?: unknown) => void = () => undefined;
+  #arrived = 0;
+  #talking = 0;
+  #done = 0;
+  #answered = 0;
 
-  /** `addresses` should hold no name. */
   constructor(addresses: readonly Address[], visits: Visits, options: RunOptions) {
     this.#addresses = addresses;
     this.#visits = visits;
     this.#options = options;
     this.#planned = visits.planned;
-    this.#stages = { toCome: visits.clients, waiting: 0, talking: 0, done: 0 };
+    this.#isEndless = visits.clients === Infinity;
   }
 
   /** Fulfilled when every client has left; never rejected because requests fail. */
   async start(): Promise<Observed> {
     const stopWatching = watchLoop();
     this.#startedAt = performance.now();
-    this.#nextVisit = this.#visits.next();
-    await new Promise<void>((resolve, reject) => {
-      this.#finish = (bug) => (bug === undefined ? resolve() : reject(bug));
-      this.#admit();
-      this.#finishIfDone(); // when it was stopped before
-    });
+    await this.#admit();
+    await Promise.all(this.#present.values());
+    const gone = Math.max(0, this.#arrived - MOST_CLIENTS);
+    const length = this.#isEndless ? this.#arrived - gone : this.#visits.clients;
+    const accounts = Array.from({ length }, (_, place) => this.#accounts.get(gone + place));
     return {
-      ...this.#kept(),
+      times: accounts.map((account) => account?.times ?? []),
+      firstFailed: [...accounts.keys()].filter((place) => accounts[place]?.hasFailedFirst),
       planned: this.#planned,
       errors: this.#errors,
       firstFailure: this.#firstFailure,
       seconds: (performance.now() - this.#startedAt) / 1000,
-      interrupted: this.#stopped && !this.#isEndless,
+      interrupted: this.#stopping.signal.aborted && !this.#isEndless,
       tester: { ...stopWatching(), startLag: this.#startLag / 1000 },
     };
   }
 
-  /**
-   * Requests in flight fail as interrupted; those that nobody has made yet are not made, and count
-   * as nothing.
-   */
+  /** Requests in flight fail as interrupted; those that nobody has made yet count as nothing. */
   stop(): void {
-    this.#stopped = true;
-    clearTimeout(this.#arrivalTimer);
-    for (const client of this.#clients) client.close();
-    this.#finishIfDone();
+    this.#stopping.abort();
+    for (const client of this.#present.keys()) client.close();
   }
 
   get progress(): Progress {
     const recent = this.#recent.toSorted((a, b) => a - b);
     return {
-      ...this.#stages,
       planned: this.#isEndless ? Infinity : this.#planned,
+      toCome: this.#visits.clients - this.#arrived,
+      waiting: this.#arrived - this.#talking - this.#done,
+      talking: this.#talking,
+      done: this.#done,
       answered: this.#answered,
       failed: countErrors(this.#errors),
       p50: quantile(recent, 0.5),
@@ -806,105 +660,71 @@ export class Run {
     };
   }
 
-  get #isEndless(): boolean {
-    return this.#visits.clients === Infinity;
-  }
-
-  /** The last clients of those that came; of a plan all, also who never came. */
-  #kept(): Pick<Observed, "times" | "firstFailed"> {
-    const gone = Math.max(0, this.#arrived - MOST_CLIENTS);
-    const clients = this.#isEndless ? this.#arrived - gone : this.#visits.clients;
-    const timesOf = (place: number): number[] => this.#times[(gone + place) % MOST_CLIENTS] ?? [];
-    return {
-      times: Array.from({ length: clients }, (_, place) => timesOf(place)),
-      firstFailed: [...this.#firstFailed].map((client) => client - gone).sort((a, b) => a - b),
-    };
-  }
-
-  /** Starts the clients that are due. One timer, for the next one, serves any number of them. */
-  readonly #admit = (): void => {
-    for (;;) {
-      const visit = this.#nextVisit;
-      if (visit === undefined || this.#stopped) return;
+  /** Lets each client come when it is due. */
+  async #admit(): Promise<void> {
+    const { timeout, addresses } = this.#options;
+    const { signal } = this.#stopping;
+    for (let visit = this.#visits.next(); visit; visit = this.#visits.next()) {
       const due = this.#startedAt + visit.arrival * 1000;
-      const lag = performance.now() - due;
-      if (lag < 0) {
-        this.#arrivalTimer = setTimeout(this.#admit, Math.min(Math.ceil(-lag), LONGEST_TIMER));
-        return;
+      while (performance.now() < due && !signal.aborted) {
+        const ms = Math.min(Math.ceil(due - performance.now()), LONGEST_TIMER);
+        await sleep(ms, undefined, { signal }).catch(() => undefined);
       }
+      if (signal.aborted) return;
+      const lag = performance.now() - due;
       this.#startLag = Math.max(this.#startLag, lag);
-      const since = lag < COARSE_MS ? undefined : due;
-      this.#attend(visit.requests, since).then(() => this.#finishIfDone(), this.#finish);
-      this.#nextVisit = this.#visits.next();
+      const source = sourceOf(this.#arrived, addresses);
+      const client = new Client(this.#addresses, { timeout, ...source });
+      const stay = this.#attend(client, visit.requests, lag < COARSE_MS ? undefined : due);
+      const left = stay.finally(() => this.#present.delete(client));
+      this.#present.set(client, left);
     }
-  };
+  }
 
   /** One client from its arrival to its leaving; its first request is timed from `since`. */
-  async #attend(requests: number, since: number | undefined): Promise<void> {
-    const place = this.#arrived++;
-    const { timeout, reconnect, numbered, addresses = 1 } = this.#options;
-    const client = new Client(this.#addresses, { timeout, ...sourceOf(place, addresses) });
-    const nextNumber = numbered ? numbersOf(this.#visits.luck, place) : () => undefined;
-    const times = this.#welcome(place, requests);
-    this.#clients.add(client);
-    for (let i = 0; i < requests && !this.#stopped; i++) {
-      // From the scheduled arrival, so that a tester that runs late (or a full backlog) hides no
-      // waiting: no coordinated omission.
-      const answer = client.request(i === 0 ? since : undefined, nextNumber());
-      await answer.then(
-        (seconds) => this.#record(times, seconds),
-        (error: unknown) => this.#fail(error, i === 0 ? place : undefined),
-      );
-      if (reconnect) client.close();
+  async #attend(client: Client, requests: number, since: number | undefined): Promise<void> {
+    const { luck } = this.#visits;
+    const { signal } = this.#stopping;
+    const nextNumber = this.#options.numbered ? numbersOf(luck, this.#arrived) : () => undefined;
+    const account: Account = { times: [], hasFailedFirst: false };
+    this.#accounts.set(this.#arrived, account);
+    this.#accounts.delete(this.#arrived - MOST_CLIENTS);
+    this.#arrived += 1;
+    if (this.#isEndless) this.#planned += requests;
+    for (let i = 0; i < requests && !signal.aborted; i += 1) {
+      try {
+        // From the scheduled arrival, so that a tester that runs late (or a full backlog) hides no
+        // waiting: no coordinated omission.
+        const seconds = await client.request(i === 0 ? since : undefined, nextNumber());
+        this.#record(account, seconds);
+      } catch (error) {
+        if (!(error instanceof RequestError)) throw error;
+        if (i === 0) account.hasFailedFirst = true;
+        this.#errors[error.kind] += 1;
+        if (error.kind !== "interrupted") this.#firstFailure ??= error.message;
+      }
+      if (this.#options.reconnect) client.close();
     }
     client.close();
-    this.#clients.delete(client);
-    this.#move(times.length > 0 ? "talking" : "waiting", "done");
+    if (account.times.length > 0) this.#talking -= 1;
+    this.#done += 1;
   }
 
-  /** Returns the list for the times of client `place`; of a run without an end, old ones go. */
-  #welcome(place: number, requests: number): number[] {
-    const times: number[] = [];
-    this.#times[place % MOST_CLIENTS] = times;
-    this.#firstFailed.delete(place - MOST_CLIENTS);
-    if (this.#isEndless) this.#planned += requests;
-    this.#move("toCome", "waiting");
-    return times;
-  }
-
-  #record(times: number[], seconds: number): void {
-    if (times.length === 0) this.#move("waiting", "talking");
+  #record({ times }: Account, seconds: number): void {
+    if (times.length === 0) this.#talking += 1;
     times.push(Math.round(seconds * 1e6) / 1e6);
     this.#recent[this.#answered % RECENT] = seconds;
     this.#answered += 1;
   }
-
-  /** The client goes on with the next request of its plan, on a new connection. */
-  #fail(error: unknown, firstOf: number | undefined): void {
-    if (!(error instanceof RequestError)) throw error;
-    this.#errors[error.kind] += 1;
-    if (firstOf !== undefined) this.#firstFailed.add(firstOf);
-    if (error.kind !== "interrupted") this.#firstFailure ??= error.message;
-  }
-
-  #move(from: Stage, to: Stage): void {
-    this.#stages[from] -= 1;
-    this.#stages[to] += 1;
-  }
-
-  #finishIfDone(): void {
-    if (this.#clients.size === 0 && (this.#stopped || this.#stages.toCome === 0)) this.#finish();
-  }
 }
 
 // ─── Children ────────────────────────────────────────────────────────────────
-// The servers and the balancer that --compare starts. They are ended whatever happens: by SIGTERM,
-// by SIGKILL when they do not react or when we end first, and by themselves should we be killed.
+// The servers and the balancer that --compare starts. They have nothing to put away, and are ended
+// whatever happens: by SIGKILL, which the hanging and the stopped heed as well, and by themselves
+// should we be killed.
 
 const READY_MS = 20_000;
-const STOP_MS = 3_000;
 const REPORT_MS = 1_000;
-
 /**
  * Runs in each child, before its script. It ends the child with us, even by SIGKILL: then the
  * channel closes. It watches the child's loop, says on demand for how long it stood still at worst
@@ -921,27 +741,27 @@ function look() {
   worst = Math.max(worst, now - last - every);
   last = now;
 }
-function block(seconds) {
+function hear({ hang }) {
   look();
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, seconds * 1000);
-  last = performance.now();
+  if (hang === undefined) {
+    process.send(worst / 1000, () => undefined);
+    worst = 0;
+  } else {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, hang * 1000);
+    last = performance.now();
+  }
 }
-function report() {
-  look();
-  process.send(worst / 1000, () => undefined);
-  worst = 0;
+function end() {
+  process.kill(process.pid, "SIGKILL"); // process.exit may wait for ever for a loader that has gone
 }
 if (isMainThread) {
-  if (!process.connected) process.exit(1);
+  if (!process.connected) end();
   setInterval(look, every).unref();
-  process.on("message", ({ hang }) => (hang === undefined ? report() : block(hang)));
-  process.on("disconnect", () => process.exit(1));
+  process.on("message", hear);
+  process.on("disconnect", end);
   process.channel.unref();
 }`;
 const PRELOAD = `data:text/javascript,${encodeURIComponent(IN_CHILD)}`;
-
-/** Windows has no process groups; there a Ctrl-C reaches the children with us. */
-const HAS_GROUPS = process.platform !== "win32";
 
 type Child = {
   readonly label: string;
@@ -949,28 +769,22 @@ type Child = {
   readonly closed: Promise<unknown>;
   /** What it has printed. */
   readonly output: { stdout: string; stderr: string };
-  /** We have ended it. */
-  isEnding: boolean;
   /** Until then it stands still because we said so. */
   hangsUntil: number;
 };
 
 export class Children {
   readonly #running = new Set<Child>();
-  /** The labels of those that ended by themselves. */
-  readonly lost: string[] = [];
-  #stopping = false;
+  /** What ended by itself, in words, until all are stopped. */
+  lost: string[] = [];
 
-  /**
-   * Starts a script that lies beside this one; complaints call it `label`. Fulfilled with the
-   * address it listens on. Throws RunError with its complaint.
-   */
+  /** Starts a script beside this one; returns the address it listens on. Throws RunError. */
   async start(label: string, script: string, args: readonly string[]): Promise<Address> {
     const path = fileURLToPath(new URL(script, import.meta.url));
     const words = [...process.execArgv, "--import", PRELOAD, path, ...args];
-    // A process group of its own: a Ctrl-C on the terminal must reach the children only through us.
     const started = spawn(process.execPath, words, {
-      detached: HAS_GROUPS,
+      // A Ctrl-C on the terminal must reach the children only through us; Windows has no groups.
+      detached: process.platform !== "win32",
       windowsHide: true,
       stdio: ["ignore", "pipe", "pipe", "ipc"],
     });
@@ -979,9 +793,10 @@ export class Children {
     await stallOf(child); // that it took its time to start is no standstill
     started.stderr?.on("data", (text: string) => process.stderr.write(text));
     started.on("exit", (code, signal) => {
-      if (child.isEnding || this.#stopping) return;
-      this.lost.push(label);
-      console.error(`${label} ended in the middle of the run: ${signal ?? `exit code ${code}`}`);
+      if (started.killed) return;
+      const loss = `${label} ended in the middle of the run`;
+      this.lost.push(loss);
+      console.error(`${loss}: ${signal ?? `exit code ${code}`}`);
     });
     return address;
   }
@@ -993,24 +808,15 @@ export class Children {
         output[name] = (output[name] + text).slice(-4096);
       });
     const closed = new Promise((resolve) => started.on("close", resolve));
-    const child = { label, process: started, closed, output, isEnding: false, hangsUntil: 0 };
+    const child = { label, process: started, closed, output, hangsUntil: 0 };
     this.#running.add(child);
     started.on("close", () => this.#running.delete(child));
-    started.on("error", () => undefined); // of a signal or a message that came too late
+    started.on("error", () => undefined); // of a message that came too late
     return child;
   }
 
   find(label: string): Child | undefined {
     return [...this.#running].find((child) => child.label === label);
-  }
-
-  /** Ends one of them at once, as a crash would. */
-  async crash(label: string): Promise<void> {
-    const child = this.find(label);
-    if (!child) return;
-    child.isEnding = true;
-    send("SIGKILL", child);
-    await child.closed;
   }
 
   /** Blocks the event loop of one of them. */
@@ -1024,114 +830,71 @@ export class Children {
   /** How long each stood still at worst since this was last asked, in seconds by label. */
   async stalls(): Promise<Map<string, number>> {
     const stalls = new Map<string, number>();
-    const asked = [...this.#running].map(async (child) => {
-      stalls.set(child.label, await stallOf(child));
-    });
-    await Promise.all(asked);
+    const ask = async (child: Child) => stalls.set(child.label, await stallOf(child));
+    await Promise.all([...this.#running].map(ask));
     return stalls;
   }
 
   /** Ends all of them, and waits until they have. */
   async stop(): Promise<void> {
     const closed = [...this.#running].map((child) => child.closed);
-    this.kill("SIGTERM");
-    const timer = setTimeout(() => this.kill(), STOP_MS);
+    this.kill();
     await Promise.all(closed);
-    clearTimeout(timer);
+    this.lost = [];
   }
 
-  kill(signal: NodeJS.Signals = "SIGKILL"): void {
-    this.#stopping = true;
-    for (const child of this.#running) send(signal, child);
-  }
-}
-
-const hangs = ({ hangsUntil }: Child): boolean => performance.now() < hangsUntil;
-
-/** To the whole group, where there are groups. Who hangs cannot heed a gentle signal. */
-function send(gentle: NodeJS.Signals, whom: Child): void {
-  const { pid, exitCode, signalCode } = whom.process;
-  if (pid === undefined || exitCode !== null || signalCode !== null) return;
-  const signal = hangs(whom) ? "SIGKILL" : gentle;
-  try {
-    if (HAS_GROUPS) process.kill(-pid, signal);
-    else whom.process.kill(signal);
-  } catch {
-    whom.process.kill(signal); // it has just ended, or there are no groups after all
+  kill(): void {
+    for (const child of this.#running) child.process.kill("SIGKILL");
   }
 }
 
 /** 0 for who has gone, or hangs; who does not answer has stood still while we waited. */
-async function stallOf(whom: Child): Promise<number> {
-  const { process: child, closed } = whom;
-  if (!child.connected || hangs(whom)) return 0;
+async function stallOf({ process: child, closed, hangsUntil }: Child): Promise<number> {
+  if (!child.connected || performance.now() < hangsUntil) return 0;
   const answer = once(child, "message").then(([stall]: unknown[]) => Number(stall));
   child.send("look", () => undefined);
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<number>((resolve) => {
-    timer = setTimeout(resolve, REPORT_MS, REPORT_MS / 1000);
-  });
-  const gone = closed.then(() => 0);
-  return Promise.race([answer, late, gone]).finally(() => clearTimeout(timer));
+  const late = sleep(REPORT_MS, REPORT_MS / 1000, { ref: false });
+  return Promise.race([answer, late, closed.then(() => 0)]);
 }
 
-/**
- * The address that a child says it listens on. Throws RunError when it ends first, or says nothing
- * for too long.
- */
+/** The address that a child says it listens on. Throws RunError when it ends or takes too long. */
 function firstWords(script: string, { process: child, output }: Child): Promise<Address> {
   return new Promise((resolve, reject) => {
     const fail = (reason: string): void =>
       reject(new RunError(`Cannot start ${script}: ${reason}`));
-    const timer = setTimeout(() => fail(`not listening after ${READY_MS / 1000} s`), READY_MS);
+    const late = setTimeout(fail, READY_MS, `not listening after ${READY_MS / 1000} s`);
+    late.unref();
     child.stdout?.on("data", () => {
       const address = parseAddress(/^Listening on (\S+)\n/m.exec(output.stdout)?.[1] ?? "");
       if (address) resolve(address);
     });
-    child
-      .on("error", (error) => fail(reasonOf(error)))
-      .on("message", () => clearTimeout(timer))
-      .on("close", (code, signal) => {
-        clearTimeout(timer);
-        const [complaint] = output.stderr.trim().split("\n");
-        fail(complaint || `ended by ${signal ?? `exit code ${code}`}`);
-      });
+    child.on("error", (error) => fail(reasonOf(error)));
+    child.on("close", (code, signal) => {
+      const [complaint] = output.stderr.trim().split("\n");
+      fail(complaint || `ended by ${signal ?? `exit code ${code}`}`);
+    });
   });
 }
 
 /** What --compare starts: the servers, and what their balancer is told besides its entry. */
-type Lab = {
-  readonly servers: readonly ServerSetup[];
-  readonly balancerOptions: readonly string[];
-};
+type Lab = Readonly<{ servers: readonly ServerSetup[]; balancerOptions: readonly string[] }>;
 
 const BALANCER = "the balancer";
 const serverLabel = (place: number): string => `server ${place + 1}`;
 
 /** The options of a server; `seed` is for what carries no number. */
-const serverArguments = ({ mean, sd, slots, slow }: ServerSetup, seed: number): string[] => [
-  ...["--log", "none", "--mean", String(mean), "--sd", String(sd)],
-  ...["--max-connections", String(slots), "--seed", String(seed)],
-  ...(slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : []),
-];
+function serverArguments({ mean, sd, slots, slow }: ServerSetup, seed: number): string[] {
+  const usual = `--log none --mean ${mean} --sd ${sd} --max-connections ${slots} --seed ${seed}`;
+  const phase = slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : [];
+  return [...usual.split(" "), ...phase];
+}
 
-/** Whom to ask, and how to start the last server again. */
-type Started = {
-  readonly address: Address;
-  readonly last: string;
-  readonly restart: () => Promise<unknown>;
-};
+/** The server that --fail and --hang are about. */
+type LastServer = { readonly label: string; readonly restart: () => Promise<unknown> };
 
-/**
- * Starts what an entry needs: the baseline is the first server alone. `nextSeed` gives the
- * balancer's seed and one for each server. Throws RunError.
- */
-async function startEntry(
-  children: Children,
-  { algorithm, balancerOptions }: Entry,
-  lab: Lab,
-  nextSeed: () => number,
-): Promise<Started> {
+/** Starts what an entry needs: the baseline is the first server alone. Throws RunError. */
+async function startEntry(children: Children, entry: Entry, lab: Lab, nextSeed: () => number) {
+  const { algorithm, balancerOptions } = entry;
   const balancerSeed = nextSeed();
   const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
   const commands = needed.map((server) => serverArguments(server, nextSeed()));
@@ -1140,28 +903,26 @@ async function startEntry(
     return children.start(serverLabel(place), "server.ts", args);
   };
   const addresses = await Promise.all(needed.map((_, place) => start(place, 0)));
-  const last = needed.length - 1;
-  const restart = (): Promise<unknown> => start(last, addresses[last]!.port);
-  const fate = { last: serverLabel(last), restart };
-  if (algorithm === undefined) return { address: addresses[0]!, ...fate };
+  const place = needed.length - 1;
+  const restart = (): Promise<unknown> => start(place, addresses[place]!.port);
+  const last: LastServer = { label: serverLabel(place), restart };
+  if (algorithm === undefined) return { addresses, last };
   const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]!.weight}`);
-  const usual = ["--port", "0", "--servers", list.join(), "--log", "none"];
-  const options = [...usual, "--seed", String(balancerSeed), ...lab.balancerOptions];
-  const words = [algorithm, ...options, ...balancerOptions];
-  return { address: await children.start(BALANCER, "load_balancer.ts", words), ...fate };
+  const usual = `--port 0 --servers ${list.join()} --log none --seed ${balancerSeed}`.split(" ");
+  const words = [algorithm, ...usual, ...lab.balancerOptions, ...balancerOptions];
+  return { addresses: [await children.start(BALANCER, "load_balancer.ts", words)], last };
 }
 
 /** Lets faults happen in the windows of a plan; the returned function gives up what has not yet. */
-function schedule(children: Children, { last, restart }: Started, plan: Workload): () => void {
+function schedule(children: Children, last: LastServer, { fail, hang }: Workload): () => void {
   const timers: NodeJS.Timeout[] = [];
   const at = (seconds: number, act: () => unknown): void =>
     void timers.push(setTimeout(act, seconds * 1000));
-  const { fail, hang } = plan;
   const complain = (error: unknown): void =>
-    console.error(`${last} did not come back: ${reasonOf(error)}`);
-  if (fail) at(fail.from, () => children.crash(last));
-  if (fail) at(fail.to, () => restart().catch(complain));
-  if (hang) at(hang.from, () => children.hang(last, hang.to - hang.from));
+    console.error(`${last.label} did not come back: ${reasonOf(error)}`);
+  if (fail) at(fail.from, () => children.find(last.label)?.process.kill("SIGKILL"));
+  if (fail) at(fail.to, () => last.restart().catch(complain));
+  if (hang) at(hang.from, () => children.hang(last.label, hang.to - hang.from));
   return () => timers.forEach(clearTimeout);
 }
 
@@ -2368,22 +2129,6 @@ function targetOf(path: string): string {
   return resolve(dirname(path), fs.readlinkSync(path));
 }
 
-/** Written beside it and renamed, so that nobody ever reads half a file. Throws RunError. */
-export function writeWhole(file: string, text: string): void {
-  const target = targetOf(file);
-  const draft = `${target}.${process.pid}.tmp`;
-  const failed = (error: unknown, kept: string): never => {
-    throw new RunError(`Cannot write ${file}: ${reasonOf(error)}; what was to be written ${kept}`);
-  };
-  const problem = problemWith(() => writeDraft(draft, text));
-  if (problem) return failed(problem, keepElsewhere(draft, text));
-  const obstacle = problemWith(() => {
-    takeAfter(target, draft);
-    fs.renameSync(draft, target);
-  });
-  if (obstacle) failed(obstacle, `is in ${draft}`);
-}
-
 /** What `act` throws. */
 function problemWith(act: () => void): unknown {
   try {
@@ -2392,6 +2137,17 @@ function problemWith(act: () => void): unknown {
   } catch (error) {
     return error;
   }
+}
+
+/** Written beside it and renamed, so that nobody ever reads half a file. Throws RunError. */
+export function writeWhole(file: string, text: string): void {
+  const target = targetOf(file);
+  const draft = `${target}.${process.pid}.tmp`;
+  const unwritten = problemWith(() => writeDraft(draft, text));
+  const problem = unwritten ?? problemWith(() => replace(target, draft));
+  if (!problem) return;
+  const kept = unwritten ? keepElsewhere(draft, text) : `is in ${draft}`;
+  throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}; what was to be written ${kept}`);
 }
 
 /** Half a draft is none. */
@@ -2405,6 +2161,23 @@ function writeDraft(draft: string, text: string): void {
   }
 }
 
+/** Not `recursive: true`, which never returns where a file system says ENOENT, as /proc does. */
+function makeFolder(folder: string): void {
+  if (fs.existsSync(folder)) return;
+  makeFolder(dirname(folder));
+  fs.mkdirSync(folder);
+}
+
+/** With the mode and, where that is allowed, the owner of what was there. */
+function replace(target: string, draft: string): void {
+  const before = fs.statSync(target, { throwIfNoEntry: false });
+  if (before?.isFile()) {
+    problemWith(() => fs.chownSync(draft, before.uid, before.gid)); // only root may give files away
+    fs.chmodSync(draft, before.mode);
+  }
+  fs.renameSync(draft, target);
+}
+
 /** Where temporary files are; failing that, in the hands of whoever reads our complaints. */
 function keepElsewhere(draft: string, text: string): string {
   const other = join(tmpdir(), basename(draft));
@@ -2413,89 +2186,35 @@ function keepElsewhere(draft: string, text: string): string {
   return "is above";
 }
 
-/** Mode and, where that is allowed, owner of the file that `draft` is to replace. */
-function takeAfter(target: string, draft: string): void {
-  const before = fs.statSync(target, { throwIfNoEntry: false });
-  if (!before?.isFile()) return;
-  problemWith(() => fs.chownSync(draft, before.uid, before.gid)); // only root may give files away
-  fs.chmodSync(draft, before.mode);
-}
-
 /**
- * With the folders above it. Not `recursive: true`, which never returns where a file system refuses
- * with ENOENT, as /proc does.
+ * Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
+ * the returned function is called, or this process has gone. Throws RunError.
  */
-function makeFolder(folder: string): void {
-  if (fs.existsSync(folder)) return;
-  makeFolder(dirname(folder));
-  fs.mkdirSync(folder);
-}
-
-/** Makes the folder and proves that `file` can be written. Throws RunError. */
-function checkWritable(file: string): void {
+function reserve(file: string): () => void {
+  const path = `${file}.lock`;
   const probe = `${file}.${process.pid}.tmp`;
   const problem = problemWith(() => writeDraft(probe, ""));
   if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
   fs.rmSync(probe);
   if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
     throw new RunError(`Cannot write ${file}: it is a folder`);
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return pid > 0 && process.kill(pid, 0);
-  } catch (error) {
-    return error instanceof Error && "code" in error && error.code === "EPERM";
-  }
-}
-
-/**
- * Keeps other calls from writing `file` until the returned function is called, or this process has
- * gone. Throws RunError when another one is there already.
- */
-function lock(file: string): () => void {
-  const path = `${file}.lock`;
-  const owner = fs.existsSync(path) ? Number(fs.readFileSync(path, "utf8")) : 0;
-  if (owner !== process.pid && isAlive(owner))
-    throw new RunError(
-      `Cannot write ${file}: process ${owner} is measuring under this name ` +
-        `(if it is not, remove ${path})`,
-    );
-  fs.rmSync(path, { force: true });
-  fs.writeFileSync(path, String(process.pid), { flag: "wx" });
+  const owner = (fs.existsSync(path) && Number(fs.readFileSync(path, "utf8"))) || process.pid;
+  const hasGone = reasonOf(problemWith(() => process.kill(owner, 0))) === "no such process";
+  const what = `process ${owner} is measuring under this name (if it is not, remove ${path})`;
+  if (owner !== process.pid && !hasGone) throw new RunError(`Cannot write ${file}: ${what}`);
+  fs.writeFileSync(path, String(process.pid));
   return () => fs.rmSync(path, { force: true });
 }
 
-/** A line for each client, so that two runs can be compared by eye and by diff. */
-const formatTimes = (runs: Measured["runs"]): string =>
-  `[\n${runs.flatMap(({ times }) => times.map((of) => JSON.stringify(of))).join(",\n")}\n]\n`;
-
-const sha256 = (text: string | Buffer): string => createHash("sha256").update(text).digest("hex");
-
-/** How a file was made, as `runs.json` has it. */
-const recordOf = ({ runs, ...asked }: Measured, session: string, text: string): Records => ({
-  sha256: sha256(text),
-  session,
-  setup: asked.setup,
-  plan: asked.plan,
-  runsAsked: asked.runsAsked,
-  simulated: runs.some(({ simulated }) => simulated),
-  runs: runs.map(({ times, address, firstFailure, tester, ...run }) => ({
-    ...run,
-    clients: times.length,
-    answered: countAnswers(times),
-  })),
-});
+const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
 
 type Records = Readonly<Record<string, unknown>>;
 const isObject = (value: unknown): value is Records =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-const recordsFile = (folder: string): string => join(folder, "runs.json");
-
 /** What a folder's `runs.json` holds; nothing where there is none. A malformed one is put aside. */
 function readRecords(folder: string): Records {
-  const file = recordsFile(folder);
+  const file = join(folder, "runs.json");
   if (!fs.existsSync(file)) return {};
   try {
     const records: unknown = JSON.parse(fs.readFileSync(file, "utf8"));
@@ -2510,29 +2229,39 @@ function readRecords(folder: string): Records {
 
 /** A line for each field, and for each run. */
 function formatRecords(records: Records): string {
-  const list = (values: readonly unknown[], indent: string): string =>
-    values.map((value) => `\n${indent}${JSON.stringify(value)}`).join();
-  const field = ([key, value]: [string, unknown]): string => {
-    const text = Array.isArray(value) ? `[${list(value, "      ")}\n    ]` : JSON.stringify(value);
-    return `\n    ${JSON.stringify(key)}: ${text}`;
-  };
-  const entry = ([name, record]: [string, unknown]): string =>
-    `\n  ${JSON.stringify(name)}: {${Object.entries(record ?? {})
-      .map(field)
-      .join()}\n  }`;
-  return `{${Object.entries(records).map(entry).join()}\n}\n`;
+  const list = (values: readonly unknown[]): string =>
+    `[${values.map((value) => `\n      ${JSON.stringify(value)}`).join()}\n    ]`;
+  const field = (value: unknown): string =>
+    Array.isArray(value) ? list(value) : JSON.stringify(value);
+  const lines = (of: object, indent: string, format: (value: unknown) => string): string[] =>
+    Object.entries(of).map(([key, value]) => `${indent}${JSON.stringify(key)}: ${format(value)}`);
+  const record = (of: unknown): string => `{${lines(of ?? {}, "\n    ", field).join()}\n  }`;
+  return `{${lines(records, "\n  ", record).join()}\n}\n`;
 }
 
-/** Adds an entry, and drops those whose files have gone. */
-function addRecord(folder: string, name: string, record: Records): void {
-  const unlock = lock(recordsFile(folder));
+/** Adds how a file was made, and drops what is said of files that have gone. */
+function addRecord(folder: string, { name, runs, ...asked }: Measured, made: Records): void {
+  const file = join(folder, "runs.json");
+  const record = {
+    ...made,
+    setup: asked.setup,
+    plan: asked.plan,
+    runsAsked: asked.runsAsked,
+    simulated: runs.some(({ simulated }) => simulated),
+    runs: runs.map(({ times, address, firstFailure, tester, ...run }) => ({
+      ...run,
+      clients: times.length,
+      answered: times.reduce((sum, of) => sum + of.length, 0),
+    })),
+  };
+  const release = reserve(file);
   try {
-    const kept = Object.entries(readRecords(folder)).filter(
+    const others = Object.entries(readRecords(folder)).filter(
       ([other]) => other !== name && fs.existsSync(join(folder, `${other}.json`)),
     );
-    writeWhole(recordsFile(folder), formatRecords(Object.fromEntries([...kept, [name, record]])));
+    writeWhole(file, formatRecords(Object.fromEntries([...others, [name, record]])));
   } finally {
-    unlock();
+    release();
   }
 }
 
@@ -2540,24 +2269,23 @@ function addRecord(folder: string, name: string, record: Records): void {
 function isWhole(folder: string, name: string): boolean {
   const file = join(folder, `${name}.json`);
   if (!fs.statSync(file, { throwIfNoEntry: false })?.isFile()) return false;
-  const text = fs.readFileSync(file);
+  const text = fs.readFileSync(file, "utf8");
   const record = readRecords(folder)[name];
-  if (!isObject(record) || record["sha256"] !== sha256(text)) return /\d/.test(text.toString());
-  const runs: unknown = record["runs"];
-  return !JSON.stringify(runs).includes('"interrupted":true') && /\d/.test(text.toString());
+  const isOurs = isObject(record) && record["sha256"] === sha256(text);
+  const isPartial = isOurs && JSON.stringify(record["runs"]).includes('"interrupted":true');
+  return !isPartial && /\d/.test(text);
 }
 
-/** `hasRecord` is false for a file by itself, beside which there is no `runs.json`. */
-type Shelf = { readonly folder: string; readonly hasRecord: boolean; readonly session: string };
-
 /**
- * Writes the runs of a set-up, and how they were made. Runs without an answer, or interrupted, do
- * not replace whole ones, but stand beside them. Returns where they are. Throws RunError.
+ * Writes the runs of a set-up, a line for each client, and with a `session` how they were made.
+ * Runs without an answer, or interrupted, do not replace whole ones, but stand beside them. Returns
+ * where they are. Throws RunError.
  */
-function store(measured: Measured, { folder, hasRecord, session }: Shelf): string {
+function store(measured: Measured, folder: string, session: string | undefined): string {
   const { name, runs } = measured;
   const file = join(folder, `${name}.json`);
-  const text = formatTimes(runs);
+  const lines = runs.flatMap(({ times }) => times.map((of) => JSON.stringify(of)));
+  const text = `[\n${lines.join(",\n")}\n]\n`;
   const isPartial = runs.some(({ interrupted }) => interrupted) || !/\d/.test(text);
   if (isPartial && isWhole(folder, name)) {
     const partial = join(folder, `${name}.partial.json`);
@@ -2565,7 +2293,7 @@ function store(measured: Measured, { folder, hasRecord, session }: Shelf): strin
     return `${partial} (${file} stays as it was)`;
   }
   writeWhole(file, text);
-  if (hasRecord) addRecord(folder, name, recordOf(measured, session, text));
+  if (session !== undefined) addRecord(folder, measured, { sha256: sha256(text), session });
   return file;
 }
 
@@ -2575,54 +2303,43 @@ function store(measured: Measured, { folder, hasRecord, session }: Shelf): strin
 
 /** A run, with sockets or without, as far as somebody looks on and may end it. */
 type Watchable = { readonly progress: Progress; stop(): void };
+/** Shows where a run stands until the returned function is called. */
+type Show = (name: string, run: Watchable, lastArrival: number) => () => void;
 
 const LIVE_MS = 250;
 const HEARTBEAT_MS = 30_000;
 /** What a terminal that does not say its width is taken to have. */
 const USUAL_COLUMNS = 80;
 
-class Display {
-  readonly #runs: number;
-  readonly #quiet: boolean;
-  readonly #startedAt = performance.now();
-  readonly #isLive = process.stderr.isTTY && process.env["TERM"] !== "dumb";
-  #done = 0;
-
-  /** There are `runs` runs in all. */
-  constructor(runs: number, quiet: boolean) {
-    this.#runs = runs;
-    this.#quiet = quiet;
-  }
-
-  /** Shows where `run` stands until the returned function is called. */
-  watch(name: string, run: Watchable, lastArrival: number): () => void {
-    if (this.#quiet) return () => undefined;
-    const lineOf = (columns: number): string => {
-      const { progress } = run;
-      const left = this.#left(progress, lastArrival);
-      return liveLine({ name, run: this.#done + 1, runs: this.#runs, left }, progress, columns);
-    };
-    const show = (): void => {
-      if (!this.#isLive) return console.error(lineOf(Infinity));
-      process.stderr.write(`\r\x1b[K${paint(lineOf(process.stderr.columns || USUAL_COLUMNS))}`);
-    };
-    const timer = setInterval(show, this.#isLive ? LIVE_MS : HEARTBEAT_MS);
-    return () => {
-      clearInterval(timer);
-      if (this.#isLive) process.stderr.write("\r\x1b[K");
-      else show();
-      this.#done += 1;
-    };
-  }
-
+/** Shows `runs` runs, one after the other. */
+function displayOf(runs: number): Show {
+  const startedAt = performance.now();
+  const isLive = process.stderr.isTTY && process.env["TERM"] !== "dumb";
+  let done = 0;
   /** Seconds until the last run is done: others take as long as those before them, or this one. */
-  #left(progress: Progress, lastArrival: number): number | undefined {
+  const leftOf = (progress: Progress, lastArrival: number): number | undefined => {
     const left = secondsLeft(progress, lastArrival);
     if (left === undefined) return undefined;
-    const elapsed = (performance.now() - this.#startedAt) / 1000 - progress.seconds;
-    const usual = this.#done > 0 ? elapsed / this.#done : progress.seconds + left;
-    return left + usual * (this.#runs - this.#done - 1);
-  }
+    const elapsed = (performance.now() - startedAt) / 1000 - progress.seconds;
+    const usual = done > 0 ? elapsed / done : progress.seconds + left;
+    return left + usual * (runs - done - 1);
+  };
+  return (name, run, lastArrival) => {
+    const show = (): void => {
+      const { progress } = run;
+      const place = { name, run: done + 1, runs, left: leftOf(progress, lastArrival) };
+      if (!isLive) return console.error(liveLine(place, progress, Infinity));
+      const line = liveLine(place, progress, process.stderr.columns || USUAL_COLUMNS);
+      process.stderr.write(`\r\x1b[K${paint(line)}`);
+    };
+    const timer = setInterval(show, isLive ? LIVE_MS : HEARTBEAT_MS);
+    return () => {
+      clearInterval(timer);
+      if (isLive) process.stderr.write("\r\x1b[K");
+      else show();
+      done += 1;
+    };
+  };
 }
 
 // ─── Session ─────────────────────────────────────────────────────────────────
@@ -2630,164 +2347,129 @@ class Display {
 // Ctrl-C does at any moment of it.
 
 const INTERRUPTED = 130;
-const PLAIN_NAME = "response_times";
-
-/** The runs of one folder: one rate. */
-type Series = { readonly folder: string; readonly plan: Workload };
-
-type Job = {
-  /** More than one only with --compare: a rate each. */
-  readonly series: readonly Series[];
-  /** Without entries, one run against `target`. */
-  readonly entries: readonly Entry[];
-  readonly rounds: readonly Round[];
-  readonly lab: Lab;
-  /** In virtual time, with so many balancers. */
-  readonly isSimulated: boolean;
-  readonly balancers: number;
-  readonly target: Address;
-  /** Undefined where the file has no `runs.json` beside it. */
-  readonly name: string | undefined;
-  readonly seed: number;
-  readonly json: boolean;
-  readonly quiet: boolean;
-  /** The page of --admin is to be named, with what to try there. */
-  readonly hasPage: boolean;
-};
-
 /** Between two looks at the world outside a simulated run. */
 const EVENTS_AT_ONCE = 200_000;
 
-/** One run: its place in the whole, whom it asks, and what it has started for that. */
-type Lot = {
-  readonly name: string;
-  readonly seed: number;
-  readonly plan: Workload;
-  readonly visits: Visits;
-  readonly addresses: readonly Address[];
-  readonly children?: Children;
-  readonly started?: Started;
+/** The runs of one folder: one rate. More than one only with --compare. */
+type Series = { readonly folder: string; readonly plan: Workload };
+type Job = ReturnType<typeof readJob>;
+/** What a folder's runs have come to so far; the first `whole` of them make up whole seeds. */
+type Harvest = {
+  readonly series: Series;
+  readonly runs: { readonly entry: Entry; readonly outcome: Outcome }[];
+  whole: number;
 };
-
-/** What a folder's runs have come to so far: whole seeds, and those of a seed that is not done. */
-type Harvest = { readonly whole: Map<string, Outcome[]>; readonly begun: Map<string, Outcome> };
 
 class Session {
   readonly #job: Job;
   readonly #id = randomBytes(8).toString("hex");
-  readonly #display: Display;
+  readonly #show: Show;
+  readonly #children = new Children();
   readonly #summaries: (Summary & { file: string | null })[] = [];
-  readonly #unlocks: (() => void)[] = [];
+  readonly #releases: (() => void)[] = [];
   readonly #written: string[] = [];
   #interrupted = false;
   #failedToWrite = false;
   #run: Watchable | undefined;
-  #children: Children | undefined;
-  /** Puts away what the folder at hand has come to. */
-  #putAway: () => void = () => undefined;
+  #harvest: Harvest | undefined;
 
   constructor(job: Job) {
     this.#job = job;
     const runs = job.rounds.reduce((sum, { entries }) => sum + entries.length, 0);
-    this.#display = new Display(Math.max(1, runs) * job.series.length, job.quiet);
-    const interrupt = (): void => this.#interrupt();
-    onStopSignals(interrupt, () => process.exit(INTERRUPTED));
-    process.on("SIGHUP", interrupt); // the terminal has gone
-    process.on("exit", () => this.#leave());
+    this.#show = job.quiet ? () => () => undefined : displayOf(runs * job.series.length);
+    const interrupt = (): void => {
+      this.#interrupted = true;
+      if (this.#run) this.#run.stop();
+      else this.#children.kill();
+    };
+    const exit = (): void => process.exit(INTERRUPTED);
+    onStopSignals(interrupt, exit, ["SIGINT", "SIGTERM", "SIGHUP"]); // HUP: the terminal has gone
+    process.on("exit", () => {
+      // even after an error or a second Ctrl-C
+      this.#children.kill();
+      this.#putAway();
+      for (const release of this.#releases) release();
+    });
   }
 
   /** Everything, to the exit code. Throws RunError. */
   async carryOut(): Promise<number> {
-    const { series, json, quiet } = this.#job;
-    for (const { folder } of series) this.#reserve(folder);
-    let failure: unknown;
+    const { series, entries } = this.#job;
+    // nothing is to stop us from writing what will have been measured
+    for (const { folder } of series)
+      for (const { name } of entries) this.#releases.push(reserve(join(folder, `${name}.json`)));
     try {
-      for (const each of series) if (!this.#interrupted) await this.#carryOutSeries(each);
-    } catch (error) {
-      failure = error;
+      for (const each of series) await this.#carryOutSeries(each);
+    } finally {
+      this.#conclude();
     }
-    if (json) this.#printJson();
-    else if (!quiet) this.#sayWhere();
-    if (failure !== undefined) throw failure;
-    return this.#exitCode();
-  }
-
-  get #isComparing(): boolean {
-    return this.#job.entries.length > 0;
-  }
-
-  get #isEndless(): boolean {
-    return this.#job.series.some(({ plan }) => plan.clients === 0);
-  }
-
-  #exitCode(): number {
     if (this.#failedToWrite) return 1;
-    if (this.#isEndless) return 0;
+    if (this.#job.isEndless) return 0;
     if (this.#interrupted) return INTERRUPTED;
     return this.#summaries.every(({ answered, planned }) => answered === planned) ? 0 : 1;
   }
 
-  #interrupt(): void {
-    this.#interrupted = true;
-    if (this.#run) this.#run.stop();
-    else void this.#children?.stop();
-  }
-
-  /** At the very end, even after an error or a second Ctrl-C. */
-  #leave(): void {
-    this.#children?.kill();
-    this.#putAway();
-    for (const unlock of this.#unlocks) unlock();
-  }
-
-  /** Nothing is to stop us from writing what will have been measured. Throws RunError. */
-  #reserve(folder: string): void {
-    const { entries, name = PLAIN_NAME } = this.#job;
-    for (const each of this.#isComparing ? entries : [{ name }]) {
-      const file = join(folder, `${each.name}.json`);
-      checkWritable(file);
-      this.#unlocks.push(lock(file));
-    }
-  }
-
+  /** Seed by seed. By hand an interrupted run is all there is; a seed of --compare is then void. */
   async #carryOutSeries(series: Series): Promise<void> {
-    const harvest: Harvest = { whole: new Map(), begun: new Map() };
-    this.#putAway = () => {
-      this.#putAway = () => undefined;
-      this.#putAwayAll(series, harvest);
-    };
+    const harvest: Harvest = { series, runs: [], whole: 0 };
+    this.#harvest = harvest;
     try {
-      if (this.#isComparing) await this.#compare(series, harvest);
-      else await this.#askTarget(series, harvest);
+      for (const { seed, entries } of this.#job.rounds) {
+        for (const entry of entries) {
+          const outcome = await this.#measure(entry, seed, series.plan);
+          if (outcome) harvest.runs.push({ entry, outcome });
+          if (!outcome || (outcome.interrupted && !this.#job.target)) return;
+        }
+        harvest.whole = harvest.runs.length;
+      }
     } finally {
       this.#putAway();
     }
   }
 
-  async #askTarget({ plan }: Series, { whole }: Harvest): Promise<void> {
-    const { target, name = PLAIN_NAME, seed } = this.#job;
-    const addresses = await resolveAddresses(target);
-    const visits = drawVisits(plan, seedsFrom(seed));
-    whole.set(name, [await this.#measure({ name, seed, plan, visits, addresses })]);
-  }
-
-  /** Seed by seed; what an interrupted seed has come to is not part of the whole. */
-  async #compare({ plan }: Series, { whole, begun }: Harvest): Promise<void> {
-    for (const { seed, entries } of this.#job.rounds) {
-      begun.clear();
-      for (const entry of entries) {
-        const outcome = this.#interrupted ? null : await this.#measureEntry(entry, seed, plan);
-        if (outcome) begun.set(entry.name, outcome);
-      }
-      const isWhole = [...begun.values()].every(({ interrupted }) => !interrupted);
-      if (begun.size < entries.length || !isWhole) return;
-      for (const [name, run] of begun) whole.set(name, [...(whole.get(name) ?? []), run]);
+  /** Starts everything afresh for one entry, and ends it again; nothing if it was interrupted. */
+  async #measure(entry: Entry, seed: number, plan: Workload): Promise<Outcome | undefined> {
+    const { target, isSimulated, lab, isEndless } = this.#job;
+    if (this.#interrupted) return undefined;
+    if (isSimulated) return this.#simulate(entry, seed, plan);
+    const children = this.#children;
+    const nextSeed = seedsFrom(seed);
+    const visits = drawVisits(plan, nextSeed);
+    try {
+      const { addresses, last } = target
+        ? { addresses: await resolveAddresses(target), last: undefined }
+        : await startEntry(children, entry, lab, nextSeed);
+      if (isEndless) this.#sayWhatToTry();
+      const run = new Run(addresses, visits, { ...plan, numbered: !target });
+      await children.stalls(); // from here on they count
+      const giveUpFaults = last && schedule(children, last, plan);
+      this.#run = run;
+      if (this.#interrupted) run.stop();
+      const hide = this.#show(entry.name, run, visits.lastArrival);
+      const observed = await run.start();
+      this.#run = undefined;
+      giveUpFaults?.();
+      hide();
+      const disturbed = [...disturbances(observed, await children.stalls()), ...children.lost];
+      if (disturbed.length > 0)
+        console.error(
+          `Warning: ${entry.name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its ` +
+            `times may be too long by as much. To repeat it: --seed ${seed}`,
+        );
+      const address = addresses.map(formatAddress).join(" or ");
+      return { ...observed, seed, address, simulated: false, disturbed };
+    } catch (error) {
+      if (this.#interrupted) return undefined; // it did not start because we stopped it
+      throw error;
+    } finally {
+      await children.stop();
     }
   }
 
   /** Carries out one entry in virtual time, some hundred thousand events at a time. */
-  async #simulateEntry(entry: Entry, seed: number, plan: Workload): Promise<Outcome> {
+  async #simulate(entry: Entry, seed: number, plan: Workload): Promise<Outcome> {
     const { clients, maxRequests, rate, addresses, ...rest } = plan;
+    const { lab, balancers } = this.#job;
     const nextSeed = seedsFrom(seed);
     const drawn = drawPlan(clients, maxRequests, rate, nextSeed);
     const run = new VirtualRun({
@@ -2795,83 +2477,48 @@ class Session {
       plan: drawn,
       numbers: (client) => numbersOf(drawn.luck, client),
       addressOf: (client) => sourceOf(client, addresses).localAddress ?? "127.0.0.1",
-      servers: this.#job.lab.servers,
+      servers: lab.servers,
       entry,
-      balancers: this.#job.balancers,
+      balancers,
       balancerSeed: nextSeed(),
     });
     this.#run = run;
-    const hide = this.#display.watch(entry.name, run, drawn.arrivals.at(-1) ?? 0);
+    const hide = this.#show(entry.name, run, drawn.arrivals.at(-1) ?? 0);
     while (!run.advance(EVENTS_AT_ONCE)) await new Promise(setImmediate);
     this.#run = undefined;
     hide();
     return { ...run.observed(), seed, address: "virtual time", simulated: true, disturbed: [] };
   }
 
-  /** Starts everything afresh for one entry, and stops it again; null when it was interrupted. */
-  async #measureEntry(entry: Entry, seed: number, plan: Workload): Promise<Outcome | null> {
-    if (this.#job.isSimulated) return this.#simulateEntry(entry, seed, plan);
-    const children = new Children();
-    this.#children = children;
-    const nextSeed = seedsFrom(seed);
-    const visits = drawVisits(plan, nextSeed);
-    try {
-      const started = await startEntry(children, entry, this.#job.lab, nextSeed);
-      if (this.#job.hasPage) this.#sayWhatToTry(children);
-      const asked = { name: entry.name, seed, plan, visits, addresses: [started.address] };
-      return await this.#measure({ ...asked, children, started });
-    } catch (error) {
-      if (this.#interrupted) return null; // it did not start because we stopped it
-      throw error;
-    } finally {
-      await children.stop();
-    }
-  }
-
-  async #measure({ name, seed, plan, visits, addresses, ...lot }: Lot): Promise<Outcome> {
-    const { children, started } = lot;
-    const run = new Run(addresses, visits, { ...plan, numbered: children !== undefined });
-    this.#run = run;
-    if (this.#interrupted) run.stop();
-    await children?.stalls(); // from here on they count
-    const giveUpFaults = children && started && schedule(children, started, plan);
-    const hide = this.#display.watch(name, run, visits.lastArrival);
-    const observed = await run.start().finally(() => {
-      this.#run = undefined;
-      giveUpFaults?.();
-      hide();
-    });
-    const stalls = (await children?.stalls()) ?? new Map<string, number>();
-    const lost = children?.lost.map((label) => `${label} ended in the middle of the run`) ?? [];
-    const disturbed = [...disturbances(observed, stalls), ...lost];
-    if (disturbed.length > 0) console.error(warning(name, seed, disturbed));
-    const address = addresses.map(formatAddress).join(" or ");
-    return { ...observed, seed, address, simulated: false, disturbed };
-  }
-
   /** Writes and prints what the folder's runs have come to; what is not whole is only printed. */
-  #putAwayAll({ folder, plan }: Series, { whole, begun }: Harvest): void {
-    for (const [name, runs] of whole) {
-      const measured = this.#measuredOf(name, plan, runs);
-      this.#report(measured, this.#store(measured, folder));
+  #putAway(): void {
+    if (!this.#harvest) return;
+    const { series, runs, whole } = this.#harvest;
+    this.#harvest = undefined;
+    const { json, quiet, entries, rounds } = this.#job;
+    const shown = whole > 0 ? runs.slice(0, whole) : runs;
+    for (const entry of entries) {
+      const outcomes = shown.filter((run) => run.entry === entry).map(({ outcome }) => outcome);
+      if (outcomes.length === 0) continue;
+      const measured: Measured = {
+        name: entry.name,
+        setup: setupOf(this.#job, entry),
+        plan: series.plan,
+        runsAsked: rounds.filter((round) => round.entries.includes(entry)).length,
+        runs: outcomes,
+      };
+      const file = whole > 0 ? this.#store(measured, series.folder) : null;
+      const summary = summarise(measured);
+      const gap = this.#summaries.length > 0 ? "\n" : "";
+      if (!json && !quiet) console.log(`${gap}${formatSummary(summary)}`);
+      this.#summaries.push({ ...summary, file });
     }
-    if (whole.size > 0) return;
-    for (const [name, run] of begun) this.#report(this.#measuredOf(name, plan, [run]), null);
-  }
-
-  #measuredOf(name: string, plan: Workload, runs: readonly Outcome[]): Measured {
-    const { entries, rounds, lab } = this.#job;
-    const entry = entries.find((each) => each.name === name);
-    if (!entry) return { name, setup: BY_HAND, plan, runsAsked: 1, runs };
-    const runsAsked = rounds.filter((round) => round.entries.includes(entry)).length;
-    return { name, setup: setupOf(entry, lab, this.#job.balancers), plan, runsAsked, runs };
   }
 
   /** Where it was written; null where it could not be, which is said at once. */
   #store(measured: Measured, folder: string): string | null {
-    const hasRecord = this.#isComparing || this.#job.name !== undefined;
     try {
-      const file = store(measured, { folder, hasRecord, session: this.#id });
+      const file = store(measured, folder, this.#job.hasRecords ? this.#id : undefined);
       this.#written.push(file);
       return file;
     } catch (error) {
@@ -2881,29 +2528,23 @@ class Session {
     }
   }
 
-  #report(measured: Measured, file: string | null): void {
-    const summary = summarise(measured);
-    const { json, quiet } = this.#job;
-    const gap = this.#summaries.length > 0 ? "\n" : "";
-    if (!json && !quiet) console.log(`${gap}${formatSummary(summary)}`);
-    this.#summaries.push({ ...summary, file });
-  }
-
-  #printJson(): void {
-    const shown = this.#isComparing ? this.#summaries : this.#summaries[0];
-    if (shown !== undefined) console.log(JSON.stringify(shown, null, 2));
-  }
-
-  #sayWhere(): void {
-    if (this.#written.length === 0) return;
+  /** The last words: the summaries, or where they are. */
+  #conclude(): void {
+    const { json, quiet, target } = this.#job;
+    const shown = target ? this.#summaries[0] : this.#summaries;
+    if (json && shown !== undefined) console.log(JSON.stringify(shown, null, 2));
+    if (json || quiet || this.#written.length === 0) return;
     console.log(`\nWritten: ${this.#written.join(", ")}`);
-    if (this.#isComparing) for (const line of drawingCommands(this.#job)) console.log(line);
+    if (!target) console.log(drawingCommands(this.#job).join("\n"));
   }
 
-  #sayWhatToTry(children: Children): void {
-    const said = children.find(BALANCER)?.output.stdout ?? "";
-    const [, page = ""] = /^Admin on (\S+)/m.exec(said) ?? [];
-    const { pid } = children.find(serverLabel(this.#job.lab.servers.length - 1))?.process ?? {};
+  /** Where the balancer has a page. */
+  #sayWhatToTry(): void {
+    const said = this.#children.find(BALANCER)?.output.stdout ?? "";
+    const [, page] = /^Admin on (\S+)/m.exec(said) ?? [];
+    if (page === undefined) return;
+    const last = serverLabel(this.#job.lab.servers.length - 1);
+    const pid = this.#children.find(last)?.process.pid;
     console.error(
       `Open ${page} and watch. Switch the algorithm there, and look at p95; drain a server;\n` +
         `stop one: kill -STOP ${pid} (and on again: kill -CONT ${pid}). Ctrl-C ends it all.`,
@@ -2911,25 +2552,17 @@ class Session {
   }
 }
 
-const drawVisits = ({ clients, maxRequests, rate }: Workload, nextSeed: () => number): Visits =>
-  clients === 0
-    ? endlessVisits(maxRequests, rate, nextSeed)
-    : visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
+function drawVisits({ clients, maxRequests, rate }: Workload, nextSeed: () => number): Visits {
+  if (clients === 0) return endlessVisits(maxRequests, rate, nextSeed);
+  return visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
+}
 
-const BY_HAND: Setup = { algorithm: null, options: [], servers: null, balancers: 1 };
-
-const setupOf = (
-  { algorithm, balancerOptions: options }: Entry,
-  { servers }: Lab,
-  balancers: number,
-): Setup =>
-  algorithm === undefined
-    ? { algorithm: "baseline", options, servers: servers.slice(0, 1), balancers: 1 }
-    : { algorithm, options, servers, balancers };
-
-const warning = (name: string, seed: number, disturbed: readonly string[]): string =>
-  `Warning: ${name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its times may be too ` +
-  `long by as much. To repeat it: --seed ${seed}`;
+function setupOf({ target, lab, balancers }: Job, entry: Entry): Setup {
+  const { algorithm, balancerOptions: options } = entry;
+  if (target) return { algorithm: null, options, servers: null, balancers: 1 };
+  if (algorithm !== undefined) return { algorithm, options, servers: lab.servers, balancers };
+  return { algorithm: "baseline", options, servers: lab.servers.slice(0, 1), balancers: 1 };
+}
 
 /** A word of a command line that a shell reads as it is. */
 const shellWord = (word: string): string =>
@@ -2966,24 +2599,19 @@ const listOf = <T>(kind: Kind<T>, each: string): Kind<readonly T[]> => ({
     return good.length === values.length ? good : undefined;
   },
 });
-
-/** `FROM-TO`, in seconds of a run. */
+/** `FROM-TO`, in seconds of a run: a slow phase without its mean. */
 const secondsWindow: Kind<Window> = {
   expected: "FROM-TO in seconds, such as 4-8",
   read(text) {
-    const [, first = "", second = ""] = /^([\d.]+)-([\d.]+)$/.exec(text) ?? [];
-    const from = amount("seconds").read(first);
-    const to = amount("seconds").read(second);
-    return from === undefined || to === undefined || from >= to ? undefined : { from, to };
+    const { from, to } = slowPhase.read(`${text}:0`) ?? {};
+    return from === undefined || to === undefined ? undefined : { from, to };
   },
 };
-
 /** A slow phase, or `-` for a server that has none. */
 const slowOrNot: Kind<Slow | null> = {
   expected: slowPhase.expected,
   read: (text) => (text === "-" ? null : slowPhase.read(text)),
 };
-
 /** As the balancer reads it, who gets the text. */
 const adminAddress: Kind<string> = {
   expected: BALANCER_OPTIONS.admin.kind.expected,
@@ -3018,11 +2646,7 @@ export const OPTIONS = {
     wholeNumber(1, 1000),
     "--simulate: M balancers that do not know of each other (default 1)",
   ),
-  servers: option(
-    "N",
-    wholeNumber(1, MOST_VIRTUAL.servers),
-    "how many (default 5); baseline: the first alone",
-  ),
+  servers: option("N", wholeNumber(1, 10_000), "how many (default 5); baseline: the first alone"),
   mean: option("SECONDS", seconds, "of their sleeps: one, or a list, one a server (default 0.5)"),
   sd: option("SECONDS", seconds, "their standard deviation, likewise (default 0.2)"),
   slots: option("N", eachServer(wholeNumber(1)), "clients served at once, likewise (default 10)"),
@@ -3043,70 +2667,59 @@ export const OPTIONS = {
 
 type Given = Values<typeof OPTIONS>;
 
-const STARTED = ["servers", "mean", "sd", "slots", "weights", "slow", "fail", "hang"] as const;
-
 function refuseIf(isBad: boolean, what: string, expected: string): void {
   if (isBad) throw new UsageError(`Bad ${what}: expected ${expected}`);
 }
 
 /** Options that would silently do nothing are refused. */
 function checkTogether(values: Given): void {
-  const { compare, name } = values;
+  const { compare, simulate, name } = values;
   const only = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
     const given = names.find((key) => values[key] !== undefined);
     refuseIf(given !== undefined, `option "--${given}"`, `only ${expected}`);
   };
-  const itself = "without --compare, which starts and names what it asks";
-  if (!values.simulate) only(["balancers"], "with --simulate");
+  if (!simulate) only(["balancers"], "with --simulate");
   else only(["admin"], "without --simulate, where nobody could ask");
-  refuseIf(values.simulate && compare === undefined, 'option "--simulate"', "it with --compare");
+  refuseIf(simulate && compare === undefined, 'option "--simulate"', "it with --compare");
+  const itself = "without --compare, which starts and names what it asks";
   if (compare !== undefined) return only(["host", "port", "name"], itself);
-  only(STARTED, "with --compare, which starts the servers");
+  const started = ["servers", "mean", "sd", "slots", "weights", "slow", "fail", "hang"] as const;
+  only(started, "with --compare, which starts the servers");
   only(["runs", "addresses", "admin"], "with --compare");
   if (name === undefined) only(["data"], "with --name or --compare");
 }
 
-/** A sweep has no rate twice, none that is no rate, and something to sweep. */
-function checkRates({ rate, compare }: Given): void {
-  const what = `--rate "${rate.join()}"`;
-  refuseIf(rate.length > 1 && compare === undefined, what, "one rate; several only with --compare");
-  refuseIf(rate.length > 1 && rate.includes(0), what, "rates above 0 in a list");
-  refuseIf(new Set(rate).size < rate.length, what, "each rate once");
-}
-
-/** How large a laboratory may be, with sockets and without. Throws UsageError. */
-function checkSize(clients: number, { simulate, servers = 5, balancers = 1 }: Given): void {
-  const pairs = servers * balancers;
-  const { pairs: most } = MOST_VIRTUAL;
-  const sockets = "with sockets; more only with --simulate";
-  refuseIf(!simulate && servers > 100, `--servers "${servers}"`, `at most 100 ${sockets}`);
-  refuseIf(pairs > most, `--balancers "${balancers}"`, `at most ${most} pairs with a server`);
-  refuseIf(simulate && clients === 0, 'clients "0"', "at least 1 with --simulate");
-}
-
-/** Options of entries that would decide nothing in virtual time are refused. */
-function checkVirtual(entries: readonly Entry[]): void {
-  for (const { name, balancerOptions } of entries) {
+/** What cannot be measured, or would take an entry, a rate or a seed for another. */
+function checkPlan(clients: number, values: Given, entries: readonly Entry[]): void {
+  const { rate, compare, simulate, seed, runs = 1, servers = 5, balancers = 1 } = values;
+  const rateList = `--rate "${rate.join()}"`;
+  const isSweep = rate.length > 1;
+  refuseIf(isSweep && compare === undefined, rateList, "one rate; several only with --compare");
+  refuseIf(isSweep && rate.includes(0), rateList, "rates above 0 in a list");
+  refuseIf(new Set(rate).size < rate.length, rateList, "each rate once");
+  refuseIf(seed + runs > 2 ** 32, `--runs "${runs}"`, `seeds up to ${2 ** 32 - 1}`);
+  const sockets = "at most 100 with sockets; more only with --simulate";
+  refuseIf(!simulate && servers > 100, `--servers "${servers}"`, sockets);
+  const { pairs } = MOST_VIRTUAL;
+  const tooMany = `at most ${pairs} pairs with a server`;
+  refuseIf(servers * balancers > pairs, `--balancers "${balancers}"`, tooMany);
+  for (const { name, balancerOptions } of simulate ? entries : []) {
     const complaint = complaintAboutVirtual(balancerOptions);
     if (complaint !== undefined) throw badEntry(name, complaint);
   }
-}
-
-/** A run without an end is one run of one set-up, whose clients do not all come at once. */
-function checkEndless({ rate, runs }: Given, entries: readonly Entry[]): void {
-  const isAtOnce = rate.length > 1 || rate[0] === 0;
-  const what = 'clients "0"';
-  refuseIf(isAtOnce, what, "at least 1, or one --rate above 0 for a run without an end");
-  refuseIf(entries.length > 1, what, "one entry of --compare without an end");
-  refuseIf(runs !== undefined, what, "no --runs without an end");
+  if (clients > 0) return;
+  const none = 'clients "0"';
+  const isAtOnce = isSweep || rate[0] === 0;
+  refuseIf(simulate, none, "at least 1 with --simulate");
+  refuseIf(isAtOnce, none, "at least 1, or one --rate above 0 for a run without an end");
+  refuseIf(entries.length > 1, none, "one entry of --compare without an end");
+  refuseIf(values.runs !== undefined, none, "no --runs without an end");
 }
 
 /** Descriptors that this process may have open; Infinity where the system does not say. */
 function descriptorLimit(): number {
-  const report: unknown = process.report.getReport();
-  const limits = isObject(report) ? report["userLimits"] : undefined;
-  const open = isObject(limits) ? limits["open_files"] : undefined;
-  return (isObject(open) && Number(open["soft"])) || Infinity;
+  const report = JSON.stringify(process.report.getReport());
+  return Number(/"open_files":\{"soft":"?(\d+)/.exec(report)?.[1] ?? Infinity);
 }
 
 /** What this process, or a balancer, has open besides its clients. */
@@ -3126,36 +2739,28 @@ export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: nu
   console.error(`Warning: ${allows}, and ${plan.clients} are to come; ${cure}`);
 }
 
-/** The value of each of `servers` servers. Throws UsageError when a list gives more or fewer. */
-function spread<T>(name: string, values: readonly T[], servers: number): T[] {
-  const isBad = values.length !== 1 && values.length !== servers;
-  const expected = `one value, or one for each of ${servers} servers`;
-  refuseIf(isBad, `--${name} "${values.join()}"`, expected);
-  return Array.from({ length: servers }, (_, i) => values[i % values.length]!);
-}
-
+/** What --compare starts. Throws UsageError when a list gives more or fewer values than servers. */
 function labOf(values: Given): Lab {
-  const { servers = 5, mean = [0.5], sd = [0.2], slots = [10], weights = [1], admin } = values;
-  const sds = spread("sd", sd, servers);
-  const slotsOf = spread("slots", slots, servers);
-  const shares = spread("weights", weights, servers);
-  const slow = slowPhases(values, servers);
+  const { servers = 5, slow = [null] } = values;
+  const { mean = [0.5], sd = [0.2], slots = [10], weights = [1] } = values;
+  for (const [name, list] of Object.entries({ mean, sd, slots, weights, slow })) {
+    const isBad = list.length !== 1 && list.length !== servers;
+    const expected = `one value, or one for each of ${servers} servers`;
+    refuseIf(isBad, `--${name} "${list.join()}"`, expected);
+  }
+  const at = <T>(list: readonly T[], place: number): T => list[place % list.length]!;
+  const phaseOf = (place: number): Slow | null =>
+    slow.length === 1 && place < servers - 1 ? null : at(slow, place); // one alone is the last's
   return {
-    servers: spread("mean", mean, servers).map((mean, i) => ({
-      mean,
-      sd: sds[i]!,
-      slots: slotsOf[i]!,
-      weight: shares[i]!,
-      slow: slow[i]!,
+    servers: Array.from({ length: servers }, (_, place) => ({
+      mean: at(mean, place),
+      sd: at(sd, place),
+      slots: at(slots, place),
+      weight: at(weights, place),
+      slow: phaseOf(place),
     })),
-    balancerOptions: admin === undefined ? [] : ["--admin", admin],
+    balancerOptions: values.admin === undefined ? [] : ["--admin", values.admin],
   };
-}
-
-/** One phase alone is the last server's. */
-function slowPhases({ slow = [null] }: Given, servers: number): (Slow | null)[] {
-  if (slow.length > 1) return spread("slow", slow, servers);
-  return Array.from({ length: servers }, (_, i) => (i === servers - 1 ? slow[0]! : null));
 }
 
 function seriesOf(clients: number, maxRequests: number, values: Given): Series[] {
@@ -3168,10 +2773,7 @@ function seriesOf(clients: number, maxRequests: number, values: Given): Series[]
   }));
 }
 
-function readCounts(
-  positionals: readonly string[],
-  most: number,
-): { clients: number; maxRequests: number } {
+function readCounts(positionals: readonly string[], most: number) {
   const [clientsText, requestsText, extra] = positionals;
   const requestNumber = wholeNumber(1, 1_000_000);
   if (clientsText === undefined) throw new UsageError("");
@@ -3185,31 +2787,30 @@ function readCounts(
 }
 
 /** All that is to be done, checked before anything is started. Throws UsageError. */
-export function readJob(positionals: readonly string[], values: Given): Job {
+export function readJob(positionals: readonly string[], values: Given) {
   const most = values.simulate ? MOST_VIRTUAL.clients : MOST_CLIENTS;
   const { clients, maxRequests } = readCounts(positionals, most);
   checkTogether(values);
-  checkRates(values);
-  const { seed, runs = 1, compare, name, json, quiet, admin } = values;
-  refuseIf(seed + runs > 2 ** 32, `--runs "${runs}"`, `seeds up to ${2 ** 32 - 1}`);
-  const entries = compare === undefined ? [] : parseEntries(compare);
-  checkSize(clients, values);
-  if (values.simulate) checkVirtual(entries);
-  if (clients === 0) checkEndless(values, entries);
-  const seeds = Array.from({ length: runs }, (_, i) => seed + i);
+  const { seed, runs = 1, compare, name, host = "127.0.0.1", port = 65432 } = values;
+  const byHand = { name: name ?? "response_times", algorithm: undefined, balancerOptions: [] };
+  const entries: readonly Entry[] = compare === undefined ? [byHand] : parseEntries(compare);
+  checkPlan(clients, values, entries);
+  const seeds = Array.from({ length: runs }, (_, place) => seed + place);
   return {
+    /** More than one only with --compare: a rate each. */
     series: seriesOf(clients, maxRequests, values),
     entries,
     rounds: roundsOf(entries, seeds),
     lab: labOf(values),
     isSimulated: values.simulate,
     balancers: values.balancers ?? 1,
-    target: { host: values.host ?? "127.0.0.1", port: values.port ?? 65432 },
-    name,
-    seed,
-    json,
-    quiet,
-    hasPage: admin !== undefined && clients === 0,
+    /** Whom a run by hand asks; --compare starts what it asks. */
+    target: compare === undefined ? { host, port } : undefined,
+    /** There is a `runs.json` beside the files. */
+    hasRecords: compare !== undefined || name !== undefined,
+    json: values.json,
+    quiet: values.quiet,
+    isEndless: clients === 0,
   };
 }
 
@@ -3221,9 +2822,5 @@ async function main(positionals: string[], values: Given): Promise<number> {
   return new Session(job).carryOut();
 }
 
-if (isMain(import.meta))
-  void runScript({
-    usage: "How to Use: tsx stress_test.ts [clients] [max_requests]",
-    options: OPTIONS,
-    main,
-  });
+const usage = "How to Use: tsx stress_test.ts [clients] [max_requests]";
+if (isMain(import.meta)) void runScript({ usage, options: OPTIONS, main });
