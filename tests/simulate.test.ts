@@ -21,7 +21,6 @@ import {
   Run,
   seedsFrom,
   type ServerSetup,
-  simulate,
   VirtualRun,
   type VirtualSetup,
   visitsOf,
@@ -30,6 +29,13 @@ import { cleanUp, later, until, within } from "./helpers.ts";
 
 const server = { mean: 0.05, sd: 0.02, slots: 10, weight: 1, slow: null };
 const many = <T>(n: number, what: T): T[] => new Array<T>(n).fill(what);
+
+/** Carries out a plan from beginning to end. */
+function simulate(setup: VirtualSetup): Observed {
+  const run = new VirtualRun(setup);
+  while (!run.advance(1_000_000)) continue;
+  return run.observed();
+}
 
 /** A setup for `clients` with up to `max` requests, `rate` of them a second. */
 function setupOf(
