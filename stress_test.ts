@@ -2776,9 +2776,12 @@ function checkSize(clients: number, { simulate, servers = 5, balancers = 1 }: Gi
 
 /** Options of entries that would decide nothing in virtual time are refused. */
 function checkVirtual(entries: readonly Entry[]): void {
-  for (const { name, balancerOptions } of entries) {
+  for (const { algorithm = "baseline", balancerOptions } of entries) {
     const complaint = complaintAboutVirtual(balancerOptions);
-    if (complaint !== undefined) throw badEntry(name, complaint);
+    if (complaint === undefined) continue;
+    const words = [algorithm, ...balancerOptions];
+    const quoted = words.map((word) => (/[\s,]/.test(word) ? `'${word}'` : word));
+    throw badEntry(quoted.join(" "), complaint);
   }
 }
 
