@@ -415,15 +415,18 @@ function spreadOf(times: readonly number[]): Spread {
   };
 }
 
-/** First requests, or the `later` ones. Who failed with its first has none: no later one is it. */
-function timesOf({ times, firstFailed }: Observed, which: "first" | "later"): number[] {
-  const failed = new Set(firstFailed);
-  const chosen: number[] = [];
-  times.forEach((of, client) => {
-    const firsts = failed.has(client) ? 0 : 1;
-    const here = which === "first" ? of.slice(0, firsts) : of.slice(firsts);
-    for (const seconds of here) chosen.push(seconds);
-  });
+/** Who failed with its first request has none: no later one is it. */
+function timesOf(runs: readonly Observed[], which: "first" | "later" | "all"): number[] {
+  const chosen: number[] = []; // by push: flat() and flatMap() would make an object of each number
+  for (const { times, firstFailed } of runs) {
+    const failed = new Set(firstFailed);
+    times.forEach((of, client) => {
+      const firsts = failed.has(client) ? 0 : 1;
+      const begin = which === "later" ? firsts : 0;
+      const end = which === "first" ? firsts : of.length;
+      for (const seconds of of.slice(begin, end)) chosen.push(seconds);
+    });
+  }
   return chosen;
 }
 
@@ -467,9 +470,9 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     seconds,
     requestsPerSecond: seconds > 0 ? answered / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
-    first: spreadOf(runs.flatMap((run) => timesOf(run, "first"))),
-    later: spreadOf(runs.flatMap((run) => timesOf(run, "later"))),
-    all: spreadOf(runs.flatMap(({ times }) => times.flat())),
+    first: spreadOf(timesOf(runs, "first")),
+    later: spreadOf(timesOf(runs, "later")),
+    all: spreadOf(timesOf(runs, "all")),
     bottleneck: runs.some(isBottleneck),
     tester: {
       utilization: worst("utilization"),
