@@ -86,15 +86,7 @@ import {
   sweepPeriod,
   weigh,
 } from "./load_balancer.ts";
-import {
-  countPings,
-  drawSleep,
-  nothingAsked,
-  type Slow,
-  sleepOfNumber,
-  slowPhase,
-  type Work,
-} from "./server.ts";
+import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 /** Most clients of a run; one without an end keeps as many for its file. */
 const MOST_CLIENTS = 100_000;
@@ -1226,12 +1218,7 @@ export function complaintAboutVirtual(balancerOptions: readonly string[]): strin
 // --- the clock ---
 
 /** Something that is to happen at its time, unless it is gone then. */
-type Happening = {
-  readonly at: number;
-  readonly turn: number;
-  readonly act: () => void;
-  isGone: boolean;
-};
+type Happening = Readonly<{ at: number; turn: number; act: () => void }> & { isGone: boolean };
 
 /** What was added first happens first among equals. */
 const isBefore = (one: Happening, other: Happening): boolean =>
@@ -1299,37 +1286,29 @@ class Agenda {
   }
 }
 
-/**
- * First in, first out, without those that are gone. An array's own `shift` would move all that
- * stand behind.
- */
+/** First in, first out, without those that are gone; an array's `shift` would move all behind. */
 class Line<T extends { readonly isGone: boolean }> {
-  /** The first of them, in reverse. */
-  #front: T[] = [];
-  #back: T[] = [];
+  #items: T[] = [];
+  #head = 0;
 
   get first(): T | undefined {
-    for (;;) {
-      if (this.#front.length === 0) {
-        this.#front = this.#back.reverse();
-        this.#back = [];
-      }
-      const first = this.#front.at(-1);
-      if (first === undefined || !first.isGone) return first;
-      this.#front.pop();
-    }
+    while (this.#items[this.#head]?.isGone) this.#head += 1;
+    return this.#items[this.#head];
   }
 
   get all(): T[] {
-    return [...this.#front.toReversed(), ...this.#back];
+    return this.#items.slice(this.#head);
   }
 
   add(item: T): void {
-    this.#back.push(item);
+    const isMostlyPast = this.#head > 64 && 2 * this.#head > this.#items.length;
+    if (isMostlyPast) this.#items = this.all;
+    if (isMostlyPast) this.#head = 0;
+    this.#items.push(item);
   }
 
   removeFirst(): void {
-    this.#front.pop();
+    this.#head += 1;
   }
 }
 
@@ -1394,21 +1373,23 @@ abstract class Call {
 class VirtualServer {
   readonly place: number;
   readonly #run: VirtualRun;
+  readonly #setup: ServerSetup;
+  /** Draws the sleeps of pings without a number. */
+  readonly #random: () => number;
   readonly #served = new Set<Call>();
   #line = new Line<Call>();
   /** Whose doings it has not seen yet, since it hangs. */
   #unseen: Call[] = [];
   #startedAt = 0;
-  #hangsUntil = 0;
   isListening = true;
+  /** It stands still; 0 while it does not. */
+  hangsUntil = 0;
 
-  constructor(run: VirtualRun, place: number) {
+  constructor(run: VirtualRun, place: number, seed: number) {
     this.#run = run;
     this.place = place;
-  }
-
-  get isHanging(): boolean {
-    return this.#hangsUntil > 0;
+    this.#setup = run.setup.servers[place]!;
+    this.#random = mulberry32(seed);
   }
 
   /** Everybody who is connected to it. */
@@ -1419,11 +1400,10 @@ class VirtualServer {
 
   /** To be told when `call` has come, asks for something, or has left. */
   see(call: Call): void {
-    const { slots } = this.#run.setup.servers[this.place]!;
-    if (this.isHanging) this.#unseen.push(call);
+    if (this.hangsUntil > 0) this.#unseen.push(call);
     else if (call.isGone) this.#release(call);
     else if (this.#served.has(call)) this.#serve(call);
-    else if (this.#served.size < slots) this.#serve(call);
+    else if (this.#served.size < this.#setup.slots) this.#serve(call);
     else this.#line.add(call);
   }
 
@@ -1431,14 +1411,23 @@ class VirtualServer {
     this.#served.add(call);
     if (!call.isAsking) return;
     const now = this.#run.agenda.time;
-    const seconds = this.#run.sleep(this.place, call.number, now - this.#startedAt);
+    const elapsed = now - this.#startedAt;
+    const { sleep = this.#sleep } = this.#run.setup;
+    const seconds = sleep(this.place, call.number, elapsed);
     if (seconds < Infinity) this.#wakeAt(now + seconds, call);
   }
+
+  /** As server.ts does. */
+  readonly #sleep: Sleep = (_, number, elapsed) => {
+    const { mean, sd, slow } = this.#setup;
+    const random = number === undefined ? this.#random : mulberry32(number);
+    return drawSleep({ mean, sd, slow: slow ?? undefined }, random, elapsed);
+  };
 
   #wakeAt(at: number, call: Call): void {
     this.#run.agenda.add(at, () => {
       if (call.isGone) return;
-      if (this.isHanging) return this.#wakeAt(this.#hangsUntil, call);
+      if (this.hangsUntil > 0) return this.#wakeAt(this.hangsUntil, call);
       call.isAsking = false;
       call.answered();
     });
@@ -1455,25 +1444,23 @@ class VirtualServer {
   hang(until: number): void {
     const { agenda } = this.#run;
     if (!this.isListening) return;
-    this.#hangsUntil = until;
+    this.hangsUntil = until;
+    const catchUp = (): void => {
+      const unseen = this.#unseen;
+      this.#unseen = [];
+      for (const call of unseen) if (call.isGone) this.see(call);
+      for (const call of unseen) if (!call.isGone) this.see(call);
+    };
     agenda.add(until, () => {
-      this.#hangsUntil = 0;
-      // what fell due while it hung is said first; then it looks at what has come
-      agenda.add(until, () => this.#catchUp());
+      this.hangsUntil = 0;
+      agenda.add(until, catchUp); // what fell due while it hung is said first
     });
-  }
-
-  #catchUp(): void {
-    const unseen = this.#unseen;
-    this.#unseen = [];
-    for (const call of unseen) if (call.isGone) this.see(call);
-    for (const call of unseen) if (!call.isGone) this.see(call);
   }
 
   die(): void {
     const { calls } = this;
     this.isListening = false;
-    this.#hangsUntil = 0;
+    this.hangsUntil = 0;
     this.#served.clear();
     this.#line = new Line();
     this.#unseen = [];
@@ -1487,17 +1474,6 @@ class VirtualServer {
     this.isListening = true;
     this.#startedAt = this.#run.agenda.time;
   }
-}
-
-/** The sleeps of server.ts; what has no number is drawn from a stream of the server's own. */
-function sleepsOf(servers: readonly ServerSetup[], nextSeed: () => number): Sleep {
-  const works = servers.map(({ mean, sd, slow }): Work => ({ mean, sd, slow: slow ?? undefined }));
-  const streams = servers.map(() => mulberry32(nextSeed()));
-  return (place, number, elapsed) => {
-    const work = works[place]!;
-    if (number !== undefined) return sleepOfNumber(work, number, elapsed);
-    return drawSleep(work, streams[place]!, elapsed);
-  };
 }
 
 // --- checks ---
@@ -1546,7 +1522,7 @@ class VirtualCheck extends Call {
       this.#cancelAlarm = clock.after(after, () => this.#finish(verdict));
     };
     if (!target.isListening) return verdictIn(0, REFUSED);
-    if (isWrong && !target.isHanging) return verdictIn(0, CLOSED);
+    if (isWrong && target.hangsUntil === 0) return verdictIn(0, CLOSED);
     if (asks(check)) verdictIn(seconds, TIMED_OUT);
     else verdictIn(hold, { kind: "passed" });
     this.#ask();
@@ -1713,14 +1689,14 @@ class VirtualBalancer {
 
   #place(connection: Passage): void {
     const place = this.#places.enter(connection);
-    if (place === "none") return this.#noServerFor(connection);
-    if (place !== "waits") return this.#dial(connection, place);
+    if (place !== "waits") return this.#send(connection, place);
     connection.queue();
     connection.alarm = this.#queueAlarm(() => connection.close());
   }
 
-  #noServerFor(connection: Passage): void {
-    if (!this.#patients.take(connection)) connection.close();
+  #send(connection: Passage, to: Server | "none"): void {
+    if (to !== "none") this.#dial(connection, to);
+    else if (!this.#patients.take(connection)) connection.close();
   }
 
   #dial(connection: Passage, server: Server): void {
@@ -1803,8 +1779,7 @@ class VirtualBalancer {
     if (admission === undefined) return false;
     const { guest, to } = admission;
     if (guest.alarm !== undefined) guest.alarm.isGone = true;
-    if (to === "none") this.#noServerFor(guest);
-    else this.#dial(guest, to);
+    this.#send(guest, to);
     return true;
   }
 
@@ -1859,9 +1834,9 @@ type Visitor = {
 export class VirtualRun {
   readonly setup: VirtualSetup;
   readonly agenda = new Agenda();
-  readonly sleep: Sleep;
   readonly targets: readonly VirtualServer[];
-  readonly #balancers: readonly VirtualBalancer[];
+  /** None in the baseline. */
+  readonly #balancers: VirtualBalancer[] = [];
   readonly #nextChoice: () => number;
   readonly #timeoutAlarm: SetAlarm;
   readonly #planned: number;
@@ -1888,23 +1863,18 @@ export class VirtualRun {
     this.#nextChoice = mulberry32(nextSeed());
     const algorithm = ALGORITHMS.find((name) => name === entry.algorithm);
     const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
-    this.sleep = setup.sleep ?? sleepsOf(needed, nextSeed);
-    this.targets = needed.map((_, place) => new VirtualServer(this, place));
+    this.targets = needed.map((_, place) => new VirtualServer(this, place, nextSeed()));
     const last = this.targets.at(-1)!;
     if (fail) agenda.add(fail.from, () => last.die());
     if (fail) agenda.add(fail.to, () => last.restart());
     if (hang) agenda.add(hang.from, () => last.hang(hang.to));
     const options = optionsOf(entry.balancerOptions);
-    // one seed for all, where the entry gives one; else the first has the one sockets give it
-    const seedOf = (place: number): number =>
-      options.seed ?? (place === 0 ? balancerSeed : nextSeed());
-    this.#balancers =
-      algorithm === undefined
-        ? []
-        : Array.from(
-            { length: balancers },
-            (_, place) => new VirtualBalancer(this, algorithm, options, seedOf(place)),
-          );
+    if (algorithm === undefined) return;
+    for (let place = 0; place < balancers; place += 1) {
+      // one seed for all, where the entry gives one; else the first has that of a run with sockets
+      const own = place === 0 ? balancerSeed : nextSeed();
+      this.#balancers.push(new VirtualBalancer(this, algorithm, options, options.seed ?? own));
+    }
   }
 
   /** Lets at most so many events happen; true when all is over. */
