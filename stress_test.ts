@@ -28,7 +28,7 @@ import { amount, anyText, type Kind, readValue, seedNumber, someSeconds } from "
 import { carries, LONGEST_TIMER, mulberry32, quantile, wholeNumber } from "./lib.ts";
 import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from "./lib.ts";
 import { reasonOf, RunError, UsageError } from "./lib.ts";
-import { ALGORITHMS, algorithms, OPTIONS as BALANCER_OPTIONS } from "./load_balancer.ts";
+import { type Algorithm, ALGORITHMS, algorithms } from "./load_balancer.ts";
 import { answered, asked, asks, type Attempt, failed, forgotten, weigh } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
 import {
@@ -36,12 +36,12 @@ import {
   firstCheckIn,
   Health as HealthWatch,
   healthSettings,
+  OPTIONS as BALANCER_OPTIONS,
 } from "./load_balancer.ts";
 import { type Guest, newServer, type Patient, Patients, type Picker } from "./load_balancer.ts";
 import { Places, type Probe, type Server, type Sources, STICKY } from "./load_balancer.ts";
 import { type Stage as ConnectionStage, sweepPeriod } from "./load_balancer.ts";
-import { countPings, drawSleep, nothingAsked, sleepOfNumber, type Work } from "./server.ts";
-import { type Slow, slowPhase } from "./server.ts";
+import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 /** Most clients of a run; one without an end keeps as many for its file. */
 const MOST_CLIENTS = 100_000;
@@ -297,7 +297,7 @@ const names: readonly Percentile[] = ["p50", "p90", "p95", "p99"];
 export type Spread = Readonly<Record<Percentile | "mean" | "max", number | null> & { n: number }>;
 
 function spreadOf(times: readonly number[]): Spread {
-  const sorted = times.toSorted((a, b) => a - b);
+  const sorted = new Float64Array(times).sort(); // as numbers, without a call for each comparison
   const n = sorted.length;
   const at = (name: Percentile): number | null =>
     carries(n, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
@@ -312,13 +312,19 @@ function spreadOf(times: readonly number[]): Spread {
   };
 }
 
-/** First requests, or the `later` ones. Who failed with its first has none: no later one is it. */
-function timesOf({ times, firstFailed }: Observed, which: "first" | "later"): number[] {
-  const failed = new Set(firstFailed);
-  return times.flatMap((of, client) => {
-    const firsts = failed.has(client) ? 0 : 1;
-    return which === "first" ? of.slice(0, firsts) : of.slice(firsts);
-  });
+/** Who failed with its first request has none: no later one is it. */
+function timesOf(runs: readonly Observed[], which: "first" | "later" | "all"): number[] {
+  const chosen: number[] = []; // by push: flat() and flatMap() would make an object of each number
+  for (const { times, firstFailed } of runs) {
+    const failed = new Set(firstFailed);
+    times.forEach((of, client) => {
+      const firsts = failed.has(client) ? 0 : 1;
+      const begin = which === "later" ? firsts : 0;
+      const end = which === "first" ? firsts : of.length;
+      for (const seconds of of.slice(begin, end)) chosen.push(seconds);
+    });
+  }
+  return chosen;
 }
 
 /** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
@@ -337,7 +343,7 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     Math.max(0, ...runs.map(({ tester }) => tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
-  const all = spreadOf(runs.flatMap(({ times }) => times.flat()));
+  const all = spreadOf(timesOf(runs, "all"));
   const seconds = total((run) => run.seconds);
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
@@ -360,8 +366,8 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     seconds,
     requestsPerSecond: seconds > 0 ? all.n / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
-    first: spreadOf(runs.flatMap((run) => timesOf(run, "first"))),
-    later: spreadOf(runs.flatMap((run) => timesOf(run, "later"))),
+    first: spreadOf(timesOf(runs, "first")),
+    later: spreadOf(timesOf(runs, "later")),
     all,
     bottleneck: runs.some(isBottleneck),
     tester: { utilization: most("utilization"), stall: most("stall"), startLag: most("startLag") },
@@ -933,7 +939,7 @@ function schedule(children: Children, last: LastServer, { fail, hang }: Workload
 // slots, and connections that take no time.
 
 /** Seconds that an answer of server `place` takes; a check may have no number. */
-export type Sleep = (place: number, number: number | undefined, elapsed: number) => number;
+type Sleep = (place: number, number: number | undefined, elapsed: number) => number;
 
 /** Whom the plan is carried out against, in which world. */
 export type VirtualSetup = {
@@ -957,411 +963,292 @@ export type VirtualSetup = {
   readonly met?: (client: number, place: number) => void;
 };
 
-/** Carries out a plan from beginning to end. */
-export function simulate(setup: VirtualSetup): Observed {
-  const run = new VirtualRun(setup);
-  while (!run.advance(1_000_000)) continue;
-  return run.observed();
-}
-
 /** The balancer's options that decide something here. */
-const DECIDING: readonly string[] = [
-  "--server-connections",
-  "--queue-timeout",
-  "--slow-start",
-  "--check",
-  "--check-interval",
-  "--fall",
-  "--rise",
-  "--connect-timeout",
-  "--retry-for",
-  "--seed",
-  "--max-connections",
-  "--client-connections",
-  "--on-down",
-];
+const DECIDING =
+  "--server-connections, --queue-timeout, --slow-start, --check, --check-interval, --fall, --rise, " +
+  "--connect-timeout, --retry-for, --seed, --max-connections, --client-connections, --on-down";
+
+const optionsOf = (words: readonly string[]) => parseCommandLine(BALANCER_OPTIONS, words).values;
+type VirtualOptions = ReturnType<typeof optionsOf>;
 
 /** What is wrong with an entry's options in virtual time; undefined when nothing is. */
 export function complaintAboutVirtual(balancerOptions: readonly string[]): string | undefined {
+  const deciding = DECIDING.split(", ");
   const names = balancerOptions.map((word) => word.replace(/=.*/s, ""));
-  const idle = names.find((name) => name.startsWith("--") && !DECIDING.includes(name));
+  const idle = names.find((name) => name.startsWith("--") && !deciding.includes(name));
   const words = "which decides nothing in virtual time; what does";
-  if (idle !== undefined) return `expected no ${idle}, ${words}: ${DECIDING.join(", ")}`;
-  const { check } = parseCommandLine(BALANCER_OPTIONS, balancerOptions).values;
+  if (idle !== undefined) return `expected no ${idle}, ${words}: ${DECIDING}`;
+  const { check } = optionsOf(balancerOptions);
   if (ownPortOf(check) === undefined) return undefined;
   return `expected no port in --check ${check.text}: in virtual time nobody listens there`;
 }
 
 // --- the clock ---
 
-/** Something that happens at its time. */
-interface Happening {
-  happen(at: number): void;
-}
+/** Something that is to happen at its time, unless it is gone then. */
+type Happening = Readonly<{ at: number; turn: number; act: () => void }> & { isGone: boolean };
 
-/** A moment behind `time`, as near as numbers allow. */
-const justAfter = (time: number): number => time * (1 + Number.EPSILON) || Number.MIN_VALUE;
+/** What was added first happens first among equals. */
+const isBefore = (one: Happening, other: Happening): boolean =>
+  one.at < other.at || (one.at === other.at && one.turn < other.turn);
 
-/**
- * What is to happen, in order: a binary heap. What was added first happens first among equals. Its
- * clock stands at what happened last.
- */
+/** What is to happen, in order: a binary heap. Its clock stands at what happened last. */
 class Agenda {
   time = 0;
-  #times = new Float64Array(1024);
-  #turns = new Float64Array(1024);
-  readonly #events: Happening[] = [];
+  readonly #heap: Happening[] = [];
   #added = 0;
 
   readonly clock: Clock = {
     now: () => this.time,
     after: (seconds, action) => {
-      const alarm = new Alarm(action);
-      // whoever waits for a moment must find it past
-      const least = seconds > 0 ? justAfter(this.time) : this.time;
-      this.add(Math.max(this.time + seconds, least), alarm);
-      return () => alarm.cancel();
+      // whoever waits for a moment must find it past: the next number behind it, at least
+      const least = this.time * (1 + Number.EPSILON) || Number.MIN_VALUE;
+      const at = seconds > 0 ? Math.max(this.time + seconds, least) : this.time;
+      const happening = this.add(at, action);
+      return () => void (happening.isGone = true);
     },
   };
 
   /** When the next thing happens; Infinity: never. */
   get next(): number {
-    return this.#events.length === 0 ? Infinity : this.#times[0]!;
+    return this.#heap[0]?.at ?? Infinity;
   }
 
-  add(at: number, event: Happening): void {
-    let place = this.#events.length;
-    if (place === this.#times.length) this.#grow();
-    this.#events.push(event);
+  add(at: number, act: () => void): Happening {
+    const heap = this.#heap;
+    const happening = { at, turn: this.#added, act, isGone: false };
+    this.#added += 1;
+    let place = heap.length;
     while (place > 0) {
       const above = (place - 1) >> 1;
-      if (this.#times[above]! <= at) break;
-      this.#move(above, place);
+      const other = heap[above]!;
+      if (other.at <= at) break;
+      heap[place] = other;
       place = above;
     }
-    this.#put(place, at, this.#added, event);
-    this.#added += 1;
+    heap[place] = happening;
+    return happening;
   }
 
-  /** The clock jumps to the next event, and that happens. */
+  /** The clock jumps to the next of them, and that happens. */
   step(): void {
-    const at = this.#times[0]!;
-    const event = this.#events[0]!;
-    this.#removeFirst();
-    this.time = at;
-    event.happen(at);
+    const first = this.#heap[0]!;
+    const last = this.#heap.pop()!;
+    if (last !== first) this.#sink(last);
+    this.time = first.at;
+    if (!first.isGone) first.act();
   }
 
-  #removeFirst(): void {
-    const last = this.#events.length - 1;
-    const at = this.#times[last]!;
-    const turn = this.#turns[last]!;
-    const event = this.#events.pop()!;
-    if (last === 0) return;
+  /** Puts it where it belongs, beginning at the top, which is empty. */
+  #sink(happening: Happening): void {
+    const heap = this.#heap;
     let place = 0;
-    for (;;) {
-      const below = this.#earlierBelow(place);
-      if (below === undefined || !this.#isBefore(below, at, turn)) break;
-      this.#move(below, place);
+    for (let below = 1; below < heap.length; below = 2 * place + 1) {
+      const right = below + 1;
+      if (right < heap.length && isBefore(heap[right]!, heap[below]!)) below = right;
+      if (isBefore(happening, heap[below]!)) break;
+      heap[place] = heap[below]!;
       place = below;
     }
-    this.#put(place, at, turn, event);
-  }
-
-  /** The earlier of the two places below `place`. */
-  #earlierBelow(place: number): number | undefined {
-    const left = 2 * place + 1;
-    const right = left + 1;
-    if (right < this.#events.length)
-      return this.#isBefore(right, this.#times[left]!, this.#turns[left]!) ? right : left;
-    return left < this.#events.length ? left : undefined;
-  }
-
-  #isBefore(place: number, at: number, turn: number): boolean {
-    const own = this.#times[place]!;
-    return own < at || (own === at && this.#turns[place]! < turn);
-  }
-
-  #move(from: number, to: number): void {
-    this.#put(to, this.#times[from]!, this.#turns[from]!, this.#events[from]!);
-  }
-
-  #put(place: number, at: number, turn: number, event: Happening): void {
-    this.#times[place] = at;
-    this.#turns[place] = turn;
-    this.#events[place] = event;
-  }
-
-  #grow(): void {
-    const [times, turns] = [this.#times, this.#turns];
-    this.#times = new Float64Array(2 * times.length);
-    this.#turns = new Float64Array(2 * times.length);
-    this.#times.set(times);
-    this.#turns.set(turns);
+    heap[place] = happening;
   }
 }
 
-class Alarm implements Happening {
-  #action: (() => void) | undefined;
+/** First in, first out, without those that are gone; an array's `shift` would move all behind. */
+class Line<T extends { readonly isGone: boolean }> {
+  #items: T[] = [];
+  #head = 0;
 
-  constructor(action: () => void) {
-    this.#action = action;
+  get first(): T | undefined {
+    while (this.#items[this.#head]?.isGone) this.#head += 1;
+    return this.#items[this.#head];
   }
 
-  cancel(): void {
-    this.#action = undefined;
+  get all(): T[] {
+    return this.#items.slice(this.#head);
   }
 
-  happen(): void {
-    this.#action?.();
+  add(item: T): void {
+    const isMostlyPast = this.#head > 64 && 2 * this.#head > this.#items.length;
+    if (isMostlyPast) this.#items = this.all;
+    if (isMostlyPast) this.#head = 0;
+    this.#items.push(item);
+  }
+
+  removeFirst(): void {
+    this.#head += 1;
   }
 }
 
-/** What waits for something, but not for ever: a link of a chain, which its `Patience` makes. */
-interface Waiter {
-  /** Infinity while it does not wait. */
-  until: number;
-  before: Waiter | undefined;
-  behind: Waiter | undefined;
-  /** It has waited in vain. */
-  givesUp(): void;
-}
+/** Sets an alarm, which its owner may take back. */
+type SetAlarm = (act: () => void) => Happening;
 
-/**
- * Waiters that all wait equally long, so that the first in is the first to give up. One event
- * serves them all, and to leave costs nothing, however many there are.
- */
-class Patience implements Happening {
-  readonly #agenda: Agenda;
-  readonly #seconds: number;
-  #first: Waiter | undefined;
-  #last: Waiter | undefined;
-  #isAlarmSet = false;
-
-  constructor(agenda: Agenda, seconds: number) {
-    this.#agenda = agenda;
-    this.#seconds = seconds;
-  }
-
-  add(waiter: Waiter): void {
-    waiter.until = this.#agenda.time + this.#seconds;
-    waiter.before = this.#last;
-    if (this.#last === undefined) this.#first = waiter;
-    else this.#last.behind = waiter;
-    this.#last = waiter;
-    if (!this.#isAlarmSet) this.#setAlarm(waiter.until);
-  }
-
-  delete(waiter: Waiter): void {
-    if (waiter.until === Infinity) return;
-    const { before, behind } = waiter;
-    if (before === undefined) this.#first = behind;
-    else before.behind = behind;
-    if (behind === undefined) this.#last = before;
-    else behind.before = before;
-    waiter.until = Infinity;
-    waiter.before = undefined;
-    waiter.behind = undefined;
-  }
-
-  happen(at: number): void {
-    this.#isAlarmSet = false;
-    for (let first = this.#first; first !== undefined && first.until <= at; first = this.#first) {
-      this.delete(first);
-      first.givesUp();
+/** Alarms that all ring after equally long: the first set is the first to ring, so one event serves
+ *  them all, and to take one back costs nothing, however many there are. */
+function alarmsAfter(seconds: number, agenda: Agenda): SetAlarm {
+  const alarms = new Line<Happening>();
+  let isAwaited = false;
+  const awaitFirst = (): void => {
+    const { first } = alarms;
+    if (first === undefined || isAwaited) return;
+    isAwaited = true;
+    agenda.add(first.at, ring);
+  };
+  const ring = (): void => {
+    isAwaited = false;
+    for (let { first } = alarms; first && first.at <= agenda.time; first = alarms.first) {
+      alarms.removeFirst();
+      first.act();
     }
-    if (this.#first !== undefined && !this.#isAlarmSet) this.#setAlarm(this.#first.until);
-  }
-
-  #setAlarm(at: number): void {
-    this.#isAlarmSet = true;
-    this.#agenda.add(at, this);
-  }
+    awaitFirst();
+  };
+  return (act) => {
+    const alarm = { at: agenda.time + seconds, turn: 0, act, isGone: false };
+    alarms.add(alarm);
+    awaitFirst();
+    return alarm;
+  };
 }
 
 // --- servers ---
 
-/** A connection to a simulated server, as that sees it. */
-abstract class Call implements Happening {
+/** A connection to a simulated server. */
+abstract class Call {
   target: VirtualServer | undefined = undefined;
-  hasSlot = false;
-  /** It has gone, or been cut: nothing that was to happen happens. */
-  hasLeft = false;
-  /** It has asked, and waits for the answer; and when that is due, once the server works on it. */
+  /** It has left, or been cut: nothing that was to happen happens. */
+  isGone = false;
+  /** It waits for the answer to a ping of this number, or to a plain one. */
   isAsking = false;
   number: number | undefined = undefined;
-  dueAt = Infinity;
   /** The answer has come. */
   abstract answered(): void;
   /** The server has died. */
   abstract cut(): void;
 
-  happen(at: number): void {
-    if (at === this.dueAt) this.target?.wake(this);
+  enter(target: VirtualServer): void {
+    this.target = target;
+    target.see(this);
+  }
+
+  letGo(): void {
+    if (this.isGone) return;
+    this.isGone = true;
+    this.target?.see(this);
   }
 }
 
 /** A server with slots, as in server.ts: a connection keeps its slot until it leaves. */
 class VirtualServer {
   readonly place: number;
-  readonly #agenda: Agenda;
-  readonly #slots: number;
-  readonly #sleep: Sleep;
+  readonly #run: VirtualRun;
+  readonly #setup: ServerSetup;
+  /** Draws the sleeps of pings without a number. */
+  readonly #random: () => number;
   readonly #served = new Set<Call>();
-  /** Who waits for a slot, from `#head` on; some of them have left. Before it there is nobody. */
-  #line: (Call | undefined)[] = [];
-  #head = 0;
+  #line = new Line<Call>();
   /** Whose doings it has not seen yet, since it hangs. */
   #unseen: Call[] = [];
   #startedAt = 0;
-  #hangsUntil = 0;
   isListening = true;
+  /** It stands still; 0 while it does not. */
+  hangsUntil = 0;
 
-  constructor(agenda: Agenda, place: number, slots: number, sleep: Sleep) {
-    this.#agenda = agenda;
+  constructor(run: VirtualRun, place: number, seed: number) {
+    this.#run = run;
     this.place = place;
-    this.#slots = slots;
-    this.#sleep = sleep;
-  }
-
-  get isHanging(): boolean {
-    return this.#hangsUntil > 0;
+    this.#setup = run.setup.servers[place]!;
+    this.#random = mulberry32(seed);
   }
 
   /** Everybody who is connected to it. */
   get calls(): Call[] {
-    const here: Call[] = [];
-    for (const call of new Set([...this.#served, ...this.#line, ...this.#unseen])) {
-      if (call !== undefined && !call.hasLeft) here.push(call);
-    }
-    return here;
+    const all = new Set([...this.#served, ...this.#line.all, ...this.#unseen]);
+    return [...all].filter(({ isGone }) => !isGone);
   }
 
-  enter(call: Call): void {
-    call.target = this;
-    if (this.isHanging) this.#unseen.push(call);
-    else this.#admit(call);
-  }
-
-  /** `call`, which is here already, asks for something. */
-  ask(call: Call): void {
-    if (this.isHanging) this.#unseen.push(call);
-    else this.#answer(call);
-  }
-
-  leave(call: Call): void {
-    call.hasLeft = true;
-    call.dueAt = Infinity;
-    if (this.isHanging) this.#unseen.push(call);
-    else this.#release(call);
-  }
-
-  /** The sleep of `call` is over. */
-  wake(call: Call): void {
-    if (this.isHanging) {
-      call.dueAt = this.#hangsUntil;
-      this.#agenda.add(call.dueAt, call);
-      return;
-    }
-    call.dueAt = Infinity;
-    call.isAsking = false;
-    call.answered();
-  }
-
-  #admit(call: Call): void {
-    if (this.#served.size < this.#slots) this.#serve(call);
-    else this.#line.push(call);
+  /** To be told when `call` has come, asks for something, or has left. */
+  see(call: Call): void {
+    if (this.hangsUntil > 0) this.#unseen.push(call);
+    else if (call.isGone) this.#release(call);
+    else if (this.#served.has(call)) this.#serve(call);
+    else if (this.#served.size < this.#setup.slots) this.#serve(call);
+    else this.#line.add(call);
   }
 
   #serve(call: Call): void {
     this.#served.add(call);
-    call.hasSlot = true;
-    this.#answer(call);
+    if (!call.isAsking) return;
+    const now = this.#run.agenda.time;
+    const elapsed = now - this.#startedAt;
+    const { sleep = this.#sleep } = this.#run.setup;
+    const seconds = sleep(this.place, call.number, elapsed);
+    if (seconds < Infinity) this.#wakeAt(now + seconds, call);
   }
 
-  #answer(call: Call): void {
-    if (!call.hasSlot || !call.isAsking || call.dueAt < Infinity) return;
-    const now = this.#agenda.time;
-    const seconds = this.#sleep(this.place, call.number, now - this.#startedAt);
-    if (seconds === Infinity) return;
-    call.dueAt = now + seconds;
-    this.#agenda.add(call.dueAt, call);
+  /** As server.ts does. */
+  readonly #sleep: Sleep = (_, number, elapsed) => {
+    const { mean, sd, slow } = this.#setup;
+    const random = number === undefined ? this.#random : mulberry32(number);
+    return drawSleep({ mean, sd, slow: slow ?? undefined }, random, elapsed);
+  };
+
+  #wakeAt(at: number, call: Call): void {
+    this.#run.agenda.add(at, () => {
+      if (call.isGone) return;
+      if (this.hangsUntil > 0) return this.#wakeAt(this.hangsUntil, call);
+      call.isAsking = false;
+      call.answered();
+    });
   }
 
   #release(call: Call): void {
-    if (!this.#served.delete(call)) return;
-    const next = this.#nextInLine();
-    if (next !== undefined) this.#serve(next);
-  }
-
-  #nextInLine(): Call | undefined {
-    while (this.#head < this.#line.length) {
-      const call = this.#line[this.#head];
-      this.#line[this.#head] = undefined;
-      this.#head += 1;
-      if (this.#head > 64 && 2 * this.#head > this.#line.length) this.#shorten();
-      if (call !== undefined && !call.hasLeft) return call;
-    }
-    return undefined;
-  }
-
-  #shorten(): void {
-    this.#line = this.#line.slice(this.#head);
-    this.#head = 0;
+    const { first } = this.#line;
+    if (!this.#served.delete(call) || first === undefined) return;
+    this.#line.removeFirst();
+    this.#serve(first);
   }
 
   /** It still accepts, as a kernel does, and sees and says nothing until then. */
   hang(until: number): void {
+    const { agenda } = this.#run;
     if (!this.isListening) return;
-    this.#hangsUntil = until;
-    this.#agenda.clock.after(until - this.#agenda.time, () => this.#goOn());
-  }
-
-  /** What fell due while it hung is said first; then it looks at what has come. */
-  #goOn(): void {
-    this.#hangsUntil = 0;
-    this.#agenda.clock.after(0, () => this.#catchUp());
-  }
-
-  #catchUp(): void {
-    const unseen = this.#unseen;
-    this.#unseen = [];
-    for (const call of unseen) if (call.hasLeft) this.#release(call);
-    for (const call of new Set(unseen)) {
-      if (call.hasLeft) continue;
-      if (call.hasSlot) this.#answer(call);
-      else this.#admit(call);
-    }
+    this.hangsUntil = until;
+    const catchUp = (): void => {
+      const unseen = this.#unseen;
+      this.#unseen = [];
+      for (const call of unseen) if (call.isGone) this.see(call);
+      for (const call of unseen) if (!call.isGone) this.see(call);
+    };
+    agenda.add(until, () => {
+      this.hangsUntil = 0;
+      agenda.add(until, catchUp); // what fell due while it hung is said first
+    });
   }
 
   die(): void {
     const { calls } = this;
     this.isListening = false;
-    this.#hangsUntil = 0;
+    this.hangsUntil = 0;
     this.#served.clear();
-    this.#line = [];
-    this.#head = 0;
+    this.#line = new Line();
     this.#unseen = [];
-    for (const call of calls) this.#cut(call);
-  }
-
-  #cut(call: Call): void {
-    call.hasLeft = true;
-    call.dueAt = Infinity;
-    call.cut();
+    for (const call of calls) {
+      call.isGone = true;
+      call.cut();
+    }
   }
 
   restart(): void {
     this.isListening = true;
-    this.#startedAt = this.#agenda.time;
+    this.#startedAt = this.#run.agenda.time;
   }
 }
 
 // --- checks ---
 
-/** What a check says to a ping server, and what that makes of it. */
+/** What a check says to a ping server. */
 type Question = {
-  readonly holds: boolean;
+  readonly check: CheckSpec;
   /** The numbers of its pings, undefined for a plain one. */
   readonly pings: readonly (number | undefined)[];
   /** A byte of it belongs to no ping: the server resets it. */
@@ -1369,79 +1256,65 @@ type Question = {
 };
 
 function virtualQuestion(check: CheckSpec): Question {
-  const pings = nothingAsked();
+  const asked = nothingAsked();
   const isSecure = check.kind === "http" && check.isSecure; // no ping begins as TLS does
-  const wrong = countPings(pings, questionOf(check, ""));
-  const numbers = pings.waiting.flatMap(({ number, times }) => Array(times).fill(number));
-  return { holds: !asks(check), pings: numbers, isWrong: isSecure || wrong !== undefined };
+  const wrong = countPings(asked, questionOf(check, ""));
+  const pings = asked.waiting.flatMap(({ number, times }) => Array(times).fill(number));
+  return { check, pings, isWrong: isSecure || wrong !== undefined };
 }
 
 const TIMED_OUT: CheckResult = { kind: "silent", why: "no answer in time", by: "time-out" };
 const WRONG: CheckResult = { kind: "silent", why: "another answer than expected", by: "wrong" };
 const CLOSED: CheckResult = { kind: "silent", why: "accepted, and closed", by: "close" };
-const REFUSED = {
-  kind: "refused",
-  why: "connection refused",
-  code: "ECONNREFUSED",
-} as const satisfies CheckResult;
+const REFUSAL = "connection refused";
+const REFUSED: CheckResult = { kind: "refused", why: REFUSAL, code: "ECONNREFUSED" };
 
 /** One check of a simulated server. It takes a slot there as any connection does. */
-class CheckCall extends Call {
-  readonly #check: CheckSpec;
+class VirtualCheck extends Call {
   readonly #question: Question;
   readonly #report: (result: CheckResult) => void;
   #answers = 0;
   #isOver = false;
   #cancelAlarm: () => void = () => undefined;
 
-  constructor(check: CheckSpec, question: Question, report: (result: CheckResult) => void) {
+  constructor(question: Question, report: (result: CheckResult) => void) {
     super();
-    this.#check = check;
     this.#question = question;
     this.#report = report;
   }
 
   /** A bare connection holds for `hold` seconds; a question has `seconds` to be answered. */
   begin(target: VirtualServer, clock: Clock, hold: number, seconds: number): void {
-    const { holds, isWrong } = this.#question;
+    const { check, isWrong } = this.#question;
     const verdictIn = (after: number, verdict: CheckResult): void => {
       this.#cancelAlarm = clock.after(after, () => this.#finish(verdict));
     };
     if (!target.isListening) return verdictIn(0, REFUSED);
-    if (isWrong && !target.isHanging) return verdictIn(0, CLOSED);
-    if (holds && hold === 0) return verdictIn(0, { kind: "passed" });
-    if (holds) verdictIn(hold, { kind: "passed" });
-    else verdictIn(seconds, TIMED_OUT);
-    this.#askNext();
-    target.enter(this);
+    if (isWrong && target.hangsUntil === 0) return verdictIn(0, CLOSED);
+    if (asks(check)) verdictIn(seconds, TIMED_OUT);
+    else verdictIn(hold, { kind: "passed" });
+    this.#ask();
+    if (asks(check) || hold > 0) this.enter(target);
   }
 
-  /** Lets go of it; nothing is reported any more. */
-  cancel(): void {
-    this.#isOver = true;
-    this.#cancelAlarm();
-    // what was asked is still answered, as the server does not see who has gone
-    if (!this.isAsking && !this.hasLeft) this.target?.leave(this);
+  #ask(): void {
+    const { pings } = this.#question;
+    this.isAsking = this.#answers < pings.length;
+    this.number = pings[this.#answers];
   }
 
   answered(): void {
-    if (this.#isOver) return this.target?.leave(this);
+    if (this.#isOver) return this.letGo();
     this.#answers += 1;
-    const judgement = judge(this.#check, Buffer.from("PONG!".repeat(this.#answers)));
+    const judgement = judge(this.#question.check, Buffer.from("PONG!".repeat(this.#answers)));
     if (judgement === "passed") return this.#finish({ kind: "passed" });
     if (judgement === "wrong") return this.#finish(WRONG);
-    this.#askNext();
-    this.target?.ask(this);
+    this.#ask();
+    this.target?.see(this);
   }
 
   cut(): void {
     if (!this.#isOver) this.#finish(this.#answers > 0 ? WRONG : CLOSED);
-  }
-
-  #askNext(): void {
-    const { pings } = this.#question;
-    this.isAsking = this.#answers < pings.length;
-    this.number = pings[this.#answers];
   }
 
   #finish(result: CheckResult): void {
@@ -1449,27 +1322,22 @@ class CheckCall extends Call {
     this.cancel();
     this.#report(isLate ? WRONG : result);
   }
+
+  /** Lets go of it; nothing is reported any more. */
+  cancel(): void {
+    this.#isOver = true;
+    this.#cancelAlarm();
+    // what was asked is still answered, as the server does not see who has gone
+    if (!this.isAsking) this.letGo();
+  }
 }
 
 // --- balancers ---
 
-/** Where a client connects: a balancer, or the one server of the baseline. */
-interface Door {
-  accept(connection: Passage): void;
-  /** A dial of it was refused. */
-  refused(connection: Passage): void;
-  asks(connection: Passage): void;
-  answered(connection: Passage): void;
-  /** The server has died. */
-  lost(connection: Passage): void;
-  leave(connection: Passage): void;
-}
-
-/** A client's connection. */
-class Passage extends Call implements Guest, Patient, Waiter {
-  readonly door: Door;
+/** A client's connection: to a balancer, or to the one server of the baseline. */
+class Passage extends Call implements Guest, Patient {
   readonly visitor: Visitor;
-  readonly clientAddress: string;
+  readonly #run: VirtualRun;
   stage: ConnectionStage = "queued";
   tried: readonly Attempt[] = NOT_TRIED;
   /** Where the balancer has given it a place, since when, and since when it awaits its answer. */
@@ -1477,21 +1345,17 @@ class Passage extends Call implements Guest, Patient, Waiter {
   dialledAt = 0;
   askedAt = -1;
   hasAnswer = false;
-  isCounted = false;
-  until = Infinity;
-  before: Waiter | undefined = undefined;
-  behind: Waiter | undefined = undefined;
+  /** Rings when it has waited in the balancer's queue for too long. */
+  alarm: Happening | undefined = undefined;
 
-  constructor(door: Door, visitor: Visitor, clientAddress: string) {
+  constructor(run: VirtualRun, visitor: Visitor) {
     super();
-    this.door = door;
+    this.#run = run;
     this.visitor = visitor;
-    this.clientAddress = clientAddress;
   }
 
-  override happen(at: number): void {
-    if (this.stage === "dialling") this.door.refused(this);
-    else super.happen(at);
+  get clientAddress(): string {
+    return this.#run.setup.addressOf(this.visitor.client);
   }
 
   queue(): void {
@@ -1499,86 +1363,34 @@ class Passage extends Call implements Guest, Patient, Waiter {
   }
 
   answered(): void {
-    this.door.answered(this);
-    this.visitor.answered();
+    this.visitor.balancer?.answered(this);
+    this.#run.answered(this.visitor, this);
   }
 
   cut(): void {
-    this.door.lost(this);
-    this.visitor.failed("closed");
-  }
-
-  /** It has waited in the balancer's queue for too long. */
-  givesUp(): void {
-    this.close();
+    this.visitor.balancer?.lost(this);
+    this.leave();
+    this.#run.failed(this.visitor, "closed");
   }
 
   /** The balancer resets it. */
   close(): void {
     this.leave();
-    this.visitor.failed("reset");
+    this.#run.failed(this.visitor, "reset");
   }
 
   /** The client's doing, or because of what the balancer did. */
   leave(): void {
     if (this.stage === "ended") return;
-    this.door.leave(this);
     this.stage = "ended";
+    this.letGo();
+    this.visitor.balancer?.left(this);
   }
 }
 const NOT_TRIED: readonly Attempt[] = [];
 
-/** No balancer: the one server there is. */
-class Baseline implements Door {
-  readonly #server: VirtualServer;
-  readonly #met: VirtualSetup["met"];
-
-  constructor(server: VirtualServer, met: VirtualSetup["met"]) {
-    this.#server = server;
-    this.#met = met;
-  }
-
-  accept(connection: Passage): void {
-    if (!this.#server.isListening) return this.refused(connection);
-    this.#met?.(connection.visitor.client, this.#server.place);
-    connection.stage = "relaying";
-    this.#server.enter(connection);
-  }
-
-  refused(connection: Passage): void {
-    connection.stage = "ended";
-    connection.visitor.failed("connect");
-  }
-
-  asks(connection: Passage): void {
-    this.#server.ask(connection);
-  }
-
-  answered(): void {}
-
-  lost(connection: Passage): void {
-    connection.stage = "ended";
-  }
-
-  leave(connection: Passage): void {
-    this.#server.leave(connection);
-  }
-}
-
-/** What all balancers of a run have in common. */
-type Shared = {
-  readonly agenda: Agenda;
-  readonly targets: readonly VirtualServer[];
-  readonly weights: readonly number[];
-  readonly algorithm: keyof typeof algorithms;
-  readonly options: ReturnType<typeof optionsOf>;
-  readonly met: VirtualSetup["met"];
-};
-
-const optionsOf = (words: readonly string[]) => parseCommandLine(BALANCER_OPTIONS, words).values;
-
 /** Servers have addresses, by which `source-hash` tells them apart. */
-const specOf = (place: number, weight: number) => ({
+const specOf = (weight: number, place: number) => ({
   host: `10.0.${place >> 8}.${place & 255}`,
   port: 65433,
   weight,
@@ -1588,156 +1400,136 @@ const specOf = (place: number, weight: number) => ({
 });
 
 /** Carries out, without sockets, what the parts of load_balancer.ts decide. */
-class VirtualBalancer implements Door {
-  readonly #shared: Shared;
+class VirtualBalancer {
+  readonly #run: VirtualRun;
+  readonly #options: VirtualOptions;
   readonly #servers: readonly Server[];
-  readonly #targets = new Map<Server, VirtualServer>();
+  readonly #targets: ReadonlyMap<Server, VirtualServer>;
   readonly #places: Places<Passage>;
   readonly #health: HealthWatch;
-  readonly #queue: Patience;
   readonly #patients: Patients<Passage>;
-  readonly #question: Question;
-  readonly #addresses = new Map<string, number>();
+  readonly #queueAlarm: SetAlarm;
+  readonly #openByAddress = new Map<string, number>();
   #open = 0;
 
-  constructor(shared: Shared, seed: number) {
-    const { agenda, targets, weights, algorithm, options } = shared;
+  constructor(run: VirtualRun, algorithm: Algorithm, options: VirtualOptions, seed: number) {
+    const { agenda, setup } = run;
     const { clock } = agenda;
-    this.#shared = shared;
-    this.#servers = weights.map((weight, place) => newServer(specOf(place, weight), agenda.time));
-    for (const [place, server] of this.#servers.entries())
-      this.#targets.set(server, targets[place]!);
-    this.#question = virtualQuestion(options.check);
-    this.#places = new Places(options.serverConnections);
-    this.#queue = new Patience(agenda, options.queueTimeout);
-    const patience = Math.min(options.retryFor, options.queueTimeout);
-    this.#patients = new Patients(patience, { place: (guest) => this.#place(guest) }, clock);
-    this.#health = new HealthWatch(healthSettings(options), clock, this.#probe, {
+    const { slowStart, retryFor, queueTimeout, checkInterval, serverConnections } = options;
+    this.#run = run;
+    this.#options = options;
+    this.#servers = setup.servers.map(({ weight }, place) => newServer(specOf(weight, place), 0));
+    this.#targets = new Map(this.#servers.map((server, place) => [server, run.targets[place]!]));
+    this.#queueAlarm = alarmsAfter(queueTimeout, agenda);
+    const owner = { place: (guest: Passage) => this.#place(guest) };
+    this.#patients = new Patients(Math.min(retryFor, queueTimeout), owner, clock);
+    const question = virtualQuestion(options.check);
+    const probe: Probe = (server, hold, _, report) => {
+      const check = new VirtualCheck(question, report);
+      check.begin(this.#targets.get(server)!, clock, hold, checkInterval);
+      return () => check.cancel();
+    };
+    this.#health = new HealthWatch(healthSettings(options), clock, probe, {
       changed: (server) => this.#healthChanged(server),
       stillDown: (server) => this.#resetConnectionsOf(server),
     });
+    for (const [place, server] of this.#servers.entries())
+      this.#health.watch(server, firstCheckIn(place / this.#servers.length, checkInterval));
     const make: (sources: Sources) => Picker = algorithms[algorithm];
     const pick = make({ random: mulberry32(seed), now: clock.now });
+    this.#places = new Places(serverConnections);
     this.#places.setPicker(pick, STICKY.has(algorithm));
-    this.#start();
-  }
-
-  #start(): void {
-    const { agenda, options } = this.#shared;
-    for (const [place, server] of this.#servers.entries()) {
-      const delay = firstCheckIn(place / this.#servers.length, options.checkInterval);
-      this.#health.watch(server, delay);
-    }
-    weigh(this.#servers, agenda.time, options.slowStart);
+    weigh(this.#servers, 0, slowStart);
     this.#places.setServers(this.#servers);
-    const looks = options.slowStart > 0 || options.retryFor > 0;
-    if (looks) agenda.clock.after(sweepPeriod(options), () => this.#sweep());
+    if (slowStart > 0 || retryFor > 0) this.#sweepLater();
   }
 
   accept(connection: Passage): void {
+    const { maxConnections = Infinity, clientConnections } = this.#options;
+    const { clientAddress } = connection;
+    const ofAddress = 1 + (this.#openByAddress.get(clientAddress) ?? 0);
+    this.#openByAddress.set(clientAddress, ofAddress);
     this.#open += 1;
-    const { maxConnections = Infinity } = this.#shared.options;
-    if (this.#open > maxConnections) return connection.close();
-    this.#place(connection);
+    const isOneTooMany = clientConnections > 0 && ofAddress > clientConnections;
+    if (this.#open > maxConnections || isOneTooMany) connection.close();
+    else this.#place(connection);
   }
 
   #place(connection: Passage): void {
-    if (!this.#admitsAddress(connection)) return connection.close();
     const place = this.#places.enter(connection);
-    if (place === "none") return this.#noServerFor(connection);
-    if (place !== "waits") return this.#dial(connection, place);
+    if (place !== "waits") return this.#send(connection, place);
     connection.queue();
-    this.#queue.add(connection);
+    connection.alarm = this.#queueAlarm(() => connection.close());
   }
 
-  #noServerFor(connection: Passage): void {
-    if (!this.#patients.take(connection)) connection.close();
-  }
-
-  #admitsAddress(connection: Passage): boolean {
-    const most = this.#shared.options.clientConnections;
-    if (most === 0 || connection.isCounted) return true;
-    const open = this.#addresses.get(connection.clientAddress) ?? 0;
-    if (open >= most) return false;
-    this.#addresses.set(connection.clientAddress, open + 1);
-    connection.isCounted = true;
-    return true;
+  #send(connection: Passage, to: Server | "none"): void {
+    if (to !== "none") this.#dial(connection, to);
+    else if (!this.#patients.take(connection)) connection.close();
   }
 
   #dial(connection: Passage, server: Server): void {
-    const { agenda } = this.#shared;
+    const { agenda, setup } = this.#run;
     const target = this.#targets.get(server)!;
+    const dialledAt = agenda.time;
     connection.server = server;
-    connection.dialledAt = agenda.time;
+    connection.dialledAt = dialledAt;
     connection.stage = "dialling";
-    if (target.isListening) this.#connected(connection, server, target);
-    else agenda.add(agenda.time, connection);
-  }
-
-  #connected(connection: Passage, server: Server, target: VirtualServer): void {
-    const { dialledAt } = connection;
-    const { health } = server;
+    if (!target.isListening) return void agenda.add(dialledAt, () => this.#refused(connection));
     connection.stage = "relaying";
-    this.#patients.served(connection);
-    if (health.refused > 0 || !health.reached)
+    if (this.#options.retryFor > 0)
+      // not at once: whoever this releases would be released again on the way
+      agenda.add(dialledAt, () => this.#patients.served(connection));
+    if (server.health.refused > 0 || !server.health.reached)
       this.#health.saw(server, { kind: "dial accepted", dialledAt });
-    this.#shared.met?.(connection.visitor.client, target.place);
-    this.#beginTurn(connection, server);
-    target.enter(connection);
+    setup.met?.(connection.visitor.client, target.place);
+    this.asks(connection);
+    connection.enter(target);
   }
 
-  refused(connection: Passage): void {
-    const { server, dialledAt } = connection;
-    const { agenda, options } = this.#shared;
-    if (server === undefined) return;
-    const why = REFUSED.why;
-    connection.tried = [...connection.tried, { server, why }];
+  #refused(connection: Passage): void {
+    const { server, stage, dialledAt } = connection;
+    if (stage !== "dialling" || server === undefined) return; // it has left since
+    connection.tried = [...connection.tried, { server, why: REFUSAL }];
     server.stats.connectErrors += 1;
-    failed(server.cost, dialledAt, options.connectTimeout, agenda.time);
-    this.#health.saw(server, { kind: "dial failed", why, dialledAt });
+    failed(server.cost, dialledAt, this.#options.connectTimeout, this.#run.agenda.time);
+    this.#health.saw(server, { kind: "dial failed", why: REFUSAL, dialledAt });
     this.#giveUpPlace(connection);
     connection.queue();
     this.#place(connection);
   }
 
-  #beginTurn(connection: Passage, server: Server): void {
-    connection.askedAt = this.#shared.agenda.time;
-    asked(server.cost, connection.askedAt);
-  }
-
+  /** It has sent a request to its server. */
   asks(connection: Passage): void {
-    if (connection.server !== undefined) this.#beginTurn(connection, connection.server);
-    connection.target?.ask(connection);
+    connection.askedAt = this.#run.agenda.time;
+    if (connection.server !== undefined) asked(connection.server.cost, connection.askedAt);
   }
 
   answered(connection: Passage): void {
-    const { server, dialledAt, askedAt } = connection;
+    const { server, dialledAt, askedAt, hasAnswer } = connection;
     if (server === undefined) return;
     server.health.received += ANSWER_BYTES;
-    const isFirst = !connection.hasAnswer;
     connection.hasAnswer = true;
-    if (isFirst && this.#health.caresForFirstBytes(server))
+    if (!hasAnswer && this.#health.caresForFirstBytes(server))
       this.#health.saw(server, { kind: "first byte", dialledAt });
-    answered(server.cost, askedAt, this.#shared.agenda.time);
+    answered(server.cost, askedAt, this.#run.agenda.time);
     connection.askedAt = -1;
   }
 
-  lost(connection: Passage): void {
-    const { server, dialledAt, hasAnswer } = connection;
-    const lasted = this.#shared.agenda.time - dialledAt;
+  /** Its server has died. */
+  lost({ server, dialledAt, hasAnswer }: Passage): void {
+    const lasted = this.#run.agenda.time - dialledAt;
     if (server !== undefined && !hasAnswer && lasted < this.#health.hold)
       this.#health.suspect(server);
-    connection.leave();
   }
 
-  leave(connection: Passage): void {
-    this.#queue.delete(connection);
+  left(connection: Passage): void {
+    const { clientAddress, alarm } = connection;
+    if (alarm !== undefined) alarm.isGone = true;
     this.#places.forget(connection);
     this.#patients.forget(connection);
-    if (connection.target !== undefined && !connection.hasLeft) connection.target.leave(connection);
     this.#giveUpPlace(connection);
     this.#open -= 1;
-    if (connection.isCounted) this.#releaseAddress(connection.clientAddress);
+    this.#openByAddress.set(clientAddress, (this.#openByAddress.get(clientAddress) ?? 1) - 1);
   }
 
   #giveUpPlace(connection: Passage): void {
@@ -1750,184 +1542,73 @@ class VirtualBalancer implements Door {
     this.#admitOne(server);
   }
 
-  #releaseAddress(address: string): void {
-    const left = (this.#addresses.get(address) ?? 1) - 1;
-    if (left > 0) this.#addresses.set(address, left);
-    else this.#addresses.delete(address);
-  }
-
   #admitOne(server?: Server): boolean {
     const admission = this.#places.admit(server);
     if (admission === undefined) return false;
     const { guest, to } = admission;
-    this.#queue.delete(guest);
-    if (to === "none") this.#noServerFor(guest);
-    else this.#dial(guest, to);
+    if (guest.alarm !== undefined) guest.alarm.isGone = true;
+    this.#send(guest, to);
     return true;
   }
 
-  #serversChanged(): void {
-    weigh(this.#servers, this.#shared.agenda.time, this.#shared.options.slowStart);
+  #healthChanged(server: Server): void {
+    const { time } = this.#run.agenda;
+    const { up } = server.health;
+    if (up) server.warmSince = time;
+    else this.#resetConnectionsOf(server);
+    weigh(this.#servers, time, this.#options.slowStart);
     this.#places.refresh();
     while (this.#admitOne()) continue;
-  }
-
-  #healthChanged(server: Server): void {
-    const { up } = server.health;
-    if (up) server.warmSince = this.#shared.agenda.time;
-    else this.#resetConnectionsOf(server);
-    this.#serversChanged();
     if (up) this.#patients.retry();
   }
 
   /** With `--on-down reset`, unless the server still gives bytes to somebody. */
   #resetConnectionsOf(server: Server): void {
     const { received, receivedBefore } = server.health;
-    if (this.#shared.options.onDown !== "reset" || received > receivedBefore) return;
-    for (const call of this.#targets.get(server)?.calls ?? []) {
+    if (this.#options.onDown !== "reset" || received > receivedBefore) return;
+    for (const call of this.#targets.get(server)!.calls)
       if (call instanceof Passage && call.server === server) call.close();
-    }
   }
 
-  readonly #probe: Probe = (server, hold, _, report) => {
-    const { agenda, options } = this.#shared;
-    const call = new CheckCall(options.check, this.#question, report);
-    call.begin(this.#targets.get(server)!, agenda.clock, hold, options.checkInterval);
-    return () => call.cancel();
-  };
-
-  #sweep(): void {
-    const { agenda, options } = this.#shared;
-    const { slowStart } = options;
-    if (slowStart > 0 && weigh(this.#servers, agenda.time, slowStart)) this.#places.refresh();
-    this.#patients.retry();
-    agenda.clock.after(sweepPeriod(options), () => this.#sweep());
+  #sweepLater(): void {
+    const { agenda } = this.#run;
+    const { slowStart } = this.#options;
+    agenda.clock.after(sweepPeriod(this.#options), () => {
+      if (slowStart > 0 && weigh(this.#servers, agenda.time, slowStart)) this.#places.refresh();
+      this.#patients.retry();
+      this.#sweepLater();
+    });
   }
 }
 const ANSWER_BYTES = 5;
 
 // --- clients ---
 
-/** What a client needs of its run. */
-interface Host {
-  readonly agenda: Agenda;
-  readonly timeouts: Patience;
-  readonly reconnect: boolean;
-  connect(visitor: Visitor): Passage;
-  record(visitor: Visitor, seconds: number): void;
-  recordFailure(visitor: Visitor, kind: FailureKind): void;
-  gone(visitor: Visitor): void;
-}
-
 /** A client that carries out its part of the plan, one request after the other. */
-class Visitor implements Waiter, Happening {
+type Visitor = {
   readonly client: number;
-  readonly door: Door;
-  readonly #host: Host;
-  readonly #nextNumber: () => number;
-  #left: number;
-  /** Requests that were answered or have failed, and how many were answered. */
-  made = 0;
-  answers = 0;
-  until = Infinity;
-  before: Waiter | undefined = undefined;
-  behind: Waiter | undefined = undefined;
-  #since = 0;
-  #connection: Passage | undefined = undefined;
-
-  constructor(
-    host: Host,
-    { client, requests }: { readonly client: number; readonly requests: number },
-    door: Door,
-    nextNumber: () => number,
-  ) {
-    this.#host = host;
-    this.client = client;
-    this.door = door;
-    this.#left = requests;
-    this.#nextNumber = nextNumber;
-  }
-
-  /** It makes the next request of its plan, on a new connection. */
-  happen(): void {
-    this.#begin();
-    const connection = this.#host.connect(this);
-    this.#connection = connection;
-    this.#ask(connection);
-    this.door.accept(connection);
-  }
-
-  #begin(): void {
-    this.#since = this.#host.agenda.time;
-    this.#host.timeouts.add(this);
-  }
-
-  #ask(connection: Passage): void {
-    connection.isAsking = true;
-    connection.number = this.#nextNumber();
-  }
-
-  answered(): void {
-    const connection = this.#connection;
-    this.#host.timeouts.delete(this);
-    this.#host.record(this, this.#host.agenda.time - this.#since);
-    this.made += 1;
-    this.answers += 1;
-    this.#left -= 1;
-    if (connection === undefined) return;
-    if (this.#left === 0) this.#leave(connection);
-    else if (this.#host.reconnect) this.#reconnect(connection);
-    else this.#goOn(connection);
-  }
-
-  #goOn(connection: Passage): void {
-    this.#begin();
-    this.#ask(connection);
-    this.door.asks(connection);
-  }
-
-  /** The balancer hears of the new connection before the old one has ended on both sides. */
-  #reconnect(old: Passage): void {
-    this.happen();
-    old.leave();
-  }
-
-  #leave(connection: Passage): void {
-    connection.leave();
-    this.#connection = undefined;
-    this.#host.gone(this);
-  }
-
-  givesUp(): void {
-    this.#connection?.leave();
-    this.failed("timeout");
-  }
-
-  /** The request failed, and its connection is gone. */
-  failed(kind: FailureKind): void {
-    this.#host.timeouts.delete(this);
-    this.#host.recordFailure(this, kind);
-    this.#connection = undefined;
-    this.made += 1;
-    this.#left -= 1;
-    if (this.#left === 0) this.#host.gone(this);
-    else this.#host.agenda.add(this.#host.agenda.time, this);
-  }
-}
+  /** Undefined in the baseline, which has none. */
+  readonly balancer: VirtualBalancer | undefined;
+  readonly nextNumber: () => number;
+  readonly times: number[];
+  /** Requests that are neither answered nor have failed. */
+  left: number;
+  /** Its present request: since when it waits for the answer, and what ends that. */
+  since: number;
+  alarm: Happening | undefined;
+};
 
 /** One run, step by step, so that somebody can look on and end it. */
-export class VirtualRun implements Host {
+export class VirtualRun {
+  readonly setup: VirtualSetup;
   readonly agenda = new Agenda();
-  readonly timeouts: Patience;
-  readonly reconnect: boolean;
-  readonly #setup: VirtualSetup;
-  readonly #doors: readonly Door[];
-  readonly #nextDoor: () => number;
+  readonly targets: readonly VirtualServer[];
+  /** None in the baseline. */
+  readonly #balancers: VirtualBalancer[] = [];
+  readonly #nextChoice: () => number;
+  readonly #timeoutAlarm: SetAlarm;
   readonly #planned: number;
-  /** Each client's answers lie where all requests of those before it end. */
-  readonly #times: Float64Array;
-  readonly #starts: Float64Array;
-  readonly #counts: Uint32Array;
+  readonly #times: (readonly number[])[];
   readonly #firstFailed: number[] = [];
   readonly #errors = noErrors();
   readonly #stages: Record<Stage, number>;
@@ -1938,125 +1619,131 @@ export class VirtualRun implements Host {
   #isStopped = false;
 
   constructor(setup: VirtualSetup) {
-    const { plan, timeout, reconnect, balancerSeed } = setup;
-    const clients = plan.requests.length;
-    this.#setup = setup;
-    this.timeouts = new Patience(this.agenda, timeout);
-    this.reconnect = reconnect;
-    this.#starts = new Float64Array(clients);
-    this.#counts = new Uint32Array(clients);
-    this.#planned = this.#layOut(plan.requests);
-    this.#times = new Float64Array(this.#planned);
-    this.#stages = { toCome: clients, waiting: 0, talking: 0, done: 0 };
+    const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
+    const { agenda } = this;
+    this.setup = setup;
+    this.#timeoutAlarm = alarmsAfter(setup.timeout, agenda);
+    this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
+    this.#times = plan.requests.map(() => []);
+    this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
-    this.#nextDoor = mulberry32(nextSeed());
-    this.#doors = this.#open(nextSeed);
-  }
-
-  #layOut(requests: readonly number[]): number {
-    let planned = 0;
-    for (let client = 0; client < requests.length; client += 1) {
-      this.#starts[client] = planned;
-      planned += requests[client]!;
-    }
-    return planned;
-  }
-
-  #open(nextSeed: () => number): Door[] {
-    const { entry, servers, met } = this.#setup;
+    this.#nextChoice = mulberry32(nextSeed());
     const algorithm = ALGORITHMS.find((name) => name === entry.algorithm);
     const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
-    const sleep = this.#setup.sleep ?? sleepsOf(needed, nextSeed);
-    const targets = needed.map(
-      ({ slots }, place) => new VirtualServer(this.agenda, place, slots, sleep),
-    );
-    this.#scheduleFaults(targets.at(-1)!);
-    if (algorithm === undefined) return [new Baseline(targets[0]!, met)];
-    const shared: Shared = {
-      agenda: this.agenda,
-      targets,
-      weights: needed.map(({ weight }) => weight),
-      algorithm,
-      options: optionsOf(entry.balancerOptions),
-      met,
-    };
-    return this.#seeds(shared.options.seed, nextSeed).map(
-      (seed) => new VirtualBalancer(shared, seed),
-    );
-  }
-
-  /** One for all, where the entry gives one; else the first has the one that sockets give it. */
-  #seeds(given: number | undefined, nextSeed: () => number): number[] {
-    const { balancers, balancerSeed } = this.#setup;
-    return Array.from({ length: balancers }, (_, place) => {
-      if (given !== undefined) return given;
-      return place === 0 ? balancerSeed : nextSeed();
-    });
-  }
-
-  #scheduleFaults(last: VirtualServer): void {
-    const { fail, hang } = this.#setup;
-    const { clock } = this.agenda;
-    if (fail) {
-      clock.after(fail.from, () => last.die());
-      clock.after(fail.to, () => last.restart());
+    this.targets = needed.map((_, place) => new VirtualServer(this, place, nextSeed()));
+    const last = this.targets.at(-1)!;
+    if (fail) agenda.add(fail.from, () => last.die());
+    if (fail) agenda.add(fail.to, () => last.restart());
+    if (hang) agenda.add(hang.from, () => last.hang(hang.to));
+    const options = optionsOf(entry.balancerOptions);
+    if (algorithm === undefined) return;
+    for (let place = 0; place < balancers; place += 1) {
+      // one seed for all, where the entry gives one; else the first has that of a run with sockets
+      const own = place === 0 ? balancerSeed : nextSeed();
+      this.#balancers.push(new VirtualBalancer(this, algorithm, options, options.seed ?? own));
     }
-    if (hang) clock.after(hang.from, () => last.hang(hang.to));
   }
 
   /** Lets at most so many events happen; true when all is over. */
   advance(events: number): boolean {
-    const { arrivals } = this.#setup.plan;
-    const clients = arrivals.length;
+    const { arrivals } = this.setup.plan;
     for (let i = 0; i < events; i += 1) {
-      if (this.#stages.done === clients || this.#isStopped) return true;
-      const arrival = this.#arrived < clients ? arrivals[this.#arrived]! : Infinity;
+      if (this.#isOver) return true;
+      const arrival = arrivals[this.#arrived] ?? Infinity;
       if (arrival <= this.agenda.next) this.#arrive(arrival);
       else this.agenda.step();
     }
     return false;
   }
 
+  get #isOver(): boolean {
+    return this.#isStopped || this.#stages.done === this.#times.length;
+  }
+
   #arrive(at: number): void {
+    const { plan, numbers } = this.setup;
     const client = this.#arrived;
+    const choices = this.#balancers.length;
+    const choice = choices > 1 ? Math.floor(this.#nextChoice() * choices) : 0;
+    const visitor: Visitor = {
+      client,
+      balancer: this.#balancers[choice],
+      nextNumber: numbers(client),
+      times: [],
+      left: plan.requests[client]!,
+      since: at,
+      alarm: undefined,
+    };
     this.#arrived += 1;
     this.agenda.time = at;
-    const count = this.#doors.length;
-    const place = count === 1 ? 0 : Math.floor(this.#nextDoor() * count);
-    const requests = this.#setup.plan.requests[client]!;
-    const nextNumber = this.#setup.numbers(client);
+    this.#times[client] = visitor.times;
     this.#move("toCome", "waiting");
-    new Visitor(this, { client, requests }, this.#doors[place]!, nextNumber).happen();
+    this.#connect(visitor);
   }
 
-  connect(visitor: Visitor): Passage {
-    return new Passage(visitor.door, visitor, this.#setup.addressOf(visitor.client));
+  /** It makes its next request on a new connection. */
+  #connect(visitor: Visitor): void {
+    const { client, balancer } = visitor;
+    const connection = new Passage(this, visitor);
+    this.#ask(visitor, connection);
+    if (balancer !== undefined) return balancer.accept(connection);
+    const server = this.targets[0]!;
+    if (!server.isListening) return this.failed(visitor, "connect");
+    this.setup.met?.(client, server.place);
+    connection.enter(server);
   }
 
-  record({ client, answers }: Visitor, seconds: number): void {
-    this.#times[this.#starts[client]! + answers] = Math.round(seconds * 1e6) / 1e6;
-    this.#counts[client] = answers + 1;
-    if (answers === 0) this.#move("waiting", "talking");
+  #ask(visitor: Visitor, connection: Passage): void {
+    visitor.since = this.agenda.time;
+    visitor.alarm = this.#timeoutAlarm(() => {
+      connection.leave();
+      this.failed(visitor, "timeout");
+    });
+    connection.isAsking = true;
+    connection.number = visitor.nextNumber();
+  }
+
+  answered(visitor: Visitor, connection: Passage): void {
+    const seconds = this.agenda.time - visitor.since;
     this.#recent[this.#answered % RECENT] = seconds;
     this.#answered += 1;
+    if (visitor.times.length === 0) this.#move("waiting", "talking");
+    visitor.times.push(Math.round(seconds * 1e6) / 1e6);
+    this.#endRequest(visitor);
+    if (visitor.left === 0) {
+      connection.leave();
+      this.#gone(visitor);
+    } else if (this.setup.reconnect) {
+      // the balancer hears of the new connection before the old one has ended on both sides
+      this.#connect(visitor);
+      connection.leave();
+    } else {
+      this.#ask(visitor, connection);
+      visitor.balancer?.asks(connection);
+      connection.target?.see(connection);
+    }
   }
 
-  recordFailure({ client, made }: Visitor, kind: FailureKind): void {
+  /** Its request failed, and the connection is gone. The next one is on another. */
+  failed(visitor: Visitor, kind: FailureKind): void {
+    const { client, left } = visitor;
+    if (left === this.setup.plan.requests[client]) this.#firstFailed.push(client);
     this.#errors[kind] += 1;
-    if (made === 0) this.#firstFailed.push(client);
     this.#firstFailure ??= this.#failureWords(kind);
+    this.#endRequest(visitor);
+    if (visitor.left === 0) this.#gone(visitor);
+    else this.agenda.add(this.agenda.time, () => this.#connect(visitor));
   }
 
-  #failureWords(kind: FailureKind): string {
-    if (kind === "connect") return "Cannot connect: connection refused";
-    if (kind === "timeout") return `No answer within ${this.#setup.timeout} s`;
-    if (kind === "reset") return "Lost the connection: connection reset by peer";
-    return "The connection was closed before its answer";
+  #endRequest(visitor: Visitor): void {
+    if (visitor.alarm !== undefined) visitor.alarm.isGone = true;
+    visitor.left -= 1;
   }
 
-  gone({ answers }: Visitor): void {
-    this.#move(answers > 0 ? "talking" : "waiting", "done");
+  #gone({ client, times }: Visitor): void {
+    this.#times[client] = times.slice(); // without the room that it had to grow
+    this.#move(times.length > 0 ? "talking" : "waiting", "done");
   }
 
   #move(from: Stage, to: Stage): void {
@@ -2064,31 +1751,35 @@ export class VirtualRun implements Host {
     this.#stages[to] += 1;
   }
 
+  #failureWords(kind: FailureKind): string {
+    if (kind === "connect") return "Cannot connect: connection refused";
+    if (kind === "timeout") return `No answer within ${this.setup.timeout} s`;
+    if (kind === "reset") return "Lost the connection: connection reset by peer";
+    return "The connection was closed before its answer";
+  }
+
   /** Requests in flight fail as interrupted; those that nobody has made yet count as nothing. */
   stop(): void {
-    const isOver = this.#stages.done === this.#counts.length;
-    if (this.#isStopped || isOver) return;
+    if (this.#isOver) return;
     this.#isStopped = true;
     this.#errors.interrupted += this.#stages.waiting + this.#stages.talking;
   }
 
   get progress(): Progress {
+    const recent = this.#recent.toSorted((a, b) => a - b);
     return {
       ...this.#stages,
       planned: this.#planned,
       answered: this.#answered,
-      failed: Object.values(this.#errors).reduce((sum, n) => sum + n, 0),
-      p50: quantile(
-        this.#recent.toSorted((a, b) => a - b),
-        0.5,
-      ),
+      failed: countErrors(this.#errors),
+      p50: quantile(recent, 0.5),
       seconds: this.agenda.time,
     };
   }
 
   observed(): Observed {
     return {
-      times: Array.from(this.#counts, (count, client) => this.#timesOf(client, count)),
+      times: this.#times,
       planned: this.#planned,
       errors: this.#errors,
       firstFailure: this.#firstFailure,
@@ -2098,24 +1789,6 @@ export class VirtualRun implements Host {
       tester: { utilization: 0, stall: 0, startLag: 0 },
     };
   }
-
-  #timesOf(client: number, count: number): number[] {
-    const start = this.#starts[client]!;
-    const times = new Array<number>(count);
-    for (let i = 0; i < count; i += 1) times[i] = this.#times[start + i]!;
-    return times;
-  }
-}
-
-/** The sleeps of server.ts; what has no number is drawn from a stream of the server's own. */
-function sleepsOf(servers: readonly ServerSetup[], nextSeed: () => number): Sleep {
-  const works = servers.map(({ mean, sd, slow }): Work => ({ mean, sd, slow: slow ?? undefined }));
-  const streams = servers.map(() => mulberry32(nextSeed()));
-  return (place, number, elapsed) => {
-    const work = works[place]!;
-    if (number !== undefined) return sleepOfNumber(work, number, elapsed);
-    return drawSleep(work, streams[place]!, elapsed);
-  };
 }
 
 // ─── Files ───────────────────────────────────────────────────────────────────
@@ -2703,9 +2376,12 @@ function checkPlan(clients: number, values: Given, entries: readonly Entry[]): v
   const { pairs } = MOST_VIRTUAL;
   const tooMany = `at most ${pairs} pairs with a server`;
   refuseIf(servers * balancers > pairs, `--balancers "${balancers}"`, tooMany);
-  for (const { name, balancerOptions } of simulate ? entries : []) {
+  for (const { algorithm = "baseline", balancerOptions } of simulate ? entries : []) {
     const complaint = complaintAboutVirtual(balancerOptions);
-    if (complaint !== undefined) throw badEntry(name, complaint);
+    if (complaint === undefined) continue;
+    const words = [algorithm, ...balancerOptions];
+    const quoted = words.map((word) => (/[\s,]/.test(word) ? `'${word}'` : word));
+    throw badEntry(quoted.join(" "), complaint);
   }
   if (clients > 0) return;
   const none = 'clients "0"';

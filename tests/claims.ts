@@ -6,7 +6,7 @@
  */
 import { setupOf, type Setup, verdict } from "../generate_graphs.ts";
 import { isMain } from "../lib.ts";
-import { drawPlan, numbersOf, seedsFrom, simulate } from "../stress_test.ts";
+import { drawPlan, numbersOf, seedsFrom, VirtualRun } from "../stress_test.ts";
 
 /** What is compared: two algorithms, under the same plan, with the same luck or with another. */
 export interface Question {
@@ -34,7 +34,7 @@ function firstsOf(algorithm: string, seed: number, luckOf: number, question: Que
   const nextSeed = seedsFrom(seed);
   const plan = drawPlan(question.clients, 5, question.rate, nextSeed);
   const { luck } = drawPlan(1, 5, 1, seedsFrom(luckOf));
-  const { times } = simulate({
+  const run = new VirtualRun({
     plan,
     numbers: (client) => numbersOf(luckOf === seed ? plan.luck : luck, client),
     addressOf: () => "127.0.0.1",
@@ -45,7 +45,8 @@ function firstsOf(algorithm: string, seed: number, luckOf: number, question: Que
     timeout: 30,
     reconnect: false,
   });
-  return times.map(([first]) => first ?? NaN);
+  while (!run.advance(1_000_000)) continue;
+  return run.observed().times.map(([first]) => first ?? NaN);
 }
 
 /** What one file and its runs.json would hold of these runs. */
@@ -88,10 +89,7 @@ export function ask(question: Question): Answer {
     const luckOf = (seed: number): number => (luck === "the same" ? seed : seed + 1e6);
     const first = seeds.map((seed) => firstsOf(a, seed, seed, question));
     const second = seeds.map((seed) => firstsOf(b, seed, luckOf(seed), question));
-    const sentence = verdict(
-      [measured("a", seeds, first), measured("b", seeds, second)],
-      ({ title }) => title,
-    );
+    const sentence = verdict([measured("a", seeds, first), measured("b", seeds, second)]);
     const limits = /paired runs (\S+) to (\S+) s/.exec(sentence);
     if (limits === null) throw new Error(sentence);
     const isReversed = mean(second.map(mean)) < mean(first.map(mean));

@@ -4,7 +4,7 @@
  */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { formatAddress, mulberry32, quantile } from "../lib.ts";
+import { formatAddress, mulberry32, parseCommandLine, quantile, reasonOf } from "../lib.ts";
 import {
   type Algorithm,
   type Connection,
@@ -18,10 +18,11 @@ import {
   drawPlan,
   numbersOf,
   type Observed,
+  OPTIONS,
+  readJob,
   Run,
   seedsFrom,
   type ServerSetup,
-  simulate,
   VirtualRun,
   type VirtualSetup,
   visitsOf,
@@ -30,6 +31,13 @@ import { cleanUp, later, until, within } from "./helpers.ts";
 
 const server = { mean: 0.05, sd: 0.02, slots: 10, weight: 1, slow: null };
 const many = <T>(n: number, what: T): T[] => new Array<T>(n).fill(what);
+
+/** Carries out a plan from beginning to end. */
+function simulate(setup: VirtualSetup): Observed {
+  const run = new VirtualRun(setup);
+  while (!run.advance(1_000_000)) continue;
+  return run.observed();
+}
 
 /** A setup for `clients` with up to `max` requests, `rate` of them a second. */
 function setupOf(
@@ -364,6 +372,30 @@ balancers("options that decide nothing here are refused, and so is a check elsew
   assert.match(complaintAboutVirtual(["--check", "http:8008"]) ?? "", "no port in --check");
 });
 
+balancers(
+  "a complaint about an option that decides nothing quotes the entry as it was given",
+  () => {
+    const complaintAbout = (compare: string): string => {
+      const words = ["1", "1", "--simulate", "--compare", compare];
+      const { positionals, values } = parseCommandLine(OPTIONS, words);
+      try {
+        readJob(positionals, values);
+        return "";
+      } catch (error) {
+        return reasonOf(error);
+      }
+    };
+    const entries = [
+      "least-connections --reuse-port",
+      "random --check 'PING!=>PONG! PONG!,' --reuse-port",
+    ];
+    for (const text of entries) {
+      const said = complaintAbout(`round-robin,${text}`);
+      assert.match(said, `Bad --compare entry ${JSON.stringify(text)}: expected no --reuse-port`);
+    }
+  },
+);
+
 balancers.run();
 
 // ─── Faults ──────────────────────────────────────────────────────────────────
@@ -513,6 +545,22 @@ faults("a patient client is served as soon as a check finds its server up again"
   );
   const [seconds = NaN] = firstsOf(observed);
   assert.ok(seconds >= 0.35 && seconds < 0.5, String(seconds)); // the next look is at 6
+});
+
+faults("each of many patient clients is sent to the server that is back once", () => {
+  const met: number[] = [];
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: many(20, 1), arrivals: many(20, 5) },
+      entry: entry("random --retry-for 10 --check-interval 0.1 --rise 1"),
+      servers: [{ ...server, slots: 20 }],
+      fail: { from: 4, to: 6 },
+      sleep: () => 0.5,
+      met: (client) => met.push(client),
+    }),
+  );
+  assert.is(met.length, 20);
+  assert.ok(Math.max(...firstsOf(observed)) < 2, String(Math.max(...firstsOf(observed))));
 });
 
 faults("a patient client that has left is not sent anywhere", () => {
