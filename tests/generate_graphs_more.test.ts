@@ -210,8 +210,7 @@ times("shades the window, and marks who failed at the top edge", () => {
 });
 
 times("compares the first third of the time with the last where nothing was done", () => {
-  const say = (one: graphs.Setup): string =>
-    graphs.timeSentence([graphs.timelineOf(one)]);
+  const say = (one: graphs.Setup): string => graphs.timeSentence([graphs.timelineOf(one)]);
   assert.match(say(steady("a")), /^From the first third .* went from 0\.0\d+ to 0\.0\d+ s in a\.$/);
 });
 
