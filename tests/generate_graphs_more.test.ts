@@ -209,6 +209,17 @@ times("shades the window, and marks who failed at the top edge", () => {
   checkPicture(svg);
 });
 
+times("draws few clients larger and darker than many, so that each is seen", () => {
+  const dots = (count: number): string => {
+    const runs = sweepRuns([1], count, 1000, 0.1);
+    const setup = measured("a", runs, { plan: { ...plan, clients: count, rate: 1000 } });
+    const svg = graphs.drawOverTime([graphs.timelineOf(setup)]);
+    const found = /stroke-opacity="([\d.]+)"><path [^>]*stroke-width="([\d.]+)"/.exec(svg);
+    return found?.slice(1).join() ?? "";
+  };
+  assert.equal([dots(400), dots(8000)], ["0.7,4", "0.45,2.4"]);
+});
+
 times("compares the first third of the time with the last where nothing was done", () => {
   const say = (one: graphs.Setup): string => graphs.timeSentence([graphs.timelineOf(one)]);
   assert.match(say(steady("a")), /^From the first third .* went from 0\.0\d+ to 0\.0\d+ s in a\.$/);
