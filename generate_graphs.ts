@@ -313,9 +313,9 @@ export function looksOf(names: readonly string[]): Look[] {
 type Titled = Readonly<Record<"name" | "title", string>>;
 type Dress = Readonly<{ look: Look; label: string }>;
 
-/** Titles that never fill more than a third of a line. */
+/** Titles that never fill more than half a line. */
 function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
-  const titles = labelsOf(things.map(titleOf), WIDTH / 3);
+  const titles = labelsOf(things.map(titleOf), WIDTH / 2);
   return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
 }
 
@@ -1159,7 +1159,7 @@ function simulatedLine(setups: readonly Setup[]): string {
   const simulated = setups.filter(({ origin }) => origin?.simulated);
   if (simulated.length === 0) return "";
   if (simulated.length === setups.length) return "Simulated.";
-  return `Simulated: ${simulated.map(titleOf).join(", ")}.`;
+  return `Simulated: ${[...new Set(simulated.map(titleOf))].join(", ")}.`;
 }
 
 function header(setups: readonly Drawn[], titles: readonly string[], start: number): Panel {
@@ -1256,7 +1256,10 @@ export function kneeSentence(lines: readonly Line[]): string {
 
 function moreLoad(knees: readonly Line[]): string {
   const balanced = knees.filter(({ points }) => !points.every(isBaseline));
-  const [best, next] = balanced.length < 2 ? knees : balanced;
+  const candidates = balanced.length < 2 ? knees : balanced;
+  const isVirtual = ({ points }: Line) => points.some(({ origin }) => origin?.simulated);
+  const [best, ...others] = candidates;
+  const next = best && others.find((line) => isVirtual(line) === isVirtual(best));
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
   const least = kneeOf(best) === best.points.at(-1)?.rate ? "at least " : "";

@@ -43,10 +43,15 @@ const curves = suite("generate_graphs: the load curve");
 curves.after.each(cleanUp);
 
 /** A line whose p95 at each rate is given; 60 clients carry it. */
-const lineOf = (name: string, p95s: Readonly<Record<number, number>>): graphs.Point[] =>
-  Object.entries(p95s).map(([rate, time]) =>
-    graphs.pointOf(Number(rate), measured(name, [Array.from({ length: 60 }, () => [time])])),
-  );
+const lineOf = (
+  name: string,
+  p95s: Readonly<Record<number, number>>,
+  changes: Readonly<Record<string, unknown>> = {},
+): graphs.Point[] =>
+  Object.entries(p95s).map(([rate, time]) => {
+    const clients = Array.from({ length: 60 }, () => [time]);
+    return graphs.pointOf(Number(rate), measured(name, [clients], changes));
+  });
 const sentence = (...points: graphs.Point[][]): string =>
   graphs.kneeSentence(graphs.linesOf(points.flat()));
 
@@ -68,6 +73,21 @@ curves("does not say more than was tried", () => {
     sentence(...both),
     /: a 2 \(the highest tried\), b 2 \(the highest tried\)\. a and b carry the same load, as far as was tried\.$/,
   );
+});
+
+curves("does not compare what is simulated with what is not, and names it once", () => {
+  const [early, late] = [
+    { 1: 1, 2: 3, 3: 3 },
+    { 1: 1, 2: 1, 3: 3 },
+  ];
+  const lines = [
+    lineOf("a", { 1: 1, 2: 1, 3: 1 }, { simulated: true }),
+    lineOf("b", late),
+    lineOf("c", early, { simulated: true }),
+  ];
+  assert.match(sentence(...lines), / a carries at least 200 % more load than c\.$/);
+  assert.match(sentence(...lines.slice(0, 2)), /a 3 \(the highest tried\), b 2\.$/);
+  assert.match(graphs.drawCurve(graphs.linesOf(lines.flat())), /Simulated: a, c\./);
 });
 
 curves("does not call a set-up better than the baseline, which has one server", () => {
