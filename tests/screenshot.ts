@@ -1,5 +1,5 @@
 /**
- * screenshot.ts - the picture of a page that has been open for a while, 1280 px wide:
+ * screenshot.ts - the picture of a page that has been open for a while, 1040 px wide:
  *
  *     node --import tsx tests/screenshot.ts URL FILE.png [SECONDS]
  */
@@ -7,7 +7,7 @@ import { writeFile } from "node:fs/promises";
 import { findChromium, openTab } from "./chromium.ts";
 import { cleanUp } from "./helpers.ts";
 
-const WIDTH = 1280;
+const WIDTH = 1040;
 const [url, file, seconds = "60"] = process.argv.slice(2);
 const chromium = findChromium();
 if (url === undefined || file === undefined || chromium === undefined) {
