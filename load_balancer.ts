@@ -155,10 +155,8 @@ const smooth = (mean: number | null, sample: number): number =>
 export type ServerSpec = Address & {
   readonly weight: number; // 0 drains it
   readonly backup: boolean; // only for when no other is left
-  /** As it was written: `host` is then one address of this name. For Host and SNI. */
-  readonly configuredHost: string;
-  /** False: `host` is a name that has no address so far. It is down, and never dialled. */
-  readonly resolved: boolean;
+  readonly configuredHost: string; // as written; `host` is one address of it. For Host and SNI
+  readonly resolved: boolean; // false: `host` is a name without an address, and never dialled
 };
 
 const serverWeight = wholeNumber(0, 1000);
@@ -244,8 +242,7 @@ type DirectorySeconds = typeof DIRECTORY_SECONDS;
 
 /** What the configured servers are at the moment. A name is looked up here and not for each
  *  connection, so that DNS can be the directory; when that fails its last good answer stays. Node
- *  has two threads for look-ups: names that are slow to answer share one of them and wait for each
- *  other, so that the other one is free for the rest. */
+ *  has two threads for look-ups: slow names share one, in turn, so that the other is free. */
 export class Directory {
   #configured: readonly ServerSpec[];
   readonly #resolve: Resolver;
@@ -516,8 +513,7 @@ function at<T>(items: readonly T[], place: number): T {
 
 // --- taking turns ---
 
-/** Credits that differ by less are equal: they are sums of fractions. */
-const TIE = 1e-9;
+const TIE = 1e-9; // credits that differ by less are equal: they are sums of fractions
 
 /** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
 const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
@@ -695,9 +691,7 @@ export function forgotten(cost: Cost, began: number): void {
 }
 
 /** A connect that began at `began` failed: it counts as a turn of `seconds`, a high cost. */
-export function failed(cost: Cost, began: number, seconds: number, now: number): void {
-  show(cost, began, seconds, now);
-}
+export const failed = show;
 
 /** Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
  *  by. The outcome of a trial replaces what was known before. */
@@ -791,14 +785,12 @@ export class HealthState {
   up = true;
   since: number; // when it went up or down, in seconds on the balancer's clock, as all times here
   why = ""; // it is down; "" while it is up
-  /** Failures in a row to the one question and to the other, and checks passed in a row. */
-  refused = 0;
-  silent = 0;
-  passed = 0;
+  refused = 0; // failures in a row to accept
+  silent = 0; // and to answer
+  passed = 0; // checks in a row
   failing = false; // the last check failed
   wrong = false; // a check got other bytes than it wants, which nothing clears but a pass
-  /** A client's connection dialled since then proves, by its first byte, that it answers. */
-  clearableSince = Infinity;
+  clearableSince = Infinity; // the first byte of who has dialled since proves that it answers
   dialCountedAt = -Infinity; // the last client's dial that counted as a failure
   received = 0; // bytes that it has given, counted by the relay
   receivedBefore = 0; // before its row of failures began
@@ -807,8 +799,7 @@ export class HealthState {
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
   begunAt = -Infinity; // when the last check began
   hurriedAt = -Infinity; // when the last one began that a suspicion had made due
-  /** It closed a connection at once, or let a client wait: the next check looks closely. */
-  suspected = false;
+  suspected = false; // it closed at once, or let a client wait: the next check looks closely
   lookedClosely = false; // the last check did
   lineMoved = false; // since the last check began, a connection dialled before got its first byte
   overtaken = false; // and one dialled after it did
@@ -950,17 +941,13 @@ type Finding =
   | { readonly kind: "refused"; readonly why: string; readonly code: string }
   | Extract<CheckSight, { readonly kind: "silent" }>;
 
-/** Who told that a server is up or down. */
-export type Teller = "check" | "client";
-
+export type Teller = "check" | "client"; // who told that a server is up or down
 const HOLD = 0.2; // the longest that a check which looks closely holds its connection, in seconds
 
 /** How the balancer asks, beside the rules. */
 export interface HealthSettings extends HealthRules {
-  /** The check sends or expects something; a bare connect holds instead, when in doubt. */
-  readonly asks: boolean;
-  /** It goes to another port than the server's, and so cannot tell whether the server accepts. */
-  readonly elsewhere: boolean;
+  readonly asks: boolean; // it sends or expects something; a bare connect holds, when in doubt
+  readonly elsewhere: boolean; // at another port, where it cannot tell whether the server accepts
 }
 
 /** Who hears that a server went up or down, and that a check of one that is down failed again. */
@@ -1364,11 +1351,9 @@ export class Places<G extends Guest> {
     throw new Error("no algorithm yet");
   };
   #sticky = false;
-  /** For clients that have not failed anywhere; undefined when it must be made anew. */
-  #usual: Choices | undefined;
-  /** Those that wait, in order; if sticky, in the line of the server that each belongs to, too. */
-  readonly #line = new Map<G, Server | undefined>();
-  readonly #lines = new Map<Server, Set<G>>();
+  #usual: Choices | undefined; // for who has not failed anywhere; undefined: to be made anew
+  readonly #line = new Map<G, Server | undefined>(); // those that wait, in order
+  readonly #lines = new Map<Server, Set<G>>(); // if sticky, also by the server each belongs to
 
   /** `limit`: connections per server at once, 0 for no limit. */
   constructor(limit: number) {

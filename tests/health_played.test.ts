@@ -818,6 +818,66 @@ function everyday(world: World): void {
   });
 }
 
+// ─── Checks that tell nothing ────────────────────────────────────────────────
+
+const telling = suite("a check that tells nothing");
+
+interface Asked {
+  readonly at: number;
+  readonly hold: number;
+  readonly report: (result: CheckResult) => void;
+}
+
+/** A server whose checks the test answers itself. */
+function byHand() {
+  const time = new Time();
+  const asked: Asked[] = [];
+  const probe: Probe = (_, hold, __, report) => {
+    asked.push({ at: time.now, hold, report });
+    return () => undefined;
+  };
+  const clock = {
+    now: () => time.now,
+    after: (seconds: number, action: () => void) => time.in(seconds, action),
+  };
+  const silent = { changed: () => undefined, stillDown: () => undefined };
+  const health = new Health(SETTINGS.tcp, clock, probe, silent);
+  const server = newServer(parseServers(["127.0.0.1:1"])[0]!, 0);
+  health.watch(server, 0);
+  time.run(0);
+  return { time, asked, health, server };
+}
+
+telling("is repeated at once when we stood still, and in its time when we ran short", () => {
+  const { time, asked } = byHand();
+  time.run(1);
+  asked[0]?.report({ kind: "late" });
+  time.run(1);
+  asked[1]?.report({ kind: "short" });
+  time.run(4);
+  assert.equal(
+    asked.map(({ at }) => at),
+    [0, 1, 1 + TIMES.interval],
+  );
+});
+
+telling("leaves a suspicion as it was: the next check looks as closely", () => {
+  const { time, asked, health, server } = byHand();
+  asked[0]?.report(PASSED);
+  health.suspect(server);
+  time.run(0);
+  asked[1]?.report({ kind: "short" });
+  time.run(TIMES.interval);
+  asked[2]?.report(PASSED);
+  time.run(2 * TIMES.interval);
+  assert.equal(
+    asked.map(({ hold }) => hold),
+    [0, health.hold, health.hold, 0],
+  );
+});
+
+telling.run();
+
 // ─── Who is well ─────────────────────────────────────────────────────────────
 
 const CHECKS_OF_ALL: readonly Check[] = ["tcp", "none", "ping", "asking", "elsewhere"];

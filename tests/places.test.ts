@@ -127,4 +127,34 @@ sticky("who waits for a server that goes waits for another one then", () => {
   assert.not.ok(places.admit(first));
 });
 
+sticky("who has moved to another line is not found in the one before", () => {
+  const { places, first, second, waiter } = oneWaits();
+  const next = guest();
+  places.setServers([second]);
+  admits(places, second, waiter, second);
+  enters(places, next, "waits");
+  places.leave(second);
+  assert.not.ok(places.admit(first));
+  admits(places, second, next, second);
+});
+
+sticky("only those in a server's line are asked about when it has room", () => {
+  const [first, second] = serversOf("1:80", "2:80") as [Server, Server];
+  const asked: string[] = [];
+  const places = new Places<Guest>(1);
+  places.setServers([first, second]);
+  places.setPicker((candidates, client) => {
+    asked.push(client);
+    return candidates[client === "second's" ? 1 : 0]!;
+  }, true);
+  const visitors = ["first's", "first's", "second's", "second's"].map((clientAddress) => {
+    return { clientAddress, tried: [] };
+  });
+  for (const visitor of visitors) places.enter(visitor);
+  asked.length = 0;
+  places.leave(second);
+  admits(places, second, visitors[3]!, second);
+  assert.equal(asked, ["second's"]);
+});
+
 sticky.run();
