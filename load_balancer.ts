@@ -2699,23 +2699,20 @@ export interface World {
 
 const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
   setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
-/** Its alarms ring a turn of the loop after their timer: what lay in the
- *  kernel while we stood still is read first. */
 const realWorld: World = {
   clock: {
     now: () => performance.now() / 1000,
     after(seconds, action) {
-      let immediate: NodeJS.Immediate | undefined;
-      const timer = inTime(seconds, () => {
-        immediate = setImmediate(action);
-      });
-      return () => {
-        clearTimeout(timer);
-        clearImmediate(immediate);
-      };
+      const timer = inTime(seconds, action);
+      return () => clearTimeout(timer);
     },
   },
   connect,
+};
+/** For deadlines: what lay in the kernel while we stood still is read before they are looked at. */
+const patientClock: Clock = {
+  ...realWorld.clock,
+  after: (seconds, action) => realWorld.clock.after(seconds, () => setImmediate(action)),
 };
 
 /** Seconds between two looks at everything that merely must not be forgotten. */
@@ -3326,7 +3323,7 @@ class Deadlines<T> extends Map<T, number> {
   #isAlarmSet = false;
 
   /** `expire` is told by how many seconds it comes late. */
-  constructor(seconds: number, expire: (item: T, late: number) => void, clock = realWorld.clock) {
+  constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
     this.#wait = seconds;
     this.#expire = expire;
