@@ -2145,38 +2145,30 @@ function reset(wire: Wire): void {
 }
 
 /** Sockets to be reset when what was written to them has had its chance to arrive. */
-export class Resets {
-  readonly #now: () => number;
-  readonly #waiting = new Map<Wire, { readonly deadline: number; at: number }>();
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(now: () => number) {
-    this.#now = now;
-  }
-
-  add(wire: Wire): void {
-    const now = this.#now();
-    wire.pause();
-    this.#waiting.set(wire, { deadline: now + LONGEST_GRACE, at: now + GRACE });
-    this.#timer ??= setInterval(() => this.#look(this.#now()), (GRACE / 2) * 1000);
-  }
-
-  /** Waits no longer for any of them. */
-  now(): void {
-    this.#look(Infinity);
-  }
-
-  #look(now: number): void {
-    for (const [wire, when] of this.#waiting) {
-      if (wire.writableLength > 0) when.at = now + GRACE;
-      if (now < Math.min(when.at, when.deadline) && !wire.destroyed) continue;
-      this.#waiting.delete(wire);
+export function newResets(now: () => number) {
+  const waiting = new Map<Wire, { readonly deadline: number; at: number }>();
+  let timer: NodeJS.Timeout | undefined;
+  const look = (time: number): void => {
+    for (const [wire, when] of waiting) {
+      if (wire.writableLength > 0) when.at = time + GRACE;
+      if (time < Math.min(when.at, when.deadline) && !wire.destroyed) continue;
+      waiting.delete(wire);
       if (!wire.destroyed) reset(wire);
     }
-    if (this.#waiting.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
-  }
+    if (waiting.size > 0) return;
+    clearInterval(timer);
+    timer = undefined;
+  };
+  return {
+    add(wire: Wire): void {
+      const time = now();
+      wire.pause();
+      waiting.set(wire, { deadline: time + LONGEST_GRACE, at: time + GRACE });
+      timer ??= setInterval(() => look(now()), (GRACE / 2) * 1000);
+    },
+    /** Waits no longer for any of them. */
+    allNow: (): void => look(Infinity),
+  };
 }
 
 /** A read of so many bytes is a bulk transfer, and worth a buffer of its own, of that size: larger
@@ -2227,23 +2219,20 @@ export interface World {
 
 const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
   setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
-/** Its alarms ring a turn of the loop after their timer: what lay in the
- *  kernel while we stood still is read first. */
 const realWorld: World = {
   clock: {
     now: () => performance.now() / 1000,
     after(seconds, action) {
-      let immediate: NodeJS.Immediate | undefined;
-      const timer = inTime(seconds, () => {
-        immediate = setImmediate(action);
-      });
-      return () => {
-        clearTimeout(timer);
-        clearImmediate(immediate);
-      };
+      const timer = inTime(seconds, action);
+      return () => clearTimeout(timer);
     },
   },
   connect,
+};
+/** For deadlines: what lay in the kernel while we stood still is read before they are looked at. */
+const patientClock: Clock = {
+  ...realWorld.clock,
+  after: (seconds, action) => realWorld.clock.after(seconds, () => setImmediate(action)),
 };
 
 /** Seconds between two looks at everything that merely must not be forgotten. */
@@ -2298,7 +2287,7 @@ export class LoadBalancer {
   readonly #patients: Patients<Connection>;
   /** How many connections each client's address has. */
   readonly #addresses = new Map<string, number>();
-  readonly #resets = new Resets(this.now);
+  readonly #resets = newResets(this.now);
   readonly #sweeper: NodeJS.Timeout;
   #later: (Connection | Wire)[] = [];
   readonly #counts = { accepted: 0, retries: 0, refusedByAddress: 0 };
@@ -2695,7 +2684,7 @@ export class LoadBalancer {
   cut(): void {
     this.#endDelay();
     for (const connection of this.#open) connection.close("drain_forced");
-    this.#resets.now();
+    this.#resets.allNow();
   }
 
   /** Everything that the page and the metrics show; times in seconds, null where none is known. At
@@ -2810,10 +2799,10 @@ const codeOf = (error: unknown): string =>
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
 
+type RuleOption = "check" | "checkPort" | "checkInterval" | "fall" | "rise";
+
 /** By which rules these options have servers judged. */
-export function healthSettings(
-  options: Pick<LoadBalancerOptions, "check" | "checkPort" | "checkInterval" | "fall" | "rise">,
-): HealthSettings {
+export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
   const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
   // which silence a client's first byte refutes: see the table of sights
@@ -2854,7 +2843,7 @@ class Deadlines<T> extends Map<T, number> {
   #isAlarmSet = false;
 
   /** `expire` is told by how many seconds it comes late. */
-  constructor(seconds: number, expire: (item: T, late: number) => void, clock = realWorld.clock) {
+  constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
     this.#wait = seconds;
     this.#expire = expire;
@@ -3023,6 +3012,7 @@ const escapeControls = (text: string): string =>
 export class Log {
   readonly #format: (typeof LOGS)[number];
   readonly #lines = new LineWriter();
+  readonly flush = (): void => this.#lines.flush();
 
   constructor(format: (typeof LOGS)[number]) {
     this.#format = format;
@@ -3064,10 +3054,6 @@ export class Log {
   server({ name }: Server, state: keyof typeof EVENTS, by: Teller | Editor, why: string): void {
     const words = why === "" ? EVENTS[state] : `${EVENTS[state]}: ${why}`;
     this.say(`Server ${name} ${words}`, "server", { server: name, state, by, why });
-  }
-
-  flush(): void {
-    this.#lines.flush();
   }
 }
 
@@ -3460,21 +3446,19 @@ function allowedConnections(wanted: number, others: number): number {
 /** The limit of file descriptors, and how many are open; where neither can be found out, what POSIX
  *  guarantees. */
 function descriptors(): { readonly limit: number; readonly open: number } {
+  const isLinux = process.platform === "linux";
+  const inShell = (): string => execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" });
   try {
     const open = readdirSync("/dev/fd").length;
-    return { limit: Number(descriptorLimit()) || Infinity, open };
+    const text = isLinux ? readFileSync("/proc/self/limits", "utf8") : inShell();
+    const [, limit = Infinity] = /^(?:Max open files +)?(\d+)/m.exec(text) ?? [];
+    return { limit: Number(limit), open };
   } catch (error) {
     console.error(
       `Cannot find out the limit of file descriptors (${reasonOf(error)}): taking it for 1024`,
     );
     return { limit: 1024, open: 32 };
   }
-}
-
-function descriptorLimit(): string | undefined {
-  if (process.platform !== "linux")
-    return execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" });
-  return /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1];
 }
 
 const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;

@@ -9,8 +9,8 @@ import {
   LoadBalancer,
   type LoadBalancerOptions,
   Log,
+  newResets,
   parseServers,
-  Resets,
   type ServerStatus,
   type World,
 } from "../load_balancer.ts";
@@ -260,11 +260,11 @@ resets.after.each(cleanUp);
 function held(unwritten: number) {
   let time = 0;
   let looks = 0;
-  const waiting = new Resets(() => {
+  const waiting = newResets(() => {
     looks += 1;
     return time;
   });
-  later(() => waiting.now());
+  later(() => waiting.allNow());
   const socket = new Socket().on("error", () => undefined); // it is not connected
   const is = { unwritten };
   Object.defineProperty(socket, "writableLength", { get: () => is.unwritten });
