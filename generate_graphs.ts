@@ -49,6 +49,7 @@ const LEFT = 104;
 const RIGHT = 712;
 const COLUMN = 724;
 const SWATCH = 34;
+const TITLE = 420;
 const PLOT = 184;
 const MOST_DRAWN = 8;
 
@@ -313,9 +314,9 @@ export function looksOf(names: readonly string[]): Look[] {
 type Titled = Readonly<Record<"name" | "title", string>>;
 type Dress = Readonly<{ look: Look; label: string }>;
 
-/** Titles that never fill more than a third of a line. */
+/** Titles that never fill half a line, but hold an algorithm with its options. */
 function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
-  const titles = labelsOf(things.map(titleOf), WIDTH / 3);
+  const titles = labelsOf(things.map(titleOf), TITLE);
   return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
 }
 
@@ -1167,7 +1168,7 @@ function header(setups: readonly Drawn[], titles: readonly string[], start: numb
   const top = load.svg.length > 0 ? load.bottom + 6 : start;
   const width = (WIDTH - 2 * MARGIN) / 2;
   const room = width - SWATCH - Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
-  const names = labelsOf(titles, Math.min(room, WIDTH / 3));
+  const names = labelsOf(titles, room);
   const legend = setups.map((setup, place) => {
     const label = `${at(names, place)}, ${sizeOf(setup)}`;
     const y = top + CAPITAL + LINE * (place >> 1);
@@ -1520,9 +1521,10 @@ function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
 function timePlot(timeline: Timeline & Dress, x: Axis, span: Range): Plot {
   const { title, look, first, firsts, window } = timeline;
   const failed = first.length < firsts.length ? `, ${firstFailures(timeline)} failed` : "";
+  const note = sizeOf(timeline) + failed;
   return {
-    title,
-    note: sizeOf(timeline) + failed,
+    title: shorten(title, (WIDTH - 3 * MARGIN - widthOf(note)) / 1.1), // in bold type
+    note,
     height: 138,
     x,
     draw: (whole) => {
