@@ -403,17 +403,17 @@ picture("keeps every text within the view box, and no two on each other", () => 
   }
 });
 
-picture("cuts a name in the legend once, from its full length", () => {
-  const names = [1, 2].map((middle) => `${"a".repeat(60)}${middle}${"b".repeat(60)}`);
-  const many = Array.from({ length: 10_000 }, () => [1]);
+picture("gives long names a line each in the legend, and leaves them whole", () => {
+  const names = [1, 2, 3].map((last) => `Round Robin ${"with more options ".repeat(3)}${last}`);
+  const many = Array.from({ length: 1000 }, () => [1]);
   const setups = unknown(Object.fromEntries(names.map((name) => [name, many])));
-  const texts = boxesOf(graphs.drawPicture(setups)).map(({ content }) => content);
-  const legend = texts.filter((content) => content.endsWith(", n = 10,000"));
+  const boxes = boxesOf(graphs.drawPicture(setups));
+  const legend = boxes.filter(({ content }) => content.endsWith(", n = 1,000"));
   assert.equal(
-    legend.map((content) => content.split("…").length),
-    [2, 2],
-    legend.join(),
+    legend.map(({ content }) => content),
+    names.map((name) => `${name}, n = 1,000`),
   );
+  assert.is(new Set(legend.map(({ left }) => left)).size, 1);
 });
 
 picture("draws nothing outside the view box", () => {
