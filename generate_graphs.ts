@@ -49,6 +49,7 @@ const LEFT = 104;
 const RIGHT = 712;
 const COLUMN = 724;
 const SWATCH = 34;
+const TITLE = 420;
 const PLOT = 184;
 const MOST_DRAWN = 8;
 
@@ -313,9 +314,9 @@ export function looksOf(names: readonly string[]): Look[] {
 type Titled = Readonly<Record<"name" | "title", string>>;
 type Dress = Readonly<{ look: Look; label: string }>;
 
-/** Titles that never fill more than half a line. */
+/** Titles that never fill half a line, but hold an algorithm with its options. */
 function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
-  const titles = labelsOf(things.map(titleOf), WIDTH / 2);
+  const titles = labelsOf(things.map(titleOf), TITLE);
   return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
 }
 
@@ -326,7 +327,6 @@ function dress<T extends Titled>(things: readonly T[]): (T & Dress)[] {
   return short.map((one, slot) => ({ ...one, look: at(looks, slot), label: at(labels, slot) }));
 }
 
-/** Three significant digits, or whole numbers. */
 const significant = (value: number): string =>
   value === 0 || Math.abs(value) >= 99.95 ? String(Math.round(value)) : value.toPrecision(3);
 
@@ -1165,23 +1165,23 @@ function simulatedLine(setups: readonly Setup[]): string {
 function header(setups: readonly Drawn[], titles: readonly string[], start: number): Panel {
   const load = prose(planLine(setups), start, MUTED);
   const top = load.svg.length > 0 ? load.bottom + 6 : start;
-  const width = (WIDTH - 2 * MARGIN) / 2;
-  const room = width - SWATCH - Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
-  const names = labelsOf(titles, Math.min(room, WIDTH / 3));
+  const more = SWATCH + Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
+  const longest = more + Math.max(...titles.map(widthOf));
+  const columns = longest > WIDTH / 2 - MARGIN ? 1 : 2;
+  const width = (WIDTH - 2 * MARGIN) / columns;
+  const names = labelsOf(titles, width - more);
   const legend = setups.map((setup, place) => {
     const label = `${at(names, place)}, ${sizeOf(setup)}`;
-    const y = top + CAPITAL + LINE * (place >> 1);
-    return entry(MARGIN + width * (place % 2), y, { ...setup, label });
+    const y = top + CAPITAL + LINE * Math.floor(place / columns);
+    return entry(MARGIN + width * (place % columns), y, { ...setup, label });
   });
-  const failed = setups
-    .filter((one) => failedOf(one) > 0)
-    .map((one) => `${failures(one)} requests`);
+  const failed = setups.filter((one) => failedOf(one) > 0).map(failures);
   const isUnknown = setups.some(({ planned }) => planned === undefined);
   const said = [`n: ${isUnknown ? "clients" : "runs × clients"}. Shares are of answered requests`];
-  if (failed.length > 0) said.push(`failed: ${failed.join(", ")}`);
+  if (failed.length > 0) said.push(`failed: ${failed.join(" requests, ")} requests`);
   if (failed.length === 0 && !isUnknown) said.push("none failed");
   if (isUnknown) said.push("failures unknown");
-  const below = top + LINE * Math.ceil(setups.length / 2);
+  const below = top + LINE * Math.ceil(setups.length / columns);
   const shares = prose(`${said.join("; ")}.`, below, MUTED);
   return { svg: [...load.svg, ...legend, ...shares.svg], bottom: shares.bottom };
 }
@@ -1523,9 +1523,10 @@ function shade({ from, to }: Window, x: Scale, { top, bottom }: Frame): string {
 function timePlot(timeline: Timeline & Dress, x: Axis, span: Range): Plot {
   const { title, look, first, firsts, window } = timeline;
   const failed = first.length < firsts.length ? `, ${firstFailures(timeline)} failed` : "";
+  const note = sizeOf(timeline) + failed;
   return {
-    title,
-    note: sizeOf(timeline) + failed,
+    title: shorten(title, (WIDTH - 3 * MARGIN - widthOf(note)) / 1.1), // in bold type
+    note,
     height: 138,
     x,
     draw: (whole) => {

@@ -229,6 +229,15 @@ times("shades the window, and marks who failed at the top edge", () => {
   checkPicture(svg);
 });
 
+times("heads a panel with a whole name, options and all", () => {
+  const names = ["RoundRobin-check-tcp-check-interval-1", "RoundRobin-check-ping-check-interval-1"];
+  const svg = graphs.drawOverTime(names.map((name) => graphs.timelineOf(steady(name))));
+  for (const name of ["Round Robin check tcp check", "Round Robin check ping check"]) {
+    assert.match(svg, new RegExp(`<tspan [^>]*>${name} interval 1</tspan>`));
+    assert.match(svg, new RegExp(` s in ${name}`));
+  }
+});
+
 times("draws few clients larger and darker than many, so that each is seen", () => {
   const dots = (count: number): string => {
     const runs = sweepRuns([1], count, 1000, 0.1);
