@@ -313,9 +313,9 @@ export function looksOf(names: readonly string[]): Look[] {
 type Titled = Readonly<Record<"name" | "title", string>>;
 type Dress = Readonly<{ look: Look; label: string }>;
 
-/** Titles that never fill more than a third of a line. */
+/** Titles that never fill more than half a line. */
 function withShortTitles<T extends Titled>(things: readonly T[]): T[] {
-  const titles = labelsOf(things.map(titleOf), WIDTH / 3);
+  const titles = labelsOf(things.map(titleOf), WIDTH / 2);
   return things.map((thing, place) => ({ ...thing, title: at(titles, place) }));
 }
 
@@ -377,7 +377,7 @@ export function shorten(text: string, room: number, head = 0.5): string {
   const characters = [...text];
   width += widthOf("…");
   while (characters.length > 0 && width > room) {
-    const middle = Math.min(characters.length - 1, Math.ceil(characters.length * head));
+    const middle = Math.ceil((characters.length - 1) * head);
     width -= widthOf(characters.splice(middle, 1).join(""));
   }
   characters.splice(Math.ceil(characters.length * head), 0, "…");
@@ -879,7 +879,7 @@ type Plot = {
 };
 
 function panelOf(plot: Plot, start: number): Panel {
-  const { title, note, aside = "", beside = [], x, gap = 8, lines = 1 } = plot;
+  const { title, note, aside = "", beside = [], x, gap = 12, lines = 1 } = plot;
   const y = start + CAPITAL;
   const top = y + 16;
   const bottom = top + (plot.height ?? Math.max(PLOT, LINE * beside.length));
@@ -1159,17 +1159,17 @@ function simulatedLine(setups: readonly Setup[]): string {
   const simulated = setups.filter(({ origin }) => origin?.simulated);
   if (simulated.length === 0) return "";
   if (simulated.length === setups.length) return "Simulated.";
-  return `Simulated: ${simulated.map(titleOf).join(", ")}.`;
+  return `Simulated: ${[...new Set(simulated.map(titleOf))].join(", ")}.`;
 }
 
-function header(setups: readonly Drawn[], start: number): Panel {
+function header(setups: readonly Drawn[], titles: readonly string[], start: number): Panel {
   const load = prose(planLine(setups), start, MUTED);
   const top = load.svg.length > 0 ? load.bottom + 6 : start;
   const width = (WIDTH - 2 * MARGIN) / 2;
   const room = width - SWATCH - Math.max(...setups.map((one) => widthOf(`, ${sizeOf(one)} `)));
-  const titles = labelsOf(setups.map(titleOf), room);
+  const names = labelsOf(titles, Math.min(room, WIDTH / 3));
   const legend = setups.map((setup, place) => {
-    const label = `${at(titles, place)}, ${sizeOf(setup)}`;
+    const label = `${at(names, place)}, ${sizeOf(setup)}`;
     const y = top + CAPITAL + LINE * (place >> 1);
     return entry(MARGIN + width * (place % 2), y, { ...setup, label });
   });
@@ -1199,7 +1199,7 @@ export function drawPicture(all: readonly Setup[]): string {
   const time = logAxis(TIME, spanOf(drawn.map((one) => one.all)), [LEFT, RIGHT]);
   return svgOf({
     title: "Response Time Histograms",
-    head: (top) => header(dressed, top),
+    head: (top) => header(dressed, things.map(titleOf), top),
     plots: [histogramPlot(drawn), waitingPlot(drawn, time), firstPlot(drawn, time)],
     conclusion: verdict(withShortTitles(all)),
     things,
@@ -1256,7 +1256,10 @@ export function kneeSentence(lines: readonly Line[]): string {
 
 function moreLoad(knees: readonly Line[]): string {
   const balanced = knees.filter(({ points }) => !points.every(isBaseline));
-  const [best, next] = balanced.length < 2 ? knees : balanced;
+  const candidates = balanced.length < 2 ? knees : balanced;
+  const isVirtual = ({ points }: Line) => points.some(({ origin }) => origin?.simulated);
+  const [best, ...others] = candidates;
+  const next = best && others.find((line) => isVirtual(line) === isVirtual(best));
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
   const least = kneeOf(best) === best.points.at(-1)?.rate ? "at least " : "";
@@ -1505,8 +1508,9 @@ function clientDots(timeline: Timeline, x: Scale, y: Scale, top: number, colour:
     if (Number.isNaN(time)) marks.add(`M${Math.round(x(arrival))} ${round(top - 8)}v8`);
     else dots.add(`M${Math.round(x(arrival))} ${Math.round(y(time))}h0`);
   }
-  const pen = `<g stroke-linecap="round" stroke-opacity="0.45">`;
-  const drawn = `${pen}${stroke([...dots].join(""), colour, 2.4)}</g>`;
+  const isDense = dots.size > 2000; // many dots show by their shade how many there are
+  const pen = `<g stroke-linecap="round" stroke-opacity="${isDense ? 0.45 : 0.7}">`;
+  const drawn = `${pen}${stroke([...dots].join(""), colour, isDense ? 2.4 : 4)}</g>`;
   return [drawn, stroke([...marks].join(""), colour, 1.5)];
 }
 

@@ -169,9 +169,9 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
     process.exitCode = await script.main(positionals, values);
   } catch (error) {
     if (!(error instanceof UsageError || error instanceof RunError)) throw error;
-    process.exitCode = error instanceof UsageError ? 2 : 1;
-    console.error(error.message);
-    if (error instanceof UsageError) console.error(script.usage);
+    const isUsage = error instanceof UsageError;
+    process.exitCode = isUsage ? 2 : 1;
+    console.error([error.message, isUsage ? script.usage : ""].filter(Boolean).join("\n"));
   }
 }
 

@@ -305,6 +305,17 @@ texts("shortens a name in the middle, within its room", () => {
       assert.ok(graphs.widthOf(graphs.shorten(name, room)) <= room, name);
 });
 
+texts("keeps the beginning and the end of a name, wherever it cuts", () => {
+  const name = "Least Connections server connections 10";
+  for (const head of [0, 0.25, 0.5, 0.75, 1]) {
+    for (let room = 20; room < 360; room += 5) {
+      const [first = "", last = "", ...more] = graphs.shorten(name, room, head).split("…");
+      assert.ok(name.startsWith(first) && name.endsWith(last), `${first}…${last}`);
+      assert.equal(more, []);
+    }
+  }
+});
+
 texts("breaks lines between words, but never before a per cent sign", () => {
   assert.equal(graphs.wrap("one two three", 82), ["one two", "three"]);
   assert.equal(graphs.wrap("about 95 % of all", 84), ["about", "95 % of", "all"]);
@@ -391,6 +402,20 @@ picture("keeps every text within the view box, and no two on each other", () => 
     assert.ok(boxes.length > 12, name);
     assert.is(overflow(svg, boxes), undefined, name);
     assert.is(collision(boxes), undefined, name);
+  }
+});
+
+picture("cuts a name in the legend once, from its full length", () => {
+  const titles = ["A".repeat(12), "b".repeat(20), "C".repeat(12), "d".repeat(20)];
+  const setups = unknown({ [titles.join("")]: [[1]], [titles.toReversed().join("")]: [[2]] });
+  const legend = boxesOf(graphs.drawPicture(setups)).map(({ content }) => content);
+  for (const name of legend.filter((content) => content.endsWith(", n = 1"))) {
+    const [first = "", last = "", ...more] = name.replace(", n = 1", "").split("…");
+    assert.ok(
+      setups.some((one) => one.title.startsWith(first) && one.title.endsWith(last)),
+      name,
+    );
+    assert.equal(more, []);
   }
 });
 

@@ -43,10 +43,15 @@ const curves = suite("generate_graphs: the load curve");
 curves.after.each(cleanUp);
 
 /** A line whose p95 at each rate is given; 60 clients carry it. */
-const lineOf = (name: string, p95s: Readonly<Record<number, number>>): graphs.Point[] =>
-  Object.entries(p95s).map(([rate, time]) =>
-    graphs.pointOf(Number(rate), measured(name, [Array.from({ length: 60 }, () => [time])])),
-  );
+const lineOf = (
+  name: string,
+  p95s: Readonly<Record<number, number>>,
+  changes: Readonly<Record<string, unknown>> = {},
+): graphs.Point[] =>
+  Object.entries(p95s).map(([rate, time]) => {
+    const clients = Array.from({ length: 60 }, () => [time]);
+    return graphs.pointOf(Number(rate), measured(name, [clients], changes));
+  });
 const sentence = (...points: graphs.Point[][]): string =>
   graphs.kneeSentence(graphs.linesOf(points.flat()));
 
@@ -68,6 +73,21 @@ curves("does not say more than was tried", () => {
     sentence(...both),
     /: a 2 \(the highest tried\), b 2 \(the highest tried\)\. a and b carry the same load, as far as was tried\.$/,
   );
+});
+
+curves("does not compare what is simulated with what is not, and names it once", () => {
+  const [early, late] = [
+    { 1: 1, 2: 3, 3: 3 },
+    { 1: 1, 2: 1, 3: 3 },
+  ];
+  const lines = [
+    lineOf("a", { 1: 1, 2: 1, 3: 1 }, { simulated: true }),
+    lineOf("b", late),
+    lineOf("c", early, { simulated: true }),
+  ];
+  assert.match(sentence(...lines), / a carries at least 200 % more load than c\.$/);
+  assert.match(sentence(...lines.slice(0, 2)), /a 3 \(the highest tried\), b 2\.$/);
+  assert.match(graphs.drawCurve(graphs.linesOf(lines.flat())), /Simulated: a, c\./);
 });
 
 curves("does not call a set-up better than the baseline, which has one server", () => {
@@ -209,9 +229,19 @@ times("shades the window, and marks who failed at the top edge", () => {
   checkPicture(svg);
 });
 
+times("draws few clients larger and darker than many, so that each is seen", () => {
+  const dots = (count: number): string => {
+    const runs = sweepRuns([1], count, 1000, 0.1);
+    const setup = measured("a", runs, { plan: { ...plan, clients: count, rate: 1000 } });
+    const svg = graphs.drawOverTime([graphs.timelineOf(setup)]);
+    const found = /stroke-opacity="([\d.]+)"><path [^>]*stroke-width="([\d.]+)"/.exec(svg);
+    return found?.slice(1).join() ?? "";
+  };
+  assert.equal([dots(400), dots(8000)], ["0.7,4", "0.45,2.4"]);
+});
+
 times("compares the first third of the time with the last where nothing was done", () => {
-  const say = (one: graphs.Setup): string =>
-    graphs.timeSentence([graphs.timelineOf(one)]);
+  const say = (one: graphs.Setup): string => graphs.timeSentence([graphs.timelineOf(one)]);
   assert.match(say(steady("a")), /^From the first third .* went from 0\.0\d+ to 0\.0\d+ s in a\.$/);
 });
 
