@@ -28,19 +28,13 @@ import { amount, anyText, type Kind, readValue, seedNumber, someSeconds } from "
 import { carries, LONGEST_TIMER, mulberry32, quantile, wholeNumber } from "./lib.ts";
 import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from "./lib.ts";
 import { reasonOf, RunError, UsageError } from "./lib.ts";
-import { type Algorithm, ALGORITHMS, algorithms } from "./load_balancer.ts";
+import { type Algorithm, ALGORITHMS, algorithms, type Clock } from "./load_balancer.ts";
 import { answered, asked, asks, type Attempt, failed, forgotten, weigh } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
-import {
-  type Clock,
-  firstCheckIn,
-  Health as HealthWatch,
-  healthSettings,
-  OPTIONS as BALANCER_OPTIONS,
-} from "./load_balancer.ts";
 import { type Guest, newServer, type Patient, Patients, type Picker } from "./load_balancer.ts";
-import { Places, type Probe, type Server, type Sources, STICKY } from "./load_balancer.ts";
-import { type Stage as ConnectionStage, sweepPeriod } from "./load_balancer.ts";
+import { firstCheckIn, Places, type Probe, type Server, type Sources } from "./load_balancer.ts";
+import { Health as HealthWatch, healthSettings, STICKY, sweepPeriod } from "./load_balancer.ts";
+import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 /** Most clients of a run; one without an end keeps as many for its file. */
@@ -423,6 +417,9 @@ function table({ first, later, all, reconnect }: Summary): string[] {
   const columns = ["mean", ...shown, "max"] as const;
   const unit = all.max !== null && all.max < 0.1 ? "ms" : "s";
   const waits = "includes waiting for a slot";
+  const missing = names.find((name) => all[name] === null);
+  const needed = missing && Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]));
+  const lack = missing ? `${missing} needs n ≥ ${needed}` : "";
   const figuresOf = (of: Spread): string[] => [
     String(of.n),
     ...columns.map((column) => figure(of[column], unit)),
@@ -431,7 +428,7 @@ function table({ first, later, all, reconnect }: Summary): string[] {
     { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
     { label: "first request", cells: figuresOf(first), remark: waits },
     { label: "later requests", cells: figuresOf(later), remark: reconnect ? waits : "" },
-    { label: "all", cells: figuresOf(all), remark: whatIsMissing(all) },
+    { label: "all", cells: figuresOf(all), remark: lack },
   ];
   const widths = [6, 8, 8, 7, 7, 7, 7].map((usual, place) =>
     Math.max(usual, ...rows.map(({ cells }) => (cells[place]?.length ?? 0) + 1)),
@@ -440,12 +437,6 @@ function table({ first, later, all, reconnect }: Summary): string[] {
     const padded = cells.map((cell, place) => cell.padStart(widths[place] ?? 0)).join("");
     return `${label.padEnd(17)}${padded}   ${remark}`.trimEnd();
   });
-}
-
-function whatIsMissing(all: Spread): string {
-  const missing = names.find((name) => all[name] === null);
-  if (missing === undefined) return "";
-  return `${missing} needs n ≥ ${Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]))}`;
 }
 
 /** At least three significant digits, and in seconds the three decimals that let columns align. */
@@ -794,20 +785,6 @@ export class Children {
       windowsHide: true,
       stdio: ["ignore", "pipe", "pipe", "ipc"],
     });
-    const child = this.#adopt(label, started);
-    const address = await firstWords(script, child);
-    await stallOf(child); // that it took its time to start is no standstill
-    started.stderr?.on("data", (text: string) => process.stderr.write(text));
-    started.on("exit", (code, signal) => {
-      if (started.killed) return;
-      const loss = `${label} ended in the middle of the run`;
-      this.lost.push(loss);
-      console.error(`${loss}: ${signal ?? `exit code ${code}`}`);
-    });
-    return address;
-  }
-
-  #adopt(label: string, started: ChildProcess): Child {
     const output = { stdout: "", stderr: "" };
     for (const name of ["stdout", "stderr"] as const)
       started[name]?.setEncoding("utf8").on("data", (text: string) => {
@@ -818,7 +795,16 @@ export class Children {
     this.#running.add(child);
     started.on("close", () => this.#running.delete(child));
     started.on("error", () => undefined); // of a message that came too late
-    return child;
+    const address = await firstWords(script, child);
+    await stallOf(child); // that it took its time to start is no standstill
+    started.stderr?.on("data", (text: string) => process.stderr.write(text));
+    started.on("exit", (code, signal) => {
+      if (started.killed) return;
+      const loss = `${label} ended in the middle of the run`;
+      this.lost.push(loss);
+      console.error(`${loss}: ${signal ?? `exit code ${code}`}`);
+    });
+    return address;
   }
 
   find(label: string): Child | undefined {
@@ -888,13 +874,6 @@ type Lab = Readonly<{ servers: readonly ServerSetup[]; balancerOptions: readonly
 const BALANCER = "the balancer";
 const serverLabel = (place: number): string => `server ${place + 1}`;
 
-/** The options of a server; `seed` is for what carries no number. */
-function serverArguments({ mean, sd, slots, slow }: ServerSetup, seed: number): string[] {
-  const usual = `--log none --mean ${mean} --sd ${sd} --max-connections ${slots} --seed ${seed}`;
-  const phase = slow ? ["--slow", `${slow.from}-${slow.to}:${slow.mean}`] : [];
-  return [...usual.split(" "), ...phase];
-}
-
 /** The server that --fail and --hang are about. */
 type LastServer = { readonly label: string; readonly restart: () => Promise<unknown> };
 
@@ -903,7 +882,11 @@ async function startEntry(children: Children, entry: Entry, lab: Lab, nextSeed: 
   const { algorithm, balancerOptions } = entry;
   const balancerSeed = nextSeed();
   const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
-  const commands = needed.map((server) => serverArguments(server, nextSeed()));
+  const commands = needed.map(({ mean, sd, slots, slow }) => {
+    const phase = slow ? ` --slow ${slow.from}-${slow.to}:${slow.mean}` : "";
+    const work = `--mean ${mean} --sd ${sd}${phase} --max-connections ${slots}`;
+    return `--log none ${work} --seed ${nextSeed()}`.split(" ");
+  });
   const start = (place: number, port: number): Promise<Address> => {
     const args = ["127.0.0.1", String(port), ...commands[place]!];
     return children.start(serverLabel(place), "server.ts", args);
@@ -2103,11 +2086,14 @@ class Session {
   /** Starts everything afresh for one entry, and ends it again; nothing if it was interrupted. */
   async #measure(entry: Entry, seed: number, plan: Workload): Promise<Outcome | undefined> {
     const { target, isSimulated, lab, isEndless } = this.#job;
+    const { clients, maxRequests, rate } = plan;
     if (this.#interrupted) return undefined;
     if (isSimulated) return this.#simulate(entry, seed, plan);
     const children = this.#children;
     const nextSeed = seedsFrom(seed);
-    const visits = drawVisits(plan, nextSeed);
+    const visits = isEndless
+      ? endlessVisits(maxRequests, rate, nextSeed)
+      : visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
     try {
       const { addresses, last } = target
         ? { addresses: await resolveAddresses(target), last: undefined }
@@ -2223,11 +2209,6 @@ class Session {
         `stop one: kill -STOP ${pid} (and on again: kill -CONT ${pid}). Ctrl-C ends it all.`,
     );
   }
-}
-
-function drawVisits({ clients, maxRequests, rate }: Workload, nextSeed: () => number): Visits {
-  if (clients === 0) return endlessVisits(maxRequests, rate, nextSeed);
-  return visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
 }
 
 function setupOf({ target, lab, balancers }: Job, entry: Entry): Setup {
@@ -2392,12 +2373,6 @@ function checkPlan(clients: number, values: Given, entries: readonly Entry[]): v
   refuseIf(values.runs !== undefined, none, "no --runs without an end");
 }
 
-/** Descriptors that this process may have open; Infinity where the system does not say. */
-function descriptorLimit(): number {
-  const report = JSON.stringify(process.report.getReport());
-  return Number(/"open_files":\{"soft":"?(\d+)/.exec(report)?.[1] ?? Infinity);
-}
-
 /** What this process, or a balancer, has open besides its clients. */
 const OTHER_DESCRIPTORS = 60;
 
@@ -2493,8 +2468,10 @@ export function readJob(positionals: readonly string[], values: Given) {
 async function main(positionals: string[], values: Given): Promise<number> {
   const job = readJob(positionals, values);
   const hasBalancer = job.entries.some(({ algorithm }) => algorithm !== undefined);
+  const report = JSON.stringify(process.report.getReport()); // not everywhere has it the limit
+  const limit = Number(/"open_files":\{"soft":"?(\d+)/.exec(report)?.[1] ?? Infinity);
   for (const { plan } of job.isSimulated ? [] : job.series)
-    checkDescriptors(plan, hasBalancer, descriptorLimit());
+    checkDescriptors(plan, hasBalancer, limit);
   return new Session(job).carryOut();
 }
 
