@@ -1292,8 +1292,11 @@ class Line<T extends { readonly isGone: boolean }> {
   #head = 0;
 
   get first(): T | undefined {
-    while (this.#items[this.#head]?.isGone) this.#head += 1;
-    return this.#items[this.#head];
+    for (; this.#head < this.#items.length; this.#head += 1) {
+      const item = this.#items[this.#head]!;
+      if (!item.isGone) return item;
+    }
+    return undefined;
   }
 
   get all(): T[] {
@@ -1312,34 +1315,49 @@ class Line<T extends { readonly isGone: boolean }> {
   }
 }
 
-/** Sets an alarm, which its owner may take back. */
-type SetAlarm = (act: () => void) => Happening;
+/** Somebody who waits, and until when; `isGone`: for nothing any more. */
+type Waiting<T> = { readonly who: T; readonly until: number; isGone: boolean };
 
-/** Alarms that all ring after equally long: the first set is the first to ring, so one event serves
- *  them all, and to take one back costs nothing, however many there are. */
-function alarmsAfter(seconds: number, agenda: Agenda): SetAlarm {
-  const alarms = new Line<Happening>();
-  let isAwaited = false;
-  const awaitFirst = (): void => {
-    const { first } = alarms;
-    if (first === undefined || isAwaited) return;
-    isAwaited = true;
-    agenda.add(first.at, ring);
-  };
-  const ring = (): void => {
-    isAwaited = false;
-    for (let { first } = alarms; first && first.at <= agenda.time; first = alarms.first) {
-      alarms.removeFirst();
-      first.act();
+/**
+ * Those who all wait equally long: the first in is the first to give up, so one event serves them
+ * all, and to leave costs nothing, however many there are.
+ */
+class Patience<T> {
+  readonly #line = new Line<Waiting<T>>();
+  readonly #agenda: Agenda;
+  readonly #seconds: number;
+  readonly #giveUp: (who: T) => void;
+  #isAwaited = false;
+
+  constructor(agenda: Agenda, seconds: number, giveUp: (who: T) => void) {
+    this.#agenda = agenda;
+    this.#seconds = seconds;
+    this.#giveUp = giveUp;
+  }
+
+  add(who: T): Waiting<T> {
+    const waiting = { who, until: this.#agenda.time + this.#seconds, isGone: false };
+    this.#line.add(waiting);
+    this.#awaitFirst();
+    return waiting;
+  }
+
+  #awaitFirst(): void {
+    const { first } = this.#line;
+    if (first === undefined || this.#isAwaited) return;
+    this.#isAwaited = true;
+    this.#agenda.add(first.until, () => this.#look());
+  }
+
+  #look(): void {
+    const { time } = this.#agenda;
+    this.#isAwaited = false;
+    for (let { first } = this.#line; first && first.until <= time; first = this.#line.first) {
+      this.#line.removeFirst();
+      this.#giveUp(first.who);
     }
-    awaitFirst();
-  };
-  return (act) => {
-    const alarm = { at: agenda.time + seconds, turn: 0, act, isGone: false };
-    alarms.add(alarm);
-    awaitFirst();
-    return alarm;
-  };
+    this.#awaitFirst();
+  }
 }
 
 // --- servers ---
@@ -1577,8 +1595,8 @@ class Passage extends Call implements Guest, Patient {
   dialledAt = 0;
   askedAt = -1;
   hasAnswer = false;
-  /** Rings when it has waited in the balancer's queue for too long. */
-  alarm: Happening | undefined = undefined;
+  /** In the balancer's queue. */
+  waiting: Waiting<Passage> | undefined = undefined;
 
   constructor(run: VirtualRun, visitor: Visitor) {
     super();
@@ -1640,7 +1658,7 @@ class VirtualBalancer {
   readonly #places: Places<Passage>;
   readonly #health: HealthWatch;
   readonly #patients: Patients<Passage>;
-  readonly #queueAlarm: SetAlarm;
+  readonly #queue: Patience<Passage>;
   readonly #openByAddress = new Map<string, number>();
   #open = 0;
 
@@ -1652,7 +1670,7 @@ class VirtualBalancer {
     this.#options = options;
     this.#servers = setup.servers.map(({ weight }, place) => newServer(specOf(weight, place), 0));
     this.#targets = new Map(this.#servers.map((server, place) => [server, run.targets[place]!]));
-    this.#queueAlarm = alarmsAfter(queueTimeout, agenda);
+    this.#queue = new Patience(agenda, queueTimeout, (connection) => connection.close());
     const owner = { place: (guest: Passage) => this.#place(guest) };
     this.#patients = new Patients(Math.min(retryFor, queueTimeout), owner, clock);
     const question = virtualQuestion(options.check);
@@ -1691,7 +1709,7 @@ class VirtualBalancer {
     const place = this.#places.enter(connection);
     if (place !== "waits") return this.#send(connection, place);
     connection.queue();
-    connection.alarm = this.#queueAlarm(() => connection.close());
+    connection.waiting = this.#queue.add(connection);
   }
 
   #send(connection: Passage, to: Server | "none"): void {
@@ -1755,8 +1773,8 @@ class VirtualBalancer {
   }
 
   left(connection: Passage): void {
-    const { clientAddress, alarm } = connection;
-    if (alarm !== undefined) alarm.isGone = true;
+    const { clientAddress, waiting } = connection;
+    if (waiting !== undefined) waiting.isGone = true;
     this.#places.forget(connection);
     this.#patients.forget(connection);
     this.#giveUpPlace(connection);
@@ -1778,7 +1796,7 @@ class VirtualBalancer {
     const admission = this.#places.admit(server);
     if (admission === undefined) return false;
     const { guest, to } = admission;
-    if (guest.alarm !== undefined) guest.alarm.isGone = true;
+    if (guest.waiting !== undefined) guest.waiting.isGone = true;
     this.#send(guest, to);
     return true;
   }
@@ -1825,9 +1843,10 @@ type Visitor = {
   readonly times: number[];
   /** Requests that are neither answered nor have failed. */
   left: number;
-  /** Its present request: since when it waits for the answer, and what ends that. */
+  /** Its present request: since when it waits for the answer. */
   since: number;
-  alarm: Happening | undefined;
+  waiting: Waiting<Visitor> | undefined;
+  connection: Passage | undefined;
 };
 
 /** One run, step by step, so that somebody can look on and end it. */
@@ -1838,7 +1857,7 @@ export class VirtualRun {
   /** None in the baseline. */
   readonly #balancers: VirtualBalancer[] = [];
   readonly #nextChoice: () => number;
-  readonly #timeoutAlarm: SetAlarm;
+  readonly #patience: Patience<Visitor>;
   readonly #planned: number;
   readonly #times: (readonly number[])[];
   readonly #firstFailed: number[] = [];
@@ -1854,7 +1873,7 @@ export class VirtualRun {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    this.#timeoutAlarm = alarmsAfter(setup.timeout, agenda);
+    this.#patience = new Patience(agenda, setup.timeout, (visitor) => this.#givesUp(visitor));
     this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
     this.#times = plan.requests.map(() => []);
     this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
@@ -1905,7 +1924,8 @@ export class VirtualRun {
       times: [],
       left: plan.requests[client]!,
       since: at,
-      alarm: undefined,
+      waiting: undefined,
+      connection: undefined,
     };
     this.#arrived += 1;
     this.agenda.time = at;
@@ -1928,10 +1948,8 @@ export class VirtualRun {
 
   #ask(visitor: Visitor, connection: Passage): void {
     visitor.since = this.agenda.time;
-    visitor.alarm = this.#timeoutAlarm(() => {
-      connection.leave();
-      this.failed(visitor, "timeout");
-    });
+    visitor.waiting = this.#patience.add(visitor);
+    visitor.connection = connection;
     connection.isAsking = true;
     connection.number = visitor.nextNumber();
   }
@@ -1957,6 +1975,11 @@ export class VirtualRun {
     }
   }
 
+  #givesUp(visitor: Visitor): void {
+    visitor.connection?.leave();
+    this.failed(visitor, "timeout");
+  }
+
   /** Its request failed, and the connection is gone. The next one is on another. */
   failed(visitor: Visitor, kind: FailureKind): void {
     const { client, left } = visitor;
@@ -1969,7 +1992,7 @@ export class VirtualRun {
   }
 
   #endRequest(visitor: Visitor): void {
-    if (visitor.alarm !== undefined) visitor.alarm.isGone = true;
+    if (visitor.waiting !== undefined) visitor.waiting.isGone = true;
     visitor.left -= 1;
   }
 
