@@ -1217,17 +1217,21 @@ export function complaintAboutVirtual(balancerOptions: readonly string[]): strin
 
 // --- the clock ---
 
-/** Something that is to happen at its time, unless it is gone then. */
-type Happening = Readonly<{ at: number; turn: number; act: () => void }> & { isGone: boolean };
+/** Something that happens: a call of which an answer is due, or any action. */
+interface Happening {
+  happen(): void;
+}
 
-/** What was added first happens first among equals. */
-const isBefore = (one: Happening, other: Happening): boolean =>
+/** When it is to happen; and its turn among those at the same time: the first added is the first. */
+type Due = Readonly<{ at: number; turn: number; what: Happening }>;
+
+const isBefore = (one: Due, other: Due): boolean =>
   one.at < other.at || (one.at === other.at && one.turn < other.turn);
 
 /** What is to happen, in order: a binary heap. Its clock stands at what happened last. */
 class Agenda {
   time = 0;
-  readonly #heap: Happening[] = [];
+  readonly #heap: Due[] = [];
   #added = 0;
 
   readonly clock: Clock = {
@@ -1236,8 +1240,9 @@ class Agenda {
       // whoever waits for a moment must find it past: the next number behind it, at least
       const least = this.time * (1 + Number.EPSILON) || Number.MIN_VALUE;
       const at = seconds > 0 ? Math.max(this.time + seconds, least) : this.time;
-      const happening = this.add(at, action);
-      return () => void (happening.isGone = true);
+      let isOff = false;
+      this.at(at, () => isOff || action());
+      return () => void (isOff = true);
     },
   };
 
@@ -1246,10 +1251,12 @@ class Agenda {
     return this.#heap[0]?.at ?? Infinity;
   }
 
-  add(at: number, act: () => void): Happening {
+  at(time: number, action: () => void): void {
+    this.add(time, { happen: action });
+  }
+
+  add(at: number, what: Happening): void {
     const heap = this.#heap;
-    const happening = { at, turn: this.#added, act, isGone: false };
-    this.#added += 1;
     let place = heap.length;
     while (place > 0) {
       const above = (place - 1) >> 1;
@@ -1258,8 +1265,8 @@ class Agenda {
       heap[place] = other;
       place = above;
     }
-    heap[place] = happening;
-    return happening;
+    heap[place] = { at, turn: this.#added, what };
+    this.#added += 1;
   }
 
   /** The clock jumps to the next of them, and that happens. */
@@ -1268,21 +1275,21 @@ class Agenda {
     const last = this.#heap.pop()!;
     if (last !== first) this.#sink(last);
     this.time = first.at;
-    if (!first.isGone) first.act();
+    first.what.happen();
   }
 
   /** Puts it where it belongs, beginning at the top, which is empty. */
-  #sink(happening: Happening): void {
+  #sink(due: Due): void {
     const heap = this.#heap;
     let place = 0;
     for (let below = 1; below < heap.length; below = 2 * place + 1) {
       const right = below + 1;
       if (right < heap.length && isBefore(heap[right]!, heap[below]!)) below = right;
-      if (isBefore(happening, heap[below]!)) break;
+      if (isBefore(due, heap[below]!)) break;
       heap[place] = heap[below]!;
       place = below;
     }
-    heap[place] = happening;
+    heap[place] = due;
   }
 }
 
@@ -1322,7 +1329,7 @@ type Waiting<T> = { readonly who: T; readonly until: number; isGone: boolean };
  * Those who all wait equally long: the first in is the first to give up, so one event serves them
  * all, and to leave costs nothing, however many there are.
  */
-class Patience<T> {
+class Patience<T> implements Happening {
   readonly #line = new Line<Waiting<T>>();
   readonly #agenda: Agenda;
   readonly #seconds: number;
@@ -1346,10 +1353,10 @@ class Patience<T> {
     const { first } = this.#line;
     if (first === undefined || this.#isAwaited) return;
     this.#isAwaited = true;
-    this.#agenda.add(first.until, () => this.#look());
+    this.#agenda.add(first.until, this);
   }
 
-  #look(): void {
+  happen(): void {
     const { time } = this.#agenda;
     this.#isAwaited = false;
     for (let { first } = this.#line; first && first.until <= time; first = this.#line.first) {
@@ -1363,7 +1370,7 @@ class Patience<T> {
 // --- servers ---
 
 /** A connection to a simulated server. */
-abstract class Call {
+abstract class Call implements Happening {
   target: VirtualServer | undefined = undefined;
   /** It has left, or been cut: nothing that was to happen happens. */
   isGone = false;
@@ -1378,6 +1385,10 @@ abstract class Call {
   enter(target: VirtualServer): void {
     this.target = target;
     target.see(this);
+  }
+
+  happen(): void {
+    if (!this.isGone) this.target?.wake(this);
   }
 
   letGo(): void {
@@ -1432,7 +1443,7 @@ class VirtualServer {
     const elapsed = now - this.#startedAt;
     const { sleep = this.#sleep } = this.#run.setup;
     const seconds = sleep(this.place, call.number, elapsed);
-    if (seconds < Infinity) this.#wakeAt(now + seconds, call);
+    if (seconds < Infinity) this.#run.agenda.add(now + seconds, call);
   }
 
   /** As server.ts does. */
@@ -1442,13 +1453,11 @@ class VirtualServer {
     return drawSleep({ mean, sd, slow: slow ?? undefined }, random, elapsed);
   };
 
-  #wakeAt(at: number, call: Call): void {
-    this.#run.agenda.add(at, () => {
-      if (call.isGone) return;
-      if (this.hangsUntil > 0) return this.#wakeAt(this.hangsUntil, call);
-      call.isAsking = false;
-      call.answered();
-    });
+  /** The sleep of `call` is over. */
+  wake(call: Call): void {
+    if (this.hangsUntil > 0) return this.#run.agenda.add(this.hangsUntil, call);
+    call.isAsking = false;
+    call.answered();
   }
 
   #release(call: Call): void {
@@ -1469,9 +1478,9 @@ class VirtualServer {
       for (const call of unseen) if (call.isGone) this.see(call);
       for (const call of unseen) if (!call.isGone) this.see(call);
     };
-    agenda.add(until, () => {
+    agenda.at(until, () => {
       this.hangsUntil = 0;
-      agenda.add(until, catchUp); // what fell due while it hung is said first
+      agenda.at(until, catchUp); // what fell due while it hung is said first
     });
   }
 
@@ -1724,11 +1733,11 @@ class VirtualBalancer {
     connection.server = server;
     connection.dialledAt = dialledAt;
     connection.stage = "dialling";
-    if (!target.isListening) return void agenda.add(dialledAt, () => this.#refused(connection));
+    if (!target.isListening) return agenda.at(dialledAt, () => this.#refused(connection));
     connection.stage = "relaying";
     if (this.#options.retryFor > 0)
       // not at once: whoever this releases would be released again on the way
-      agenda.add(dialledAt, () => this.#patients.served(connection));
+      agenda.at(dialledAt, () => this.#patients.served(connection));
     if (server.health.refused > 0 || !server.health.reached)
       this.#health.saw(server, { kind: "dial accepted", dialledAt });
     setup.met?.(connection.visitor.client, target.place);
@@ -1884,9 +1893,9 @@ export class VirtualRun {
     const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
     this.targets = needed.map((_, place) => new VirtualServer(this, place, nextSeed()));
     const last = this.targets.at(-1)!;
-    if (fail) agenda.add(fail.from, () => last.die());
-    if (fail) agenda.add(fail.to, () => last.restart());
-    if (hang) agenda.add(hang.from, () => last.hang(hang.to));
+    if (fail) agenda.at(fail.from, () => last.die());
+    if (fail) agenda.at(fail.to, () => last.restart());
+    if (hang) agenda.at(hang.from, () => last.hang(hang.to));
     const options = optionsOf(entry.balancerOptions);
     if (algorithm === undefined) return;
     for (let place = 0; place < balancers; place += 1) {
@@ -1988,7 +1997,7 @@ export class VirtualRun {
     this.#firstFailure ??= this.#failureWords(kind);
     this.#endRequest(visitor);
     if (visitor.left === 0) this.#gone(visitor);
-    else this.agenda.add(this.agenda.time, () => this.#connect(visitor));
+    else this.agenda.at(this.agenda.time, () => this.#connect(visitor));
   }
 
   #endRequest(visitor: Visitor): void {
