@@ -1197,8 +1197,9 @@ export type VirtualSetup = {
 
 /** The balancer's options that decide something here. */
 const DECIDING =
-  "--server-connections, --queue-timeout, --slow-start, --check, --check-interval, --fall, --rise, " +
-  "--connect-timeout, --retry-for, --seed, --max-connections, --client-connections, --on-down";
+  "--server-connections, --queue-timeout, --slow-start, --check, --check-interval, --fall, " +
+  "--rise, --connect-timeout, --retry-for, --seed, --max-connections, --client-connections, " +
+  "--on-down";
 
 const optionsOf = (words: readonly string[]) => parseCommandLine(BALANCER_OPTIONS, words).values;
 type VirtualOptions = ReturnType<typeof optionsOf>;
@@ -1222,7 +1223,7 @@ interface Happening {
   happen(): void;
 }
 
-/** When it is to happen; and its turn among those at the same time: the first added is the first. */
+/** When it is to happen, and its turn: at the same time the first added is the first. */
 type Due = Readonly<{ at: number; turn: number; what: Happening }>;
 
 const isBefore = (one: Due, other: Due): boolean =>
@@ -1324,47 +1325,36 @@ class Line<T extends { readonly isGone: boolean }> {
 
 /** Somebody who waits, and until when; `isGone`: for nothing any more. */
 type Waiting<T> = { readonly who: T; readonly until: number; isGone: boolean };
+type Wait<T> = (who: T) => Waiting<T>;
 
 /**
- * Those who all wait equally long: the first in is the first to give up, so one event serves them
- * all, and to leave costs nothing, however many there are.
+ * For those who all wait equally long: the first in is the first to give up, so one event serves
+ * them all, and to leave costs nothing, however many there are.
  */
-class Patience<T> implements Happening {
-  readonly #line = new Line<Waiting<T>>();
-  readonly #agenda: Agenda;
-  readonly #seconds: number;
-  readonly #giveUp: (who: T) => void;
-  #isAwaited = false;
-
-  constructor(agenda: Agenda, seconds: number, giveUp: (who: T) => void) {
-    this.#agenda = agenda;
-    this.#seconds = seconds;
-    this.#giveUp = giveUp;
-  }
-
-  add(who: T): Waiting<T> {
-    const waiting = { who, until: this.#agenda.time + this.#seconds, isGone: false };
-    this.#line.add(waiting);
-    this.#awaitFirst();
-    return waiting;
-  }
-
-  #awaitFirst(): void {
-    const { first } = this.#line;
-    if (first === undefined || this.#isAwaited) return;
-    this.#isAwaited = true;
-    this.#agenda.add(first.until, this);
-  }
-
-  happen(): void {
-    const { time } = this.#agenda;
-    this.#isAwaited = false;
-    for (let { first } = this.#line; first && first.until <= time; first = this.#line.first) {
-      this.#line.removeFirst();
-      this.#giveUp(first.who);
+function waitFor<T>(seconds: number, agenda: Agenda, giveUp: (who: T) => void): Wait<T> {
+  const line = new Line<Waiting<T>>();
+  let isAwaited = false;
+  const look = { happen };
+  function happen(): void {
+    isAwaited = false;
+    for (let { first } = line; first && first.until <= agenda.time; first = line.first) {
+      line.removeFirst();
+      giveUp(first.who);
     }
-    this.#awaitFirst();
+    awaitFirst();
   }
+  function awaitFirst(): void {
+    const { first } = line;
+    if (first === undefined || isAwaited) return;
+    isAwaited = true;
+    agenda.add(first.until, look);
+  }
+  return (who) => {
+    const waiting = { who, until: agenda.time + seconds, isGone: false };
+    line.add(waiting);
+    awaitFirst();
+    return waiting;
+  };
 }
 
 // --- servers ---
@@ -1431,8 +1421,7 @@ class VirtualServer {
   see(call: Call): void {
     if (this.hangsUntil > 0) this.#unseen.push(call);
     else if (call.isGone) this.#release(call);
-    else if (this.#served.has(call)) this.#serve(call);
-    else if (this.#served.size < this.#setup.slots) this.#serve(call);
+    else if (this.#served.size < this.#setup.slots || this.#served.has(call)) this.#serve(call);
     else this.#line.add(call);
   }
 
@@ -1667,7 +1656,7 @@ class VirtualBalancer {
   readonly #places: Places<Passage>;
   readonly #health: HealthWatch;
   readonly #patients: Patients<Passage>;
-  readonly #queue: Patience<Passage>;
+  readonly #wait: Wait<Passage>;
   readonly #openByAddress = new Map<string, number>();
   #open = 0;
 
@@ -1679,7 +1668,7 @@ class VirtualBalancer {
     this.#options = options;
     this.#servers = setup.servers.map(({ weight }, place) => newServer(specOf(weight, place), 0));
     this.#targets = new Map(this.#servers.map((server, place) => [server, run.targets[place]!]));
-    this.#queue = new Patience(agenda, queueTimeout, (connection) => connection.close());
+    this.#wait = waitFor(queueTimeout, agenda, (connection) => connection.close());
     const owner = { place: (guest: Passage) => this.#place(guest) };
     this.#patients = new Patients(Math.min(retryFor, queueTimeout), owner, clock);
     const question = virtualQuestion(options.check);
@@ -1718,7 +1707,7 @@ class VirtualBalancer {
     const place = this.#places.enter(connection);
     if (place !== "waits") return this.#send(connection, place);
     connection.queue();
-    connection.waiting = this.#queue.add(connection);
+    connection.waiting = this.#wait(connection);
   }
 
   #send(connection: Passage, to: Server | "none"): void {
@@ -1866,7 +1855,7 @@ export class VirtualRun {
   /** None in the baseline. */
   readonly #balancers: VirtualBalancer[] = [];
   readonly #nextChoice: () => number;
-  readonly #patience: Patience<Visitor>;
+  readonly #wait: Wait<Visitor>;
   readonly #planned: number;
   readonly #times: (readonly number[])[];
   readonly #firstFailed: number[] = [];
@@ -1882,7 +1871,7 @@ export class VirtualRun {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    this.#patience = new Patience(agenda, setup.timeout, (visitor) => this.#givesUp(visitor));
+    this.#wait = waitFor(setup.timeout, agenda, (visitor) => this.#givesUp(visitor));
     this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
     this.#times = plan.requests.map(() => []);
     this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
@@ -1957,7 +1946,7 @@ export class VirtualRun {
 
   #ask(visitor: Visitor, connection: Passage): void {
     visitor.since = this.agenda.time;
-    visitor.waiting = this.#patience.add(visitor);
+    visitor.waiting = this.#wait(visitor);
     visitor.connection = connection;
     connection.isAsking = true;
     connection.number = visitor.nextNumber();
