@@ -1359,6 +1359,8 @@ function waitFor<T>(seconds: number, agenda: Agenda, giveUp: (who: T) => void): 
 
 // --- servers ---
 
+const PONG = "PONG!";
+
 /** A connection to a simulated server. */
 abstract class Call implements Happening {
   target: VirtualServer | undefined = undefined;
@@ -1367,7 +1369,6 @@ abstract class Call implements Happening {
   /** It waits for the answer to a ping of this number, or to a plain one. */
   isAsking = false;
   number: number | undefined = undefined;
-  /** The answer has come. */
   abstract answered(): void;
   /** The server has died. */
   abstract cut(): void;
@@ -1494,14 +1495,9 @@ class VirtualServer {
 
 // --- checks ---
 
-/** What a check says to a ping server. */
-type Question = {
-  readonly check: CheckSpec;
-  /** The numbers of its pings, undefined for a plain one. */
-  readonly pings: readonly (number | undefined)[];
-  /** A byte of it belongs to no ping: the server resets it. */
-  readonly isWrong: boolean;
-};
+/** What a check says to a ping server: pings, by their numbers (a plain one has none); `isWrong`: a
+ *  byte of it belongs to no ping, and the server resets it. */
+type Question = Readonly<{ check: CheckSpec; pings: (number | undefined)[]; isWrong: boolean }>;
 
 function virtualQuestion(check: CheckSpec): Question {
   const asked = nothingAsked();
@@ -1554,7 +1550,7 @@ class VirtualCheck extends Call {
   answered(): void {
     if (this.#isOver) return this.letGo();
     this.#answers += 1;
-    const judgement = judge(this.#question.check, Buffer.from("PONG!".repeat(this.#answers)));
+    const judgement = judge(this.#question.check, Buffer.from(PONG.repeat(this.#answers)));
     if (judgement === "passed") return this.#finish({ kind: "passed" });
     if (judgement === "wrong") return this.#finish(WRONG);
     this.#ask();
@@ -1746,7 +1742,6 @@ class VirtualBalancer {
     this.#place(connection);
   }
 
-  /** It has sent a request to its server. */
   asks(connection: Passage): void {
     connection.askedAt = this.#run.agenda.time;
     if (connection.server !== undefined) asked(connection.server.cost, connection.askedAt);
@@ -1755,7 +1750,7 @@ class VirtualBalancer {
   answered(connection: Passage): void {
     const { server, dialledAt, askedAt, hasAnswer } = connection;
     if (server === undefined) return;
-    server.health.received += ANSWER_BYTES;
+    server.health.received += PONG.length;
     connection.hasAnswer = true;
     if (!hasAnswer && this.#health.caresForFirstBytes(server))
       this.#health.saw(server, { kind: "first byte", dialledAt });
@@ -1828,7 +1823,6 @@ class VirtualBalancer {
     });
   }
 }
-const ANSWER_BYTES = 5;
 
 // --- clients ---
 
@@ -1871,7 +1865,10 @@ export class VirtualRun {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    this.#wait = waitFor(setup.timeout, agenda, (visitor) => this.#givesUp(visitor));
+    this.#wait = waitFor(setup.timeout, agenda, (visitor) => {
+      visitor.connection?.leave();
+      this.failed(visitor, "timeout");
+    });
     this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
     this.#times = plan.requests.map(() => []);
     this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
@@ -1971,11 +1968,6 @@ export class VirtualRun {
       visitor.balancer?.asks(connection);
       connection.target?.see(connection);
     }
-  }
-
-  #givesUp(visitor: Visitor): void {
-    visitor.connection?.leave();
-    this.failed(visitor, "timeout");
   }
 
   /** Its request failed, and the connection is gone. The next one is on another. */
