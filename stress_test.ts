@@ -1854,11 +1854,12 @@ export class VirtualRun {
   readonly #times: (readonly number[])[];
   readonly #firstFailed: number[] = [];
   readonly #errors = noErrors();
-  readonly #stages: Record<Stage, number>;
   readonly #recent: number[] = [];
   #firstFailure: string | null = null;
   #answered = 0;
   #arrived = 0;
+  #talking = 0;
+  #done = 0;
   #isStopped = false;
 
   constructor(setup: VirtualSetup) {
@@ -1871,7 +1872,6 @@ export class VirtualRun {
     });
     this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
     this.#times = plan.requests.map(() => []);
-    this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
     this.#nextChoice = mulberry32(nextSeed());
@@ -1904,7 +1904,7 @@ export class VirtualRun {
   }
 
   get #isOver(): boolean {
-    return this.#isStopped || this.#stages.done === this.#times.length;
+    return this.#isStopped || this.#done === this.#times.length;
   }
 
   #arrive(at: number): void {
@@ -1925,7 +1925,6 @@ export class VirtualRun {
     this.#arrived += 1;
     this.agenda.time = at;
     this.#times[client] = visitor.times;
-    this.#move("toCome", "waiting");
     this.#connect(visitor);
   }
 
@@ -1953,7 +1952,7 @@ export class VirtualRun {
     const seconds = this.agenda.time - visitor.since;
     this.#recent[this.#answered % RECENT] = seconds;
     this.#answered += 1;
-    if (visitor.times.length === 0) this.#move("waiting", "talking");
+    if (visitor.times.length === 0) this.#talking += 1;
     visitor.times.push(Math.round(seconds * 1e6) / 1e6);
     this.#endRequest(visitor);
     if (visitor.left === 0) {
@@ -1988,12 +1987,8 @@ export class VirtualRun {
 
   #gone({ client, times }: Visitor): void {
     this.#times[client] = times.slice(); // without the room that it had to grow
-    this.#move(times.length > 0 ? "talking" : "waiting", "done");
-  }
-
-  #move(from: Stage, to: Stage): void {
-    this.#stages[from] -= 1;
-    this.#stages[to] += 1;
+    if (times.length > 0) this.#talking -= 1;
+    this.#done += 1;
   }
 
   #failureWords(kind: FailureKind): string {
@@ -2007,13 +2002,16 @@ export class VirtualRun {
   stop(): void {
     if (this.#isOver) return;
     this.#isStopped = true;
-    this.#errors.interrupted += this.#stages.waiting + this.#stages.talking;
+    this.#errors.interrupted += this.#arrived - this.#done;
   }
 
   get progress(): Progress {
     const recent = this.#recent.toSorted((a, b) => a - b);
     return {
-      ...this.#stages,
+      toCome: this.#times.length - this.#arrived,
+      waiting: this.#arrived - this.#talking - this.#done,
+      talking: this.#talking,
+      done: this.#done,
       planned: this.#planned,
       answered: this.#answered,
       failed: countErrors(this.#errors),
