@@ -948,8 +948,9 @@ export type VirtualSetup = {
 
 /** The balancer's options that decide something here. */
 const DECIDING =
-  "--server-connections, --queue-timeout, --slow-start, --check, --check-interval, --fall, --rise, " +
-  "--connect-timeout, --retry-for, --seed, --max-connections, --client-connections, --on-down";
+  "--server-connections, --queue-timeout, --slow-start, --check, --check-interval, --fall, " +
+  "--rise, --connect-timeout, --retry-for, --seed, --max-connections, --client-connections, " +
+  "--on-down";
 
 const optionsOf = (words: readonly string[]) => parseCommandLine(BALANCER_OPTIONS, words).values;
 type VirtualOptions = ReturnType<typeof optionsOf>;
@@ -968,17 +969,21 @@ export function complaintAboutVirtual(balancerOptions: readonly string[]): strin
 
 // --- the clock ---
 
-/** Something that is to happen at its time, unless it is gone then. */
-type Happening = Readonly<{ at: number; turn: number; act: () => void }> & { isGone: boolean };
+/** Something that happens: a call of which an answer is due, or any action. */
+interface Happening {
+  happen(): void;
+}
 
-/** What was added first happens first among equals. */
-const isBefore = (one: Happening, other: Happening): boolean =>
+/** When it is to happen, and its turn: at the same time the first added is the first. */
+type Due = Readonly<{ at: number; turn: number; what: Happening }>;
+
+const isBefore = (one: Due, other: Due): boolean =>
   one.at < other.at || (one.at === other.at && one.turn < other.turn);
 
 /** What is to happen, in order: a binary heap. Its clock stands at what happened last. */
 class Agenda {
   time = 0;
-  readonly #heap: Happening[] = [];
+  readonly #heap: Due[] = [];
   #added = 0;
 
   readonly clock: Clock = {
@@ -987,8 +992,9 @@ class Agenda {
       // whoever waits for a moment must find it past: the next number behind it, at least
       const least = this.time * (1 + Number.EPSILON) || Number.MIN_VALUE;
       const at = seconds > 0 ? Math.max(this.time + seconds, least) : this.time;
-      const happening = this.add(at, action);
-      return () => void (happening.isGone = true);
+      let isOff = false;
+      this.at(at, () => isOff || action());
+      return () => void (isOff = true);
     },
   };
 
@@ -997,10 +1003,12 @@ class Agenda {
     return this.#heap[0]?.at ?? Infinity;
   }
 
-  add(at: number, act: () => void): Happening {
+  at(time: number, action: () => void): void {
+    this.add(time, { happen: action });
+  }
+
+  add(at: number, what: Happening): void {
     const heap = this.#heap;
-    const happening = { at, turn: this.#added, act, isGone: false };
-    this.#added += 1;
     let place = heap.length;
     while (place > 0) {
       const above = (place - 1) >> 1;
@@ -1009,8 +1017,8 @@ class Agenda {
       heap[place] = other;
       place = above;
     }
-    heap[place] = happening;
-    return happening;
+    heap[place] = { at, turn: this.#added, what };
+    this.#added += 1;
   }
 
   /** The clock jumps to the next of them, and that happens. */
@@ -1019,21 +1027,21 @@ class Agenda {
     const last = this.#heap.pop()!;
     if (last !== first) this.#sink(last);
     this.time = first.at;
-    if (!first.isGone) first.act();
+    first.what.happen();
   }
 
   /** Puts it where it belongs, beginning at the top, which is empty. */
-  #sink(happening: Happening): void {
+  #sink(due: Due): void {
     const heap = this.#heap;
     let place = 0;
     for (let below = 1; below < heap.length; below = 2 * place + 1) {
       const right = below + 1;
       if (right < heap.length && isBefore(heap[right]!, heap[below]!)) below = right;
-      if (isBefore(happening, heap[below]!)) break;
+      if (isBefore(due, heap[below]!)) break;
       heap[place] = heap[below]!;
       place = below;
     }
-    heap[place] = happening;
+    heap[place] = due;
   }
 }
 
@@ -1043,8 +1051,11 @@ class Line<T extends { readonly isGone: boolean }> {
   #head = 0;
 
   get first(): T | undefined {
-    while (this.#items[this.#head]?.isGone) this.#head += 1;
-    return this.#items[this.#head];
+    for (; this.#head < this.#items.length; this.#head += 1) {
+      const item = this.#items[this.#head]!;
+      if (!item.isGone) return item;
+    }
+    return undefined;
   }
 
   get all(): T[] {
@@ -1063,47 +1074,52 @@ class Line<T extends { readonly isGone: boolean }> {
   }
 }
 
-/** Sets an alarm, which its owner may take back. */
-type SetAlarm = (act: () => void) => Happening;
+/** Somebody who waits, and until when; `isGone`: for nothing any more. */
+type Waiting<T> = { readonly who: T; readonly until: number; isGone: boolean };
+type Wait<T> = (who: T) => Waiting<T>;
 
-/** Alarms that all ring after equally long: the first set is the first to ring, so one event serves
- *  them all, and to take one back costs nothing, however many there are. */
-function alarmsAfter(seconds: number, agenda: Agenda): SetAlarm {
-  const alarms = new Line<Happening>();
+/**
+ * For those who all wait equally long: the first in is the first to give up, so one event serves
+ * them all, and to leave costs nothing, however many there are.
+ */
+function waitFor<T>(seconds: number, agenda: Agenda, giveUp: (who: T) => void): Wait<T> {
+  const line = new Line<Waiting<T>>();
   let isAwaited = false;
-  const awaitFirst = (): void => {
-    const { first } = alarms;
-    if (first === undefined || isAwaited) return;
-    isAwaited = true;
-    agenda.add(first.at, ring);
-  };
-  const ring = (): void => {
+  const look = { happen };
+  function happen(): void {
     isAwaited = false;
-    for (let { first } = alarms; first && first.at <= agenda.time; first = alarms.first) {
-      alarms.removeFirst();
-      first.act();
+    for (let { first } = line; first && first.until <= agenda.time; first = line.first) {
+      line.removeFirst();
+      giveUp(first.who);
     }
     awaitFirst();
-  };
-  return (act) => {
-    const alarm = { at: agenda.time + seconds, turn: 0, act, isGone: false };
-    alarms.add(alarm);
+  }
+  function awaitFirst(): void {
+    const { first } = line;
+    if (first === undefined || isAwaited) return;
+    isAwaited = true;
+    agenda.add(first.until, look);
+  }
+  return (who) => {
+    const waiting = { who, until: agenda.time + seconds, isGone: false };
+    line.add(waiting);
     awaitFirst();
-    return alarm;
+    return waiting;
   };
 }
 
 // --- servers ---
 
+const PONG = "PONG!";
+
 /** A connection to a simulated server. */
-abstract class Call {
+abstract class Call implements Happening {
   target: VirtualServer | undefined = undefined;
   /** It has left, or been cut: nothing that was to happen happens. */
   isGone = false;
   /** It waits for the answer to a ping of this number, or to a plain one. */
   isAsking = false;
   number: number | undefined = undefined;
-  /** The answer has come. */
   abstract answered(): void;
   /** The server has died. */
   abstract cut(): void;
@@ -1111,6 +1127,10 @@ abstract class Call {
   enter(target: VirtualServer): void {
     this.target = target;
     target.see(this);
+  }
+
+  happen(): void {
+    if (!this.isGone) this.target?.wake(this);
   }
 
   letGo(): void {
@@ -1153,8 +1173,7 @@ class VirtualServer {
   see(call: Call): void {
     if (this.hangsUntil > 0) this.#unseen.push(call);
     else if (call.isGone) this.#release(call);
-    else if (this.#served.has(call)) this.#serve(call);
-    else if (this.#served.size < this.#setup.slots) this.#serve(call);
+    else if (this.#served.size < this.#setup.slots || this.#served.has(call)) this.#serve(call);
     else this.#line.add(call);
   }
 
@@ -1165,7 +1184,7 @@ class VirtualServer {
     const elapsed = now - this.#startedAt;
     const { sleep = this.#sleep } = this.#run.setup;
     const seconds = sleep(this.place, call.number, elapsed);
-    if (seconds < Infinity) this.#wakeAt(now + seconds, call);
+    if (seconds < Infinity) this.#run.agenda.add(now + seconds, call);
   }
 
   /** As server.ts does. */
@@ -1175,13 +1194,11 @@ class VirtualServer {
     return drawSleep({ mean, sd, slow: slow ?? undefined }, random, elapsed);
   };
 
-  #wakeAt(at: number, call: Call): void {
-    this.#run.agenda.add(at, () => {
-      if (call.isGone) return;
-      if (this.hangsUntil > 0) return this.#wakeAt(this.hangsUntil, call);
-      call.isAsking = false;
-      call.answered();
-    });
+  /** The sleep of `call` is over. */
+  wake(call: Call): void {
+    if (this.hangsUntil > 0) return this.#run.agenda.add(this.hangsUntil, call);
+    call.isAsking = false;
+    call.answered();
   }
 
   #release(call: Call): void {
@@ -1202,9 +1219,9 @@ class VirtualServer {
       for (const call of unseen) if (call.isGone) this.see(call);
       for (const call of unseen) if (!call.isGone) this.see(call);
     };
-    agenda.add(until, () => {
+    agenda.at(until, () => {
       this.hangsUntil = 0;
-      agenda.add(until, catchUp); // what fell due while it hung is said first
+      agenda.at(until, catchUp); // what fell due while it hung is said first
     });
   }
 
@@ -1229,14 +1246,9 @@ class VirtualServer {
 
 // --- checks ---
 
-/** What a check says to a ping server. */
-type Question = {
-  readonly check: CheckSpec;
-  /** The numbers of its pings, undefined for a plain one. */
-  readonly pings: readonly (number | undefined)[];
-  /** A byte of it belongs to no ping: the server resets it. */
-  readonly isWrong: boolean;
-};
+/** What a check says to a ping server: pings, by their numbers (a plain one has none); `isWrong`: a
+ *  byte of it belongs to no ping, and the server resets it. */
+type Question = Readonly<{ check: CheckSpec; pings: (number | undefined)[]; isWrong: boolean }>;
 
 function virtualQuestion(check: CheckSpec): Question {
   const asked = nothingAsked();
@@ -1289,7 +1301,7 @@ class VirtualCheck extends Call {
   answered(): void {
     if (this.#isOver) return this.letGo();
     this.#answers += 1;
-    const judgement = judge(this.#question.check, Buffer.from("PONG!".repeat(this.#answers)));
+    const judgement = judge(this.#question.check, Buffer.from(PONG.repeat(this.#answers)));
     if (judgement === "passed") return this.#finish({ kind: "passed" });
     if (judgement === "wrong") return this.#finish(WRONG);
     this.#ask();
@@ -1328,8 +1340,8 @@ class Passage extends Call implements Guest, Patient {
   dialledAt = 0;
   askedAt = -1;
   hasAnswer = false;
-  /** Rings when it has waited in the balancer's queue for too long. */
-  alarm: Happening | undefined = undefined;
+  /** In the balancer's queue. */
+  waiting: Waiting<Passage> | undefined = undefined;
 
   constructor(run: VirtualRun, visitor: Visitor) {
     super();
@@ -1391,7 +1403,7 @@ class VirtualBalancer {
   readonly #places: Places<Passage>;
   readonly #health: HealthWatch;
   readonly #patients: Patients<Passage>;
-  readonly #queueAlarm: SetAlarm;
+  readonly #wait: Wait<Passage>;
   readonly #openByAddress = new Map<string, number>();
   #open = 0;
 
@@ -1403,7 +1415,7 @@ class VirtualBalancer {
     this.#options = options;
     this.#servers = setup.servers.map(({ weight }, place) => newServer(specOf(weight, place), 0));
     this.#targets = new Map(this.#servers.map((server, place) => [server, run.targets[place]!]));
-    this.#queueAlarm = alarmsAfter(queueTimeout, agenda);
+    this.#wait = waitFor(queueTimeout, agenda, (connection) => connection.close());
     const owner = { place: (guest: Passage) => this.#place(guest) };
     this.#patients = new Patients(Math.min(retryFor, queueTimeout), owner, clock);
     const question = virtualQuestion(options.check);
@@ -1442,7 +1454,7 @@ class VirtualBalancer {
     const place = this.#places.enter(connection);
     if (place !== "waits") return this.#send(connection, place);
     connection.queue();
-    connection.alarm = this.#queueAlarm(() => connection.close());
+    connection.waiting = this.#wait(connection);
   }
 
   #send(connection: Passage, to: Server | "none"): void {
@@ -1457,11 +1469,11 @@ class VirtualBalancer {
     connection.server = server;
     connection.dialledAt = dialledAt;
     connection.stage = "dialling";
-    if (!target.isListening) return void agenda.add(dialledAt, () => this.#refused(connection));
+    if (!target.isListening) return agenda.at(dialledAt, () => this.#refused(connection));
     connection.stage = "relaying";
     if (this.#options.retryFor > 0)
       // not at once: whoever this releases would be released again on the way
-      agenda.add(dialledAt, () => this.#patients.served(connection));
+      agenda.at(dialledAt, () => this.#patients.served(connection));
     if (server.health.refused > 0 || !server.health.reached)
       this.#health.saw(server, { kind: "dial accepted", dialledAt });
     setup.met?.(connection.visitor.client, target.place);
@@ -1481,7 +1493,6 @@ class VirtualBalancer {
     this.#place(connection);
   }
 
-  /** It has sent a request to its server. */
   asks(connection: Passage): void {
     connection.askedAt = this.#run.agenda.time;
     if (connection.server !== undefined) asked(connection.server.cost, connection.askedAt);
@@ -1490,7 +1501,7 @@ class VirtualBalancer {
   answered(connection: Passage): void {
     const { server, dialledAt, askedAt, hasAnswer } = connection;
     if (server === undefined) return;
-    server.health.received += ANSWER_BYTES;
+    server.health.received += PONG.length;
     connection.hasAnswer = true;
     if (!hasAnswer && this.#health.caresForFirstBytes(server))
       this.#health.saw(server, { kind: "first byte", dialledAt });
@@ -1506,8 +1517,8 @@ class VirtualBalancer {
   }
 
   left(connection: Passage): void {
-    const { clientAddress, alarm } = connection;
-    if (alarm !== undefined) alarm.isGone = true;
+    const { clientAddress, waiting } = connection;
+    if (waiting !== undefined) waiting.isGone = true;
     this.#places.forget(connection);
     this.#patients.forget(connection);
     this.#giveUpPlace(connection);
@@ -1529,7 +1540,7 @@ class VirtualBalancer {
     const admission = this.#places.admit(server);
     if (admission === undefined) return false;
     const { guest, to } = admission;
-    if (guest.alarm !== undefined) guest.alarm.isGone = true;
+    if (guest.waiting !== undefined) guest.waiting.isGone = true;
     this.#send(guest, to);
     return true;
   }
@@ -1563,7 +1574,6 @@ class VirtualBalancer {
     });
   }
 }
-const ANSWER_BYTES = 5;
 
 // --- clients ---
 
@@ -1576,9 +1586,10 @@ type Visitor = {
   readonly times: number[];
   /** Requests that are neither answered nor have failed. */
   left: number;
-  /** Its present request: since when it waits for the answer, and what ends that. */
+  /** Its present request: since when it waits for the answer. */
   since: number;
-  alarm: Happening | undefined;
+  waiting: Waiting<Visitor> | undefined;
+  connection: Passage | undefined;
 };
 
 /** One run, step by step, so that somebody can look on and end it. */
@@ -1589,26 +1600,29 @@ export class VirtualRun {
   /** None in the baseline. */
   readonly #balancers: VirtualBalancer[] = [];
   readonly #nextChoice: () => number;
-  readonly #timeoutAlarm: SetAlarm;
+  readonly #wait: Wait<Visitor>;
   readonly #planned: number;
   readonly #times: (readonly number[])[];
   readonly #firstFailed: number[] = [];
   readonly #errors = noErrors();
-  readonly #stages: Record<Stage, number>;
   readonly #recent: number[] = [];
   #firstFailure: string | null = null;
   #answered = 0;
   #arrived = 0;
+  #talking = 0;
+  #done = 0;
   #isStopped = false;
 
   constructor(setup: VirtualSetup) {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    this.#timeoutAlarm = alarmsAfter(setup.timeout, agenda);
+    this.#wait = waitFor(setup.timeout, agenda, (visitor) => {
+      visitor.connection?.leave();
+      this.failed(visitor, "timeout");
+    });
     this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
     this.#times = plan.requests.map(() => []);
-    this.#stages = { toCome: plan.requests.length, waiting: 0, talking: 0, done: 0 };
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
     this.#nextChoice = mulberry32(nextSeed());
@@ -1616,9 +1630,9 @@ export class VirtualRun {
     const needed = algorithm === undefined ? servers.slice(0, 1) : servers;
     this.targets = needed.map((_, place) => new VirtualServer(this, place, nextSeed()));
     const last = this.targets.at(-1)!;
-    if (fail) agenda.add(fail.from, () => last.die());
-    if (fail) agenda.add(fail.to, () => last.restart());
-    if (hang) agenda.add(hang.from, () => last.hang(hang.to));
+    if (fail) agenda.at(fail.from, () => last.die());
+    if (fail) agenda.at(fail.to, () => last.restart());
+    if (hang) agenda.at(hang.from, () => last.hang(hang.to));
     const options = optionsOf(entry.balancerOptions);
     if (algorithm === undefined) return;
     for (let place = 0; place < balancers; place += 1) {
@@ -1641,7 +1655,7 @@ export class VirtualRun {
   }
 
   get #isOver(): boolean {
-    return this.#isStopped || this.#stages.done === this.#times.length;
+    return this.#isStopped || this.#done === this.#times.length;
   }
 
   #arrive(at: number): void {
@@ -1656,12 +1670,12 @@ export class VirtualRun {
       times: [],
       left: plan.requests[client]!,
       since: at,
-      alarm: undefined,
+      waiting: undefined,
+      connection: undefined,
     };
     this.#arrived += 1;
     this.agenda.time = at;
     this.#times[client] = visitor.times;
-    this.#move("toCome", "waiting");
     this.#connect(visitor);
   }
 
@@ -1679,10 +1693,8 @@ export class VirtualRun {
 
   #ask(visitor: Visitor, connection: Passage): void {
     visitor.since = this.agenda.time;
-    visitor.alarm = this.#timeoutAlarm(() => {
-      connection.leave();
-      this.failed(visitor, "timeout");
-    });
+    visitor.waiting = this.#wait(visitor);
+    visitor.connection = connection;
     connection.isAsking = true;
     connection.number = visitor.nextNumber();
   }
@@ -1691,7 +1703,7 @@ export class VirtualRun {
     const seconds = this.agenda.time - visitor.since;
     this.#recent[this.#answered % RECENT] = seconds;
     this.#answered += 1;
-    if (visitor.times.length === 0) this.#move("waiting", "talking");
+    if (visitor.times.length === 0) this.#talking += 1;
     visitor.times.push(Math.round(seconds * 1e6) / 1e6);
     this.#endRequest(visitor);
     if (visitor.left === 0) {
@@ -1716,22 +1728,18 @@ export class VirtualRun {
     this.#firstFailure ??= this.#failureWords(kind);
     this.#endRequest(visitor);
     if (visitor.left === 0) this.#gone(visitor);
-    else this.agenda.add(this.agenda.time, () => this.#connect(visitor));
+    else this.agenda.at(this.agenda.time, () => this.#connect(visitor));
   }
 
   #endRequest(visitor: Visitor): void {
-    if (visitor.alarm !== undefined) visitor.alarm.isGone = true;
+    if (visitor.waiting !== undefined) visitor.waiting.isGone = true;
     visitor.left -= 1;
   }
 
   #gone({ client, times }: Visitor): void {
     this.#times[client] = times.slice(); // without the room that it had to grow
-    this.#move(times.length > 0 ? "talking" : "waiting", "done");
-  }
-
-  #move(from: Stage, to: Stage): void {
-    this.#stages[from] -= 1;
-    this.#stages[to] += 1;
+    if (times.length > 0) this.#talking -= 1;
+    this.#done += 1;
   }
 
   #failureWords(kind: FailureKind): string {
@@ -1745,13 +1753,16 @@ export class VirtualRun {
   stop(): void {
     if (this.#isOver) return;
     this.#isStopped = true;
-    this.#errors.interrupted += this.#stages.waiting + this.#stages.talking;
+    this.#errors.interrupted += this.#arrived - this.#done;
   }
 
   get progress(): Progress {
     const recent = this.#recent.toSorted((a, b) => a - b);
     return {
-      ...this.#stages,
+      toCome: this.#times.length - this.#arrived,
+      waiting: this.#arrived - this.#talking - this.#done,
+      talking: this.#talking,
+      done: this.#done,
       planned: this.#planned,
       answered: this.#answered,
       failed: countErrors(this.#errors),
