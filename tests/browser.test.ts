@@ -151,7 +151,7 @@ browser.after(cleanUp);
 
 /** Whether `id` says `text`, as a condition in the page. */
 const says = (id: string, text: string): string =>
-  `document.getElementById("${id}").textContent.includes(${JSON.stringify(text)})`;
+  `document.getElementById("${id}")?.textContent.includes(${JSON.stringify(text)}) === true`;
 
 const button = (server: string): string =>
   `document.querySelector('button[aria-label$=" ${server}"]')`;

@@ -1,5 +1,5 @@
 /**
- * screenshot.ts - the picture of a page that has been open for a while, 1040 px wide:
+ * screenshot.ts - the picture of a page that has been open for a while, its first screen:
  *
  *     node --import tsx tests/screenshot.ts URL FILE.png [SECONDS]
  */
@@ -7,7 +7,7 @@ import { writeFile } from "node:fs/promises";
 import { findChromium, openTab } from "./chromium.ts";
 import { cleanUp } from "./helpers.ts";
 
-const WIDTH = 1040;
+const SIZE = [1280, 880] as const;
 const [url, file, seconds = "60"] = process.argv.slice(2);
 const chromium = findChromium();
 if (url === undefined || file === undefined || chromium === undefined) {
@@ -17,10 +17,8 @@ if (url === undefined || file === undefined || chromium === undefined) {
 }
 
 const tab = await openTab(chromium, url);
-await tab.resize(WIDTH, 800);
+await tab.resize(...SIZE);
 await new Promise((resolve) => setTimeout(resolve, Number(seconds) * 1000));
-const height = Number(await tab.value("document.documentElement.scrollHeight"));
-await tab.resize(WIDTH, height);
 const { data } = await tab.send("Page.captureScreenshot", { format: "png" });
 await writeFile(file, Buffer.from(String(data), "base64"));
 await cleanUp();
