@@ -4,7 +4,17 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { Client, RequestError, resolveAddresses } from "../client.ts";
 import { listen, RunError } from "../lib.ts";
-import { cleanUp, deferred, failDials, later, listening, run, until, within } from "./helpers.ts";
+import {
+  cleanUp,
+  deferred,
+  failDials,
+  later,
+  listening,
+  run,
+  runEach,
+  until,
+  within,
+} from "./helpers.ts";
 
 /** A client of `onConnection`, with the timeout given. */
 async function clientOf(onConnection: (socket: Socket) => void, timeout = 20): Promise<Client> {
@@ -339,16 +349,22 @@ program("nobody listening is one line and exit code 1", async () => {
 
 program("bad input is one line that quotes it, then the usage, and exit code 2", async () => {
   const usage = "How to Use: tsx client.ts\n";
-  assert.equal(await run("client.ts", ["127.0.0.1"]), {
-    code: 2,
-    stdout: "",
-    stderr: `Bad argument "127.0.0.1": expected --host or --port\n${usage}`,
-  });
-  assert.equal(await run("client.ts", ["--port", "0"]), {
-    code: 2,
-    stdout: "",
-    stderr: `Bad --port "0": expected a whole number from 1 to 65535\n${usage}`,
-  });
+  const lines = [
+    ["client.ts", "127.0.0.1"],
+    ["client.ts", "--port", "0"],
+  ];
+  assert.equal(await runEach(lines), [
+    {
+      code: 2,
+      stdout: "",
+      stderr: `Bad argument "127.0.0.1": expected --host or --port\n${usage}`,
+    },
+    {
+      code: 2,
+      stdout: "",
+      stderr: `Bad --port "0": expected a whole number from 1 to 65535\n${usage}`,
+    },
+  ]);
 });
 
 program.run();

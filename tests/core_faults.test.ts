@@ -11,6 +11,7 @@ import {
   ask,
   assertEnded,
   cleanUp,
+  coverNoChildren,
   DEAD,
   dial,
   echoing,
@@ -18,12 +19,13 @@ import {
   listening,
   optionsFor,
   outcomeOf,
-  run,
   serving,
   startBalancer,
   startNode,
   until,
 } from "./helpers.ts";
+
+coverNoChildren();
 
 const faults = suite("faults once seen");
 faults.after.each(cleanUp);
@@ -181,24 +183,5 @@ faults("hands its place to the next when a queued client times out", async () =>
   await listener.next();
   next.socket.destroy();
 });
-
-for (const [listen, server] of [
-  ["127.0.0.1", "127.0.0.1"],
-  ["0.0.0.0", "127.0.0.2"],
-  ["127.0.0.1", "0.0.0.0"],
-] as const) {
-  faults(`refuses to be its own server: listens on ${listen}, server ${server}`, async () => {
-    const { port, server: before } = await listening(() => undefined);
-    await new Promise((resolve) => before.close(resolve)); // a drawn port is often in TIME_WAIT
-    const args = ["round-robin", "--host", listen, "--port", `${port}`];
-    const { code, stderr } = await run("load_balancer.ts", [
-      ...args,
-      "--servers",
-      `${server}:${port}`,
-    ]);
-    assert.is(code, 2);
-    assert.match(stderr, new RegExp(`^Bad server "${server}:${port}": expected another address`));
-  });
-}
 
 faults.run();

@@ -37,7 +37,9 @@ import {
   unknown,
   writeRuns,
 } from "./graphs_fixtures.ts";
-import { cleanUp, run, start, temporaryFolder, within } from "./helpers.ts";
+import { cleanUp, coverNoChildren, run, start, temporaryFolder, within } from "./helpers.ts";
+
+coverNoChildren();
 
 const GOLDEN = fileURLToPath(new URL("golden", import.meta.url));
 const USAGE = "How to Use: tsx generate_graphs.ts [file ...]";

@@ -22,7 +22,9 @@ import {
   runsOf,
   sweepRuns,
 } from "./graphs_fixtures.ts";
-import { cleanUp, run, temporaryFolder } from "./helpers.ts";
+import { cleanUp, coverNoChildren, run, temporaryFolder } from "./helpers.ts";
+
+coverNoChildren();
 
 const SWEEP = fileURLToPath(new URL("golden/sweep", import.meta.url));
 const script = (args: readonly string[], cwd?: string): ReturnType<typeof run> =>

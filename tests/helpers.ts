@@ -184,6 +184,28 @@ export async function run(
   return { code, ...output };
 }
 
+/**
+ * Runs command lines (a script and its arguments) that end at once by themselves, all of them in
+ * one process.
+ */
+export async function runEach(
+  lines: readonly (readonly string[])[],
+  under: readonly string[] = [],
+): Promise<{ code: number; stdout: string; stderr: string }[]> {
+  const args = [JSON.stringify(lines)];
+  const { output, exited } = start("tests/command_lines.ts", args, undefined, under);
+  assert.is(await within(exited, "the command lines", 60), 0, output.stderr);
+  return JSON.parse(output.stdout);
+}
+
+/**
+ * From now on what this file starts says nothing of its coverage, which costs each start half as
+ * much again: other files cover the same lines.
+ */
+export function coverNoChildren(): void {
+  process.env["NODE_V8_COVERAGE"] = "";
+}
+
 // ─── Sockets ─────────────────────────────────────────────────────────────────
 
 export interface Listening {

@@ -25,7 +25,18 @@ import {
   UsageError,
   wholeNumber,
 } from "../lib.ts";
-import { cleanUp, later, listening, run, start, startNode, within } from "./helpers.ts";
+import {
+  cleanUp,
+  coverNoChildren,
+  later,
+  listening,
+  run,
+  start,
+  startNode,
+  within,
+} from "./helpers.ts";
+
+coverNoChildren();
 
 const OPTIONS = {
   port: { kind: portNumber, fallback: "65432", help: "" },
@@ -169,7 +180,7 @@ lines("refuses an empty text", () => {
   );
 });
 
-lines("every script explains itself on stdout", async () => {
+lines("every script explains itself on stdout, as a process of its own", async () => {
   const { code, stdout, stderr } = await run("client.ts", ["--help"]);
   assert.is(code, 0);
   assert.is(stderr, "");

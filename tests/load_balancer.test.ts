@@ -14,6 +14,7 @@ import {
   assertEnded,
   checkOf,
   cleanUp,
+  coverNoChildren,
   DEAD,
   dial,
   echoing,
@@ -29,6 +30,8 @@ import {
   until,
   within,
 } from "./helpers.ts";
+
+coverNoChildren();
 
 const MIB = 1024 * 1024;
 /** 50 MiB that no one could mistake for other bytes. */

@@ -15,6 +15,7 @@ import {
   assertEnded,
   checkOf,
   cleanUp,
+  coverNoChildren,
   DEAD,
   dial,
   echoing,
@@ -23,6 +24,7 @@ import {
   listenTo,
   outcomeOf,
   run,
+  runEach,
   type Running,
   serving,
   start,
@@ -31,6 +33,8 @@ import {
   until,
   within,
 } from "./helpers.ts";
+
+coverNoChildren();
 
 const SCRIPT = "load_balancer.ts";
 
@@ -48,10 +52,10 @@ files(
   "that is missing or bad at the start, or given together with --servers, gets one line and no balancer",
   async () => {
     const file = await written("nonsense\n");
-    const [missing, bad, both] = await Promise.all(
-      [["no-such-file.txt"], [file], [file, "--servers", "127.0.0.1:80"]].map((args) =>
-        run(SCRIPT, ["random", "--servers-file", ...args]),
-      ),
+    const [missing, bad, both] = await runEach(
+      [["no-such-file.txt"], [file], [file, "--servers", "127.0.0.1:80"]].map((args) => [
+        ...[SCRIPT, "random", "--servers-file", ...args],
+      ]),
     );
     assert.equal(missing, {
       code: 1,

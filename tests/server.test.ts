@@ -15,7 +15,17 @@ import {
   slowPhase,
   startServer,
 } from "../server.ts";
-import { cleanUp, deferred, later, listening, run, start, until, within } from "./helpers.ts";
+import {
+  cleanUp,
+  deferred,
+  later,
+  listening,
+  run,
+  runEach,
+  start,
+  until,
+  within,
+} from "./helpers.ts";
 
 /** A server that answers at once, and what it logs. */
 async function serve(
@@ -612,11 +622,9 @@ const badInput: [args: string[], stderr: string][] = [
 ];
 
 program("bad input is one line that quotes it, then the usage, and exit code 2", async () => {
-  const runs = await Promise.all(badInput.map(([args]) => run("server.ts", args)));
-  assert.equal(
-    runs,
-    badInput.map(([, stderr]) => ({ code: 2, stdout: "", stderr })),
-  );
+  const expected = badInput.map(([, stderr]) => ({ code: 2, stdout: "", stderr }));
+  assert.equal(await runEach(badInput.map(([args]) => ["server.ts", ...args])), expected);
+  assert.equal(await run("server.ts"), expected[0], "and as a process of its own");
 });
 
 program("a port in use is one line and exit code 1", async () => {

@@ -2,7 +2,7 @@
  * stress_test_compare.test.ts - --compare as a whole: runs, sweeps, faults, what stood still, and
  * what Ctrl-C leaves behind.
  */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -10,6 +10,7 @@ import { UsageError } from "../lib.ts";
 import { checkDescriptors, Children, drawPlan, seedsFrom, type Workload } from "../stress_test.ts";
 import {
   cleanUp,
+  coverNoChildren,
   later,
   type Running,
   start,
@@ -18,6 +19,8 @@ import {
   until,
   within,
 } from "./helpers.ts";
+
+coverNoChildren();
 
 const readJson = (file: string) => JSON.parse(readFileSync(file, "utf8"));
 
@@ -30,6 +33,17 @@ async function compared(args: string, folder: string): Promise<{ stdout: string;
   const { output, exited } = compare(args, folder);
   assert.is(await within(exited, args, 60), 0, output.stderr);
   return output;
+}
+
+const EARLIER: Readonly<Record<string, string>> = { "runs.json": '{ "Baseline": {} }' };
+
+/** Puts into `folder` what an earlier comparison may have left there; returns the files' names. */
+function fill(folder: string): string[] {
+  const names = ["Baseline.json", "Random.json", "runs.json"];
+  mkdirSync(join(folder, "data/compare"), { recursive: true });
+  for (const name of names)
+    writeFileSync(join(folder, "data/compare", name), EARLIER[name] ?? "[[0.5]]");
+  return names;
 }
 
 // ─── Runs ────────────────────────────────────────────────────────────────────
@@ -73,7 +87,7 @@ runs("several runs are one file and one session, the baseline one run of it", as
 
 runs("where other files lie in the folder, the command names its own", async () => {
   const folder = await temporaryFolder();
-  await compared("2 1 --compare baseline --mean 0", folder);
+  fill(folder);
   const { stdout } = await compared("2 1 --compare random --mean 0", folder);
   assert.match(stdout, /generate_graphs\.ts data\/compare\/Random\.json\n$/);
 });
@@ -215,8 +229,7 @@ ends("Ctrl-C keeps whole seeds", async () => {
 
 ends("Ctrl-C before the first seed is whole leaves what was there, and prints", async () => {
   const folder = await temporaryFolder();
-  await compared("2 1 --compare baseline,random --mean 0", folder);
-  const names = ["Baseline.json", "Random.json", "runs.json"];
+  const names = fill(folder);
   const texts = (): string[] =>
     names.map((name) => readFileSync(join(folder, "data/compare", name), "utf8"));
   const before = texts();

@@ -23,6 +23,7 @@ import { RunError } from "../lib.ts";
 import { writeWhole } from "../stress_test.ts";
 import {
   cleanUp,
+  coverNoChildren,
   later,
   listening,
   run,
@@ -32,6 +33,8 @@ import {
   until,
   within,
 } from "./helpers.ts";
+
+coverNoChildren();
 
 const readJson = (file: string) => JSON.parse(readFileSync(file, "utf8"));
 
