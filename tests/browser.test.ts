@@ -1,14 +1,17 @@
 /**
- * browser.test.ts - the balancer's page in a real browser, where there is one. A small stand-in
- * for the balancer serves the page and says what the tests want; everything else is real.
+ * browser.test.ts - the balancer's page in a real browser, where there is one: first of a small
+ * stand-in for the balancer, which says what the tests want; then of a real one with real servers.
  */
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { createServer, type ServerResponse } from "node:http";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { Client } from "../client.ts";
+import { formatAddress } from "../lib.ts";
+import { type PingServer, startServer } from "../server.ts";
 import { findChromium, openTab, type Tab } from "./chromium.ts";
-import { cleanUp, later, within } from "./helpers.ts";
+import { checkOf, cleanUp, later, startBalancer, within } from "./helpers.ts";
 
 const HTML = readFileSync(new URL("../status_page.html", import.meta.url));
 const SERVERS = ["127.0.0.1:65433", "127.0.0.1:65434", "127.0.0.1:65435"];
@@ -168,12 +171,16 @@ test("an address stands on one line at 1280 pixels", async () => {
   assert.equal(await tab.value(lines), [1, 1, 1]);
 });
 
-test("the select switches the algorithm", async () => {
-  await tab.value(`(() => {
+/** The user picks an algorithm. */
+const choose = (algorithm: string): Promise<unknown> =>
+  tab.value(`(() => {
     const select = document.getElementById("algorithm");
-    select.value = "least-connections";
+    select.value = "${algorithm}";
     select.dispatchEvent(new Event("change"));
   })()`);
+
+test("the select switches the algorithm", async () => {
+  await choose("least-connections");
   await tab.shows(says("events", "round-robin → least-connections"));
   assert.is(balancer.algorithm, "least-connections");
   await tab.shows(`document.querySelectorAll("#turn-chart .mark").length === 1`);
@@ -221,6 +228,84 @@ test("nothing is wider than a window of 400 pixels, whatever the names", async (
 test("and the console has nothing to complain of", async () => {
   assert.equal(tab.complaints(), []);
   assert.is.not(await tab.value(`document.title`), "taken");
+});
+
+// ─── With a real balancer ────────────────────────────────────────────────────
+
+/** A ping server that works a little. */
+async function working(): Promise<PingServer> {
+  const server = await startServer({
+    host: "127.0.0.1",
+    port: 0,
+    mean: 0.02,
+    sd: 0.005,
+    maxConnections: 10,
+    seed: 1,
+  });
+  later(() => end(server));
+  return server;
+}
+
+async function end(server: PingServer): Promise<void> {
+  const closed = server.close();
+  server.cut();
+  await closed;
+}
+
+/** Clients that ask again and again, whatever becomes of it, until the tests are over. */
+function load(port: number, count: number): void {
+  let isOver = false;
+  const ask = async (): Promise<void> => {
+    const client = new Client([{ host: "127.0.0.1", port }], { timeout: 5 });
+    while (!isOver) {
+      await client.request().catch(() => new Promise((resolve) => setTimeout(resolve, 50)));
+    }
+    client.close();
+  };
+  const all = Promise.all(Array.from({ length: count }, ask));
+  later(() => {
+    isOver = true;
+    return all;
+  });
+}
+
+test("a real balancer is watched, switched, drained, hurt and restarted", async () => {
+  const [victim, ...others] = [await working(), await working(), await working()] as const;
+  const names = [victim, ...others].map(({ address }) => formatAddress(address));
+  const options = { check: checkOf("tcp"), checkInterval: 0.2, fall: 1 };
+  const here = { host: "127.0.0.1", port: 0 };
+  const first = await startBalancer(names, { ...options, admin: here });
+  load(first.port, 6);
+  await tab.resize(1280, 900);
+  await tab.send("Page.navigate", { url: `http://127.0.0.1:${first.admin}/` });
+  await tab.shows(says("wrong", "All 3 servers are up"));
+  assert.is(await tab.value(`document.querySelectorAll("#servers tr").length`), 3);
+
+  await choose("least-connections");
+  await tab.shows(says("events", "round-robin → least-connections"));
+  assert.is(first.balancer.status().algorithm, "least-connections");
+  const [hurt = "", drained = ""] = names;
+  await tab.value(`${button(drained)}.click()`);
+  await tab.shows(`${button(drained)}.textContent === "ready"`);
+  assert.is(first.balancer.status().servers[1]?.state, "draining");
+  await tab.shows(`document.querySelectorAll("#open-chart path.s").length === 3`);
+  await tab.shows(`document.querySelector("#turn-chart path.s1").getTotalLength() > 2`);
+
+  await end(victim);
+  await tab.shows(says("wrong", `1 of 3 servers down: ${hurt} refuses connections, for`));
+  await first.balancer.stop(0);
+  await startBalancer(names, {
+    ...options,
+    port: first.port,
+    admin: { host: "127.0.0.1", port: first.admin },
+  });
+  await tab.shows(says("events", "Another balancer: round-robin"));
+  await tab.resize(400, 800);
+  await tab.value(`new Promise(requestAnimationFrame)`);
+  assert.is(await tab.value(`document.documentElement.scrollWidth > innerWidth`), false);
+  // that nobody listened for a moment is logged by the browser, not by the page
+  const complaints = tab.complaints().filter((text) => !text.includes("net::ERR_CONNECTION"));
+  assert.equal(complaints, []);
 });
 
 browser.run();
