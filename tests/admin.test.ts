@@ -9,6 +9,7 @@ import { ALGORITHMS, REASONS, type ServerSpec } from "../load_balancer.ts";
 import {
   ask,
   assertAllCounted,
+  assertEnded,
   checkOf,
   cleanUp,
   DEAD,
@@ -57,6 +58,9 @@ async function plainOf(...args: Parameters<typeof call>) {
   const { code, type, body } = await call(...args);
   return { code, type, body };
 }
+
+/** A thousand servers. */
+const CROWD = Array.from({ length: 1000 }, (_, i) => `127.0.0.1:${i + 1}`);
 
 const codeOf = async (...args: Parameters<typeof call>): Promise<number | undefined> =>
   (await call(...args)).code;
@@ -271,6 +275,22 @@ status(
     assert.ok(looks.at(-1).accepted > looks[0].accepted + 100, "connections came all the time");
   },
 );
+
+status("a poll of a thousand servers costs less than 20 ms of the processor", async () => {
+  const { admin } = await startBalancer(CROWD, { admin: ADMIN });
+  for (const path of ["/status.json", "/"]) {
+    const costs: number[] = [];
+    for (let i = 0; i < 15; i += 1) {
+      const before = process.cpuUsage();
+      await call(admin, path);
+      const { user, system } = process.cpuUsage(before);
+      costs.push((user + system) / 1000);
+    }
+    const median = costs.sort((a, b) => a - b)[7] ?? Infinity;
+    if (process.env["SHOW"]) console.log(`\n${path}: ${median.toFixed(2)} ms a poll`);
+    assert.ok(median < 20, `${path}: ${median} ms, with what its client takes`);
+  }
+});
 
 status("shows who has waited longest in the queue", async () => {
   const server = await serving();
@@ -519,6 +539,41 @@ switches(
   },
 );
 
+/** By hand: CONNECTIONS=10000. */
+const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 2000);
+
+switches("under a crowd, algorithms that change all the time lose nobody", async () => {
+  const servers = await Promise.all(Array.from({ length: 3 }, () => echoing()));
+  const { balancer, port, admin } = await startBalancer(
+    servers.map(({ address }) => address),
+    { admin: ADMIN, serverConnections: 1 },
+  );
+  let left = CONNECTIONS;
+  const outcomes = new Map<string, number>();
+  const churn = async (): Promise<void> => {
+    while ((left -= 1) >= 0) {
+      const outcome = await ask(port);
+      outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
+    }
+  };
+  const clients = Promise.all(Array.from({ length: 40 }, churn));
+  let [looks, queued] = [0, 0];
+  for (; left > 0; looks += 1) {
+    const name = ALGORITHMS[looks % ALGORITHMS.length] ?? "random";
+    if (looks % 10 > 0) balancer.setAlgorithm(name);
+    else assert.is(await codeOf(admin, `/algorithm/${name}`, "POST"), 200);
+    const look = balancer.status();
+    assertAllCounted(look);
+    assert.is(look.algorithm, name);
+    if (look.queued > 0) queued += 1;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await within(clients, "all clients", 60);
+  assert.equal([...outcomes], [["hello", CONNECTIONS]]);
+  assert.ok(queued > 100, `somebody queued at ${queued} of ${looks} looks`);
+  await assertEnded(balancer, { ok: CONNECTIONS });
+});
+
 switches("a server of weight 0 cannot be made ready: 409", async () => {
   const { address } = await echoing();
   const { balancer, admin } = await startBalancer([`${address}*0`, DEAD[0]], { admin: ADMIN });
@@ -730,12 +785,66 @@ strangers(
     );
     later(() => clearInterval(drip));
     assert.is(await ask(port), "hello", "the relay does not care");
-    await within(Promise.all(slow.map(({ outcome }) => outcome)), "all of them dropped", 10);
+    await within(Promise.all(slow.map(({ outcome }) => outcome)), "all of them dropped");
     assert.ok(performance.now() - since > 1000, "not all at once");
     const served = slow.map(({ bytes }) => bytes().toString().split("HTTP/1.1 200 ").length - 1);
     assert.ok(Math.max(...served) <= 100, `100 answers are enough: ${served}`);
     assert.is(await codeOf(admin, "/healthz"), 200);
   },
 );
+
+const STATUS = "GET /status.json HTTP/1.1\r\nHost: localhost\r\n";
+/** 16 MB of answers: more than the kernel holds for who does not read. */
+const PIPELINED = 40;
+
+/** A client that has asked for the status so often, and reads nothing before it is told to. */
+async function unread(admin: number) {
+  const client = await dial(admin, { onread: undefined });
+  client.socket.write(`${STATUS}\r\n`.repeat(PIPELINED - 1));
+  client.socket.write(`${STATUS}Connection: close\r\n\r\n`);
+  const read = async (): Promise<string[]> => {
+    const chunks: Buffer[] = [];
+    client.socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+    await outcomeOf(client);
+    return Buffer.concat(chunks).toString().split("HTTP/1.1 200 OK").slice(1);
+  };
+  return { read };
+}
+
+strangers("an answer is made when the one before it has been taken", async () => {
+  const { admin } = await startBalancer(CROWD, { admin: ADMIN });
+  const { read } = await unread(admin);
+  assert.is(await codeOf(admin, "/algorithm/random", "POST"), 200, "the requests have come before");
+  const answers = await read();
+  assert.is(answers.length, PIPELINED);
+  assert.match(answers.at(0) ?? "", '"algorithm":"round-robin"');
+  assert.match(answers.at(-1) ?? "", '"algorithm":"random"');
+});
+
+strangers("who does not read, or never ends its request, is dropped after seconds", async () => {
+  const { admin } = await startBalancer(CROWD, { admin: ADMIN });
+  const since = performance.now();
+  const { read } = await unread(admin);
+  const endless = await dial(admin);
+  endless.socket.write("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n");
+  const drip = setInterval(() => {
+    if (endless.socket.writable) endless.socket.write("x");
+  }, 100);
+  later(() => clearInterval(drip));
+  await within(endless.outcome, "the end of a request that never ends", 10);
+  // Node looks every three seconds, and may find that the last write has got on since
+  await until(() => performance.now() - since > 7000, "the time that one has to read");
+  const { length } = await read();
+  assert.ok(length > 0 && length < PIPELINED, `${length} of ${PIPELINED} answers`);
+});
+
+strangers("nobody who is slow to ask keeps a balancer from its end", async () => {
+  const { balancer, admin } = await startBalancer([DEAD[0]], { admin: ADMIN });
+  const slow = await dial(admin);
+  slow.socket.write("GET / HTTP/1.1\r\nHost: local");
+  assert.is(await codeOf(admin, "/metrics"), 200, "it has come");
+  await balancer.stop(0);
+  await within(slow.outcome, "being dropped", 1);
+});
 
 strangers.run();

@@ -18,10 +18,12 @@ import {
   listening,
   outcomeOf,
   run,
+  runEach,
   type Running,
   serving,
   start,
   startNode,
+  swallowing,
   type Talk,
   temporaryFolder,
   until,
@@ -62,13 +64,25 @@ const hasTerminals = ((): boolean => {
   }
 })();
 
+const hasShell = ((): boolean => {
+  try {
+    execFileSync("sh", ["-c", "exit 0"]);
+    return process.platform !== "win32";
+  } catch {
+    return false;
+  }
+})();
+
+/** The program with `args`, as a shell is told to run it. */
+function shellWords(args: readonly string[]): string {
+  const words = [process.execPath, "--import", import.meta.resolve("tsx"), SCRIPT, ...args];
+  return words.map((word) => `'${word}'`).join(" ");
+}
+
 /** The program on a terminal; `hangUp` closes that. */
 async function onTerminal(options: readonly string[]) {
-  const words = [
-    ...[process.execPath, "--import", import.meta.resolve("tsx"), SCRIPT, "round-robin"],
-    ...["--port", "0", "--check", "none", ...options],
-  ];
-  const command = `echo pid $$; exec ${words.map((word) => `'${word}'`).join(" ")}`;
+  const words = ["round-robin", "--port", "0", "--check", "none", ...options];
+  const command = `echo pid $$; exec ${shellWords(words)}`;
   const args = ["-qfec", command, "/dev/null"];
   const code = `const { spawn } = require("node:child_process");
     const stdio = ["pipe", "inherit", "inherit"];
@@ -110,13 +124,9 @@ async function refused(port: number): Promise<void> {
 const usage = suite("command line");
 usage.after.each(cleanUp);
 
-/** One line about the input, and how to use it. */
-async function assertUsageError(args: readonly string[], line: string): Promise<void> {
-  const { code, stdout, stderr } = await run(SCRIPT, args);
-  assert.is(stderr, line + USAGE);
-  assert.is(stdout, "");
-  assert.is(code, 2);
-}
+/** What a program that ended says of bad input: a line about it, and how to use it. */
+const usageError = (line: string): Ended => ({ code: 2, stdout: "", stderr: line + USAGE });
+type Ended = Awaited<ReturnType<typeof run>>;
 
 const MISUSES: readonly (readonly [what: string, args: readonly string[], line: string])[] = [
   ["no arguments", [], ""],
@@ -156,12 +166,23 @@ const MISUSES: readonly (readonly [what: string, args: readonly string[], line: 
     'Bad --port "70000": expected a whole number from 0 to 65535\n',
   ],
 ];
-for (const [what, args, line] of MISUSES)
-  usage(`says what is wrong with ${what}, and exits with 2`, () => assertUsageError(args, line));
+const misused: Ended[] = [];
+usage.before(async () => {
+  misused.push(...(await runEach(MISUSES.map(([, args]) => [SCRIPT, ...args]))));
+  await cleanUp();
+});
+for (const [place, [what, , line]] of MISUSES.entries())
+  usage(`says what is wrong with ${what}, and exits with 2`, () => {
+    assert.equal(misused[place], usageError(line));
+  });
+
+usage("says so as a process of its own, too", async () => {
+  assert.equal(await run(SCRIPT), usageError(""));
+});
 
 usage("says which option was meant, or which there are, when it meets an unknown one", async () => {
-  const [near, far] = await Promise.all(
-    ["--sevrers", "--bananas"].map((option) => run(SCRIPT, ["random", option, "a:1"])),
+  const [near, far] = await runEach(
+    ["--sevrers", "--bananas"].map((option) => [SCRIPT, "random", option, "a:1"]),
   );
   assert.is(near?.stderr, `Unknown option "--sevrers": did you mean --servers?\n${USAGE}`);
   assert.match(
@@ -182,17 +203,19 @@ usage("says in one line that its port is in use, and exits with 1", async () => 
 usage("refuses itself as a server, by whatever address of this machine it is named", async () => {
   const { port, server: free } = await listening(() => undefined);
   await new Promise((resolve) => free.close(resolve)); // it was free, and is again
-  for (const [host, server] of [
-    ["127.0.0.1", "127.0.0.1"],
-    ["127.0.0.1", "0.0.0.0"],
-    ["0.0.0.0", "127.0.0.9"],
-  ] as const) {
-    const itself = `${server}:${port}`;
-    await assertUsageError(
-      ["random", "--host", host, "--port", String(port), "--servers", `127.0.0.1:9,${itself}`],
-      `Bad server "${itself}": expected another address than the one that the balancer listens on\n`,
-    );
-  }
+  const hosts = ["127.0.0.1", "127.0.0.1", "0.0.0.0"];
+  const itself = ["127.0.0.1", "0.0.0.0", "127.0.0.9"].map((host) => `${host}:${port}`);
+  const results = await runEach(
+    itself.map((server, place) => [
+      ...[SCRIPT, "random", "--host", hosts[place] ?? "", "--port", String(port)],
+      ...["--servers", `127.0.0.1:9,${server}`],
+    ]),
+  );
+  const expected = "expected another address than the one that the balancer listens on";
+  assert.equal(
+    results,
+    itself.map((server) => usageError(`Bad server "${server}": ${expected}\n`)),
+  );
 });
 
 usage(
@@ -338,20 +361,37 @@ logs("in json says everything in objects, each with a time and an event", async 
   assert.is(program.output.stderr, "");
 });
 
-logs("in json gives the time of the connect alone, to the microsecond", async () => {
+logs("in json gives the time of the connect alone, and from there of the first byte", async () => {
+  const { address, wake } = await swallowing(); // a connect takes a second
   const program = await startProgram(
-    [(await echoing()).address],
+    [address],
     ["--log", "json", "--accept-proxy", "127.0.0.0/8", "--seed", IN_ORDER],
   );
   const client = await dial(program.port);
   await new Promise((resolve) => setTimeout(resolve, 200)); // as long as the header lets us wait
   client.socket.end("PROXY UNKNOWN\r\nhello");
+  await new Promise((resolve) => setTimeout(resolve, 200)); // and its dial finds nobody awake
+  wake();
   await outcomeOf(client);
   await program.printed(/"event":"end"/);
   const end = entriesOf(program).find(({ event }) => event === "end");
-  const [seconds, connect] = [Number(end?.["seconds"]), Number(end?.["connect"])];
-  assert.ok(seconds >= 0.19, `${seconds} s`);
-  assert.ok(connect > 0 && connect <= seconds - 0.19, `${connect} of ${seconds} s`);
+  const of = (name: string): number => Number(end?.[name]);
+  const [seconds, connect, firstByte] = [of("seconds"), of("connect"), of("firstByte")];
+  assert.ok(connect > 0 && firstByte > 0, `${connect} and ${firstByte} s`);
+  const rest = seconds - connect - firstByte;
+  assert.ok(rest >= 0.19, `${connect} and ${firstByte} of ${seconds} s`);
+});
+
+logs("escapes in text whatever could move a terminal's cursor, also above U+0080", async () => {
+  const odd = await listening((socket) => {
+    socket.write(Buffer.from("\x9b2J\x7f\x1b[1m", "latin1"));
+  });
+  const program = await startProgram(
+    [odd.address],
+    ["--check", "ping", "--check-interval", "0.1", "--fall", "1"],
+  );
+  const [, answer] = await program.printed(/is down: another answer than expected: "(.*)"\n/);
+  assert.is(answer, String.raw`\x9b2J\x7f\u001b[1m`);
 });
 
 /** The code that a POST is answered with. */
@@ -470,6 +510,7 @@ logs("lines that a stuck reader costs are counted, and said when it reads again"
   const code = `import { LineWriter } from ${JSON.stringify(new URL("../lib.ts", import.meta.url).href)};
     const writer = new LineWriter();
     for (let i = 0; i < 30; i += 1) writer.write("x".repeat(100_000));
+    setInterval(() => undefined, 1000); // it has more to do
     const look = setInterval(() => {
       if (process.stdout.writableLength < 2_000_000) return;
       clearInterval(look);
@@ -483,9 +524,10 @@ logs("lines that a stuck reader costs are counted, and said when it reads again"
   program.child.stdout?.pause();
   await until(() => program.output.stderr === "full\n", "more than the reader's share");
   program.child.stdout?.resume();
-  assert.is(await exitOf(program), 0);
-  assert.is(program.output.stderr, "full\n10 log lines were dropped: their reader was too slow\n");
-  assert.is(program.output.stdout.length, 30 * 100_001, "what was taken arrives");
+  const complaint = "10 log lines were dropped: their reader was too slow\n";
+  await until(() => program.output.stderr === `full\n${complaint}`, "the complaint");
+  const { output } = program;
+  await until(() => output.stdout.length === 30 * 100_001, "what was taken, and no more");
 });
 
 logs.run();
@@ -504,10 +546,14 @@ async function asked(pid: string, count: string, ...options: string[]) {
 }
 
 sockets("leaves no choice of host and port", async () => {
-  for (const option of ["--port=0", "--host=127.0.0.1"]) {
-    const { code, stderr } = await asked("$$", "1", option);
+  const options = ["--port=0", "--host=127.0.0.1"];
+  const under = ["sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`];
+  const lines = options.map((option) => [SCRIPT, "random", "--check", "none", option]);
+  const results = await runEach(lines, under);
+  for (const [place, { code, stderr }] of results.entries()) {
     assert.is(code, 2);
-    assert.ok(stderr.startsWith(`Bad option "${option}": expected none beside LISTEN_FDS`), stderr);
+    const complaint = `Bad option "${options[place]}": expected none beside LISTEN_FDS`;
+    assert.ok(stderr.startsWith(complaint), stderr);
   }
 });
 
@@ -522,6 +568,38 @@ sockets("for another process is left alone", async () => {
   assert.is(code, 1);
   assert.match(stderr, /^The inherited socket is for process 1, and this is \d+\n/);
   assert.match(stderr, /\nCannot listen on .*: address already in use\n$/);
+});
+
+/** Runs the program twice, one after the other, on a socket of a parent that accepts nobody. */
+function inherited(server: string): Running {
+  const words = shellWords(["random", "--check", "none", "--servers", server]);
+  const command = `echo pid $$; LISTEN_FDS=1 LISTEN_PID=$$ exec ${words}`;
+  const code = `const { spawnSync } = require("node:child_process");
+    const server = require("node:net").createServer().listen(0, "127.0.0.1", () => {
+      const stdio = ["ignore", "inherit", "inherit", server._handle.fd];
+      for (const life of ["first", "second"]) {
+        const { status } = spawnSync("sh", ["-c", ${JSON.stringify(command)}], { stdio });
+        console.log("end of the", life, "with", status);
+      }
+      process.exit();
+    });`;
+  return startNode(["-e", code], "a parent with a socket");
+}
+
+(hasShell ? sockets : sockets.skip)("is served, and left to whoever comes next", async () => {
+  const { printed, exited } = inherited((await echoing()).address);
+  const ends = (pid: string | undefined): boolean => process.kill(Number(pid), "SIGTERM");
+  const [, first, port] = await printed(/^pid (\d+)\nListening on 127\.0\.0\.1:(\d+)\n/);
+  later(() => isAlive(Number(first)) && process.kill(Number(first), "SIGKILL"));
+  assert.is(await ask(Number(port)), "hello");
+  ends(first);
+  await printed(/\nend of the first with 0\n/);
+  assert.is(await ask(Number(port)), "hello", "who comes between them waits in the socket");
+  const [, second] = await printed(/with 0\npid (\d+)\nListening on 127\.0\.0\.1:\d+\n/);
+  later(() => isAlive(Number(second)) && process.kill(Number(second), "SIGKILL"));
+  ends(second);
+  await printed(/\nend of the second with 0\n/);
+  assert.is(await within(exited, "the parent's end"), 0);
 });
 
 sockets.run();
@@ -692,6 +770,31 @@ signals("SIGHUP without a terminal is never an end, with or without a servers fi
     await until(() => !isAlive(program.pid), "the program ending");
   },
 );
+
+signals("a bug ends it with a stack and exit code 1, and lets others finish", async () => {
+  // stands in for a bug: an exception that nobody catches
+  const bug = `process.once("SIGWINCH", () => { throw new Error("a bug"); })`;
+  const preloads = [import.meta.resolve("tsx"), `data:text/javascript,${encodeURIComponent(bug)}`];
+  const program = startNode(
+    [
+      ...preloads.flatMap((preload) => ["--import", preload]),
+      ...[SCRIPT, "random", "--port", "0", "--check", "none"],
+      ...["--servers", (await echoing()).address],
+    ],
+    SCRIPT,
+  );
+  const [, port] = await program.printed(/Listening on 127\.0\.0\.1:(\d+)\n/);
+  const client = await dial(Number(port));
+  client.socket.write("hello");
+  await until(() => client.size() === 5, "the echo");
+  program.child.kill("SIGWINCH");
+  await refused(Number(port));
+  client.socket.end(" again");
+  assert.is(await outcomeOf(client), "end");
+  assert.is(client.bytes().toString(), "hello again");
+  assert.is(await exitOf(program), 1);
+  assert.match(program.output.stderr, /^Error: a bug\n {4}at /);
+});
 
 signals("SIGTERM lets 100 busy connections finish", async () => {
   const program = await startProgram([(await echoing()).address, (await echoing()).address]);

@@ -732,6 +732,9 @@ class Play implements Owner {
     if (this.clientLostWhile !== "") this.#mustBreak(reached, "whose client was lost");
     if (this.serverLostFirst) this.#mustBreak(client, "whose server was lost");
     for (const wire of [client, reached]) this.#mustHaveHadGrace(wire);
+    const isUnsaid = this.#reason === "idle_timeout" && !reached.hasFinished;
+    if (isUnsaid && reached.arrived < client.said)
+      this.#mustBreak(client, "whose bytes the idle server has not taken");
     const isLeft = ["dialling", "relaying"].includes(this.clientLostWhile);
     if (isLeft && reached.fate !== "lost" && !this.isClosedByOwner)
       must(reached.written === client.said, "what a client said before it was lost is not written");
@@ -740,7 +743,9 @@ class Play implements Owner {
   /** A reset that is passed on discards nothing that was written just before. */
   #mustHaveHadGrace(wire: Recorder): void {
     const isPassedOn = this.#reason === "client_reset" || this.#reason === "server_reset";
-    if (!isPassedOn || wire.fate !== "reset" || wire.hadGrace) return;
+    if (!isPassedOn || wire.hadGrace) return;
+    must(wire.fate !== "destroyed", `a reset that the ${wire.name} will never see`);
+    if (wire.fate !== "reset") return;
     const hasJustMoved = wire.resetAt - wire.writtenAt < GRACE;
     must(!hasJustMoved && wire.arrived === wire.written, `the ${wire.name} is reset at once`);
   }
@@ -994,5 +999,21 @@ for (const [name, given] of SCENES)
   played(`ends once, loses nothing unseen and leaves nothing behind: ${name}`, () => {
     playAll({ ...SCENE, ...given });
   });
+
+/** Plays just these events, one after the other. */
+function playThese(scene: Scene, names: readonly string[]): void {
+  const play = new Play(scene, new Drawn(1));
+  for (const name of names) {
+    const event = EVENTS.find((known) => known.name === name);
+    if (event === undefined || !event.isPossible(play)) throw new Error(`${name} cannot happen`);
+    play.happen(event);
+  }
+}
+
+played("is idle since its server was there, however long it has waited before", () => {
+  const waits = 600; // seconds; nobody may be idle before 1000
+  const scene: Scene = { ...SCENE, start: "queued", events: "all", tick: waits };
+  playThese(scene, ["admitted", "connected", "a second passes"]);
+});
 
 played.run();

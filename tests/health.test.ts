@@ -11,6 +11,7 @@ import {
   assertEnded,
   checkOf,
   cleanUp,
+  coverNoChildren,
   DEAD,
   deferred,
   dial,
@@ -28,6 +29,8 @@ import {
   until,
   within,
 } from "./helpers.ts";
+
+coverNoChildren();
 
 /** Longer than any test: what happens is then not a check's doing. */
 const NEVER = 10_000;
@@ -73,6 +76,11 @@ async function talkBriefly(port: number, text = "hello"): Promise<string> {
   client.socket.end();
   await outcomeOf(client);
   return client.bytes().toString();
+}
+
+/** This process, balancers and all, does nothing for so long. */
+function standStill(seconds: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, seconds * 1000);
 }
 
 /** Has one client after the other talk to `port` until the test ends. */
@@ -231,6 +239,17 @@ counting("does not blame a server for this machine's shortage of descriptors", a
   });
   await until(() => left() === 0, "ten checks that fail");
   assert.is(balancer.status().servers[0]?.checkFailures, 0);
+  assertNeverChanged(balancer);
+});
+
+counting("does not blame a server for a dial that we gave up late: we stood still", async () => {
+  const { address } = await swallowing();
+  const { balancer, port } = await startBalancer([address], { connectTimeout: 0.5, fall: 1 });
+  const client = await dial(port);
+  await until(() => balancer.status().servers[0]?.active === 1, "the dial");
+  standStill(0.8);
+  assert.is(await outcomeOf(client), "ECONNRESET");
+  assert.is(balancer.status().servers[0]?.connectErrors, 0);
   assertNeverChanged(balancer);
 });
 
@@ -488,6 +507,23 @@ checks("at another port say whether a server answers, and clients cannot gainsay
   keepComing(port, "hello", 5);
   await become(balancer, "down");
 });
+
+checks(
+  "at another port go to the server's own as well once a client's dial has failed",
+  async () => {
+    const [gone, agent] = [await echoing(), await answering(() => "PONG!")];
+    const { balancer, port } = await startBalancer([gone.address, (await echoing()).address], {
+      check: checkOf("ping"),
+      checkPort: agent.port,
+      checkInterval: 0.06,
+      fall: 3,
+    });
+    gone.server.close();
+    assert.is(await ask(port), "hello");
+    await become(balancer, "down", "up"); // it was one client, and no other comes
+    assert.is(balancer.status().servers[0]?.connectErrors, 1);
+  },
+);
 
 checks("at another port leave it to clients whether a server accepts", async () => {
   const [server, agent] = [await echoing(), await answering(() => "PONG!")];
