@@ -1,24 +1,24 @@
 /**
- * soak.ts - a balancer among random clients and servers that are killed, stopped, slowed, reset and
- * restarted all the time.
+ * soak.ts - a balancer among random clients (they reset, half-close, desert, idle or read slowly at
+ * random moments) and servers that are killed, stopped, reset, refuse and come back all the time.
  *
  * Afterwards every byte was right or its connection visibly broken, accepted = active + queued +
- * ended held at every look, and connections, descriptors and memory are back where they were. Exit
- * code 1 when anything of this is not so.
+ * ended held at every look, and connections, descriptors and memory are back where they were;
+ * SIGTERM ends the balancer. Exit code 1 when anything of this is not so.
  *
  *   node --import tsx tests/soak.ts [--minutes 1] [--seed 1] [--algorithm least-connections]
+ *   node --import tsx tests/soak.ts --clients 10000
  *
- * The balancer runs in this process, so that only its own descriptors and memory are looked at;
- * servers and clients are children. A client's order (13 bytes) says which bytes it will send,
- * which it wants, and the server answers with its process id first: a reply that ends early and
- * cleanly is excused only when that very process had been killed, because the kernel ends a killed
+ * The balancer is the program, started with a few lines that tell its heap and descriptors; servers
+ * and clients are children, too. A client's order (13 bytes) says which bytes it will send, which
+ * it wants, and the server answers with its process id first: a reply that ends early and cleanly
+ * is excused only when that very process had been killed, because the kernel ends a killed
  * process's connections with a FIN. (A client that has half-closed is excused for a server that
  * reset it, too: under Node 20 and 22 the client itself cannot tell.)
  */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync } from "node:fs";
-import { connect, createServer, type Socket } from "node:net";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import {
@@ -30,12 +30,16 @@ import {
   runScript,
   seedNumber,
   type Values,
+  wholeNumber,
 } from "../lib.ts";
-import { ALGORITHMS, parseServers, startLoadBalancer } from "../load_balancer.ts";
+import { ALGORITHMS, type Status } from "../load_balancer.ts";
 
 const SELF = fileURLToPath(import.meta.url);
+const BALANCER = fileURLToPath(new URL("../load_balancer.ts", import.meta.url));
 const SERVERS = 4;
-const CLIENTS_AT_ONCE = 60;
+const CLIENTS_AT_ONCE = 100;
+/** Clients before the balancer is weighed for the first time: what has to be compiled is. */
+const WARM_UP = 500;
 
 // ─── The bytes ───────────────────────────────────────────────────────────────
 // A stream is a place in one random table whose length is prime, so that a slice that is lost,
@@ -121,14 +125,24 @@ function serve(port: number): void {
         void answer(socket, start + 1, download);
     });
   });
-  process.on("message", () => {
-    for (const socket of sockets) socket.resetAndDestroy();
+  process.on("message", (act) => {
+    if (act === "reset") for (const socket of sockets) socket.resetAndDestroy();
+    if (act === "refuse") refuseForAMoment(server);
   });
   process.on("disconnect", () => process.exit());
   server.listen(port, "127.0.0.1", () => {
     const bound = server.address();
     process.send?.({ port: typeof bound === "object" ? bound?.port : 0 });
   });
+}
+
+/** Takes nobody new; those who are there are served. */
+function refuseForAMoment(server: Server): void {
+  const bound = server.address();
+  if (bound === null || typeof bound === "string") return; // it refuses already
+  server.removeAllListeners("listening"); // its port has been told
+  server.close();
+  setTimeout(() => server.listen(bound.port, "127.0.0.1"), 700);
 }
 
 async function answer(socket: Socket, start: number, size: number): Promise<void> {
@@ -141,7 +155,11 @@ async function answer(socket: Socket, start: number, size: number): Promise<void
 
 // ─── Clients ─────────────────────────────────────────────────────────────────
 
-const BEHAVIOURS = ["plain", "half-close", "slow", "leaves", "resets", "silent"] as const;
+const BEHAVIOURS = ["plain", "half-close", "slow", "leaves", "resets", "silent", "idle"] as const;
+/** How long an idle client stays at most, in ms; the balancer's idle time-out is half of it. */
+const LONGEST_IDLE = 4000;
+/** Some send or want up to so many bytes. */
+const MOST_BYTES = 20_000_000;
 type Outcome = {
   readonly kind: "whole" | "broken" | "left" | "short";
   readonly server: number;
@@ -151,8 +169,11 @@ type Outcome = {
 /** One connection, and how it turned out. Wrong bytes throw. */
 async function client(port: number, random: () => number): Promise<Outcome> {
   const behaviour = BEHAVIOURS[Math.floor(random() * BEHAVIOURS.length)] ?? "plain";
-  const sizeOf = (): number =>
-    Math.floor(random() * (random() < 0.03 ? 20_000_000 : random() < 0.2 ? 1_000_000 : 20_000));
+  const sizeOf = (): number => {
+    const kind = random();
+    const most = kind < 0.01 ? MOST_BYTES : 20_000;
+    return Math.floor(random() * (kind < 0.2 ? Math.max(most, 1_000_000) : most));
+  };
   const [start, upload, download] = [Math.floor(random() * 2 ** 31), sizeOf(), sizeOf()];
   const socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
   let [server, received, cut, ended, wrong] = [0, 0, false, false, ""];
@@ -182,8 +203,9 @@ async function client(port: number, random: () => number): Promise<Outcome> {
   const closed = new Promise((resolve) => socket.once("close", resolve));
   const order = Buffer.alloc(13);
   [start, upload, download].forEach((value, i) => order.writeUInt32LE(value, i * 4));
-  if (behaviour === "silent") {
-    await pause(random() * 200);
+  if (behaviour === "silent" || behaviour === "idle") {
+    const longest = behaviour === "idle" ? LONGEST_IDLE : 200;
+    await Promise.race([closed, pause(random() * longest)]);
     socket.destroy();
   } else {
     socket.write(order);
@@ -208,22 +230,23 @@ async function client(port: number, random: () => number): Promise<Outcome> {
     }),
   ]);
   if (wrong) throw new Error(wrong);
-  if (behaviour === "leaves" || behaviour === "resets" || behaviour === "silent")
+  if (["leaves", "resets", "silent", "idle"].includes(behaviour))
     return { kind: "left", server, behaviour };
   if (cut || !ended) return { kind: "broken", server, behaviour };
   return { kind: head.length >= 4 && received === download ? "whole" : "short", server, behaviour };
 }
 
-/** Keeps clients coming until told to stop, and reports each outcome to the parent. */
-async function clients(port: number, seed: number): Promise<void> {
+/** Keeps clients coming, `most` or until told to stop, and reports each outcome to the parent. */
+async function clients(port: number, seed: number, most: number): Promise<void> {
   const random = mulberry32(seed);
-  let running = true;
+  let left = most;
   process.on("message", () => {
-    running = false;
+    left = 0;
   });
   process.on("disconnect", () => process.exit());
   const oneAfterAnother = async (): Promise<void> => {
-    while (running) {
+    while (left > 0) {
+      left -= 1;
       await client(port, random).then(
         (outcome) => process.send?.(outcome),
         (error: Error) => process.send?.({ violation: error.message }),
@@ -233,6 +256,94 @@ async function clients(port: number, seed: number): Promise<void> {
   };
   await Promise.all(Array.from({ length: CLIENTS_AT_ONCE }, oneAfterAnother));
   process.disconnect();
+}
+
+// ─── The balancer ────────────────────────────────────────────────────────────
+
+/** What a process holds. */
+interface Weight {
+  readonly descriptors: number;
+  /** In MiB, after a collection. */
+  readonly heap: number;
+  readonly memory: number;
+}
+
+/** Loaded before the program: answers each message with its weight, and keeps nobody alive. */
+const SCALES = `import { readdirSync } from "node:fs";
+  process.on("message", () => {
+    globalThis.gc();
+    const { heapUsed, rss } = process.memoryUsage();
+    const descriptors = readdirSync("/dev/fd").length;
+    process.send({ descriptors, heap: heapUsed / 2 ** 20, memory: rss / 2 ** 20 });
+  });
+  process.channel.unref();`;
+
+/** The program, as it is watched and ended from outside. */
+class Subject {
+  readonly port: number;
+  readonly #child: ChildProcess;
+  readonly #admin: string;
+
+  static async start(algorithm: string, seed: number, servers: readonly number[]) {
+    const options = {
+      "--servers": servers.map((port) => `127.0.0.1:${port}`).join(),
+      "--server-connections": "12",
+      "--queue-timeout": "1",
+      "--connect-timeout": "0.5",
+      "--check-interval": "0.5",
+      "--idle-timeout": String(LONGEST_IDLE / 2000),
+      "--seed": String(seed),
+    };
+    const always = ["--port", "0", "--admin", "0", "--log", "none"];
+    const child = fork(BALANCER, [algorithm, ...always, ...Object.entries(options).flat()], {
+      execArgv: [
+        ...["--expose-gc", ...process.execArgv, "--import"],
+        `data:text/javascript,${encodeURIComponent(SCALES)}`,
+      ],
+      stdio: ["ignore", "pipe", "inherit", "ipc"],
+    });
+    let output = "";
+    child.stdout?.setEncoding("utf8").on("data", (text: string) => {
+      output += text;
+    });
+    while (!output.includes("Admin on ") && child.exitCode === null) await pause(10);
+    return new Subject(child, output);
+  }
+
+  private constructor(child: ChildProcess, output: string) {
+    const [, port, admin = ""] = /^Listening on .*:(\d+)\nAdmin on (\S+)\n/.exec(output) ?? [];
+    this.#child = child;
+    this.#admin = admin;
+    this.port = Number(port);
+  }
+
+  async status(): Promise<Status> {
+    const response = await fetch(`${this.#admin}status.json`);
+    const status: Status = JSON.parse(await response.text());
+    return status;
+  }
+
+  async weigh(): Promise<Weight> {
+    const answered = once(this.#child, "message");
+    this.#child.send("weigh");
+    const [weight]: Weight[] = await answered;
+    if (weight === undefined) throw new Error("no weight");
+    return weight;
+  }
+
+  /** What SIGTERM comes to: undefined when it ends with 0 within a few seconds. */
+  async end(): Promise<string | undefined> {
+    const exited = once(this.#child, "exit");
+    this.#child.kill("SIGTERM");
+    const late = pause(5000, undefined, { ref: false });
+    const [code, signal] = (await Promise.race([exited, late])) ?? ["none after 5 s"];
+    if (code === "none after 5 s") this.#child.kill("SIGKILL");
+    return code === 0 ? undefined : `exit code ${code ?? signal} on SIGTERM`;
+  }
+
+  kill(): void {
+    this.#child.kill("SIGKILL");
+  }
 }
 
 // ─── The chaos, and the verdict ──────────────────────────────────────────────
@@ -255,35 +366,96 @@ class Victim {
   }
 }
 
-/**
- * One act of violence against a random server. Returns once it is over and the server runs again.
- */
-async function violence(
-  victim: Victim,
-  random: () => number,
-  harmed: { killed: Set<number>; reset: Set<number> },
-  violated: (what: string) => void,
-): Promise<string> {
-  const act = ["kill", "stop", "reset"][Math.floor(random() * 3)] ?? "kill";
-  const pid = victim.child?.pid ?? 0;
-  if (act === "kill") {
-    harmed.killed.add(pid);
-    await victim.kill();
-    await pause(random() * 1000);
-    await victim.start(violated);
-  } else if (act === "stop") {
-    victim.child?.kill("SIGSTOP");
-    await pause(200 + random() * 1500);
-    victim.child?.kill("SIGCONT");
-  } else {
-    harmed.reset.add(pid);
-    victim.child?.send("reset");
+/** All that happens in one soak. */
+class Soak {
+  readonly violations: string[] = [];
+  readonly outcomes: Outcome[] = [];
+  readonly acts: Record<string, number> = {};
+  readonly victims = Array.from({ length: SERVERS }, () => new Victim());
+  readonly #killed = new Set<number>();
+  readonly #reset = new Set<number>();
+  readonly #random: () => number;
+
+  constructor(seed: number) {
+    this.#random = mulberry32(seed + 1);
   }
-  return act;
+
+  readonly violated = (what: string): void => void this.violations.push(what);
+
+  /** Lets clients come, `most` or until `end` is called; they are over when `left` is fulfilled. */
+  crowd(port: number, seed: number, most: number) {
+    const child = fork(SELF, ["clients", String(port), String(seed), String(most)]);
+    child.on("message", (outcome: Outcome & { violation?: string }) => {
+      if (outcome.violation) this.violated(outcome.violation);
+      else this.outcomes.push(outcome);
+    });
+    return { left: once(child, "exit"), end: () => child.send("stop") };
+  }
+
+  /** One act of violence after the other, until `isOver`; then all servers run. */
+  async rage(isOver: () => boolean): Promise<void> {
+    while (!isOver()) {
+      const victim = this.victims[Math.floor(this.#random() * SERVERS)];
+      if (victim === undefined) return;
+      const act = ["kill", "stop", "reset", "refuse"][Math.floor(this.#random() * 4)] ?? "kill";
+      this.acts[act] = (this.acts[act] ?? 0) + 1;
+      await this.#harm(victim, act);
+      await pause(this.#random() * 600);
+    }
+  }
+
+  async #harm(victim: Victim, act: string): Promise<void> {
+    const pid = victim.child?.pid ?? 0;
+    if (act === "kill") {
+      this.#killed.add(pid);
+      await victim.kill();
+      await pause(this.#random() * 1000);
+      await victim.start(this.violated);
+    } else if (act === "stop") {
+      victim.child?.kill("SIGSTOP");
+      await pause(200 + this.#random() * 1500);
+      victim.child?.kill("SIGCONT");
+    } else {
+      if (act === "reset") this.#reset.add(pid);
+      victim.child?.send(act);
+    }
+  }
+
+  /** A reply that ended early and cleanly is a violation unless its server was killed. */
+  judgeOutcomes(): void {
+    for (const { kind, server, behaviour } of this.outcomes) {
+      const isExcused =
+        server === 0
+          ? this.#killed.size > 0
+          : this.#killed.has(server) || (behaviour === "half-close" && this.#reset.has(server));
+      if (kind === "short" && !isExcused)
+        this.violated(`a ${behaviour} client's reply ended early and cleanly, by no killed server`);
+    }
+  }
+
+  look({ accepted, active, queued, ended }: Status): void {
+    const sum = Object.values(ended).reduce((a, b) => a + b, active + queued);
+    if (accepted !== sum) this.violated("accepted is not active + queued + ended");
+  }
+
+  /** Waits until nobody is connected any more. */
+  async quiet(subject: Subject): Promise<Status> {
+    const deadline = performance.now() + 20_000;
+    let status = await subject.status();
+    while (status.active + status.queued > 0 && performance.now() < deadline) {
+      await pause(100);
+      status = await subject.status();
+    }
+    const isHeld = status.servers.some(({ active }) => active !== 0);
+    if (status.active + status.queued > 0 || isHeld)
+      this.violated(`${status.active} connections are still open, ${status.queued} queued`);
+    return status;
+  }
 }
 
 const OPTIONS = {
   minutes: { kind: amount("minutes"), value: "N", fallback: "1", help: "how long" },
+  clients: { kind: wholeNumber(1), value: "N", help: "how many, in place of how long" },
   seed: { kind: seedNumber, value: "N", fallback: "1", help: "of clients and chaos" },
   algorithm: {
     kind: oneOf(ALGORITHMS),
@@ -295,107 +467,71 @@ const OPTIONS = {
 
 async function main(
   _: string[],
-  { minutes, seed, algorithm }: Values<typeof OPTIONS>,
+  { minutes, clients: most, seed, algorithm }: Values<typeof OPTIONS>,
 ): Promise<number> {
-  const violations: string[] = [];
-  const violated = (what: string): void => void violations.push(what);
-  const harmed = { killed: new Set<number>(), reset: new Set<number>() };
-  const outcomes: Outcome[] = [];
-  const acts: Record<string, number> = {};
-  const victims = Array.from({ length: SERVERS }, () => new Victim());
-  for (const victim of victims) await victim.start(violated);
-  const { balancer, address } = await startLoadBalancer({
-    algorithm,
-    seed,
-    port: 0,
-    log: "none",
-    connectTimeout: 0.5,
-    checkInterval: 0.5,
-    idleTimeout: 15,
-    servers: parseServers(victims.map(({ port }) => `127.0.0.1:${port}`)),
+  const soak = new Soak(seed);
+  const { victims } = soak;
+  for (const victim of victims) await victim.start(soak.violated);
+  const ports = victims.map(({ port }) => port);
+  const subject = await Subject.start(algorithm, seed, ports);
+  process.once("exit", () => {
+    subject.kill();
+    for (const { child } of victims) child?.kill("SIGKILL");
   });
-  const look = (): void => {
-    const { accepted, active, queued, ended } = balancer.status();
-    if (accepted !== active + queued + Object.values(ended).reduce((a, b) => a + b))
-      violated("accepted is not active + queued + ended");
-  };
-  const descriptors = (): number => readdirSync("/dev/fd").length;
-  const before = descriptors();
+  await soak.crowd(subject.port, seed + 2, WARM_UP).left;
+  await soak.quiet(subject);
+  const before = await subject.weigh();
 
-  const crowd = fork(SELF, ["clients", String(address.port), String(seed)]);
-  crowd.on("message", (outcome: Outcome & { violation?: string }) => {
-    if (outcome.violation) violated(outcome.violation);
-    else outcomes.push(outcome);
+  const { left, end } = soak.crowd(subject.port, seed, most ?? Infinity);
+  const watch = setInterval(() => {
+    void subject.status().then((status) => soak.look(status));
+  }, 100);
+  let isOver = false;
+  void left.then(() => {
+    isOver = true;
   });
-  const left = once(crowd, "exit");
-  const end = performance.now() + minutes * 60_000;
-  const memory: number[] = []; // MiB, once a second
-  const watch = setInterval(look, 50);
-  const weigh = setInterval(() => memory.push(process.memoryUsage().rss / 2 ** 20), 1000);
-  const random = mulberry32(seed + 1);
-  while (performance.now() < end) {
-    const victim = victims[Math.floor(random() * SERVERS)];
-    if (victim) {
-      const act = await violence(victim, random, harmed, violated);
-      acts[act] = (acts[act] ?? 0) + 1;
-    }
-    await pause(random() * 600);
-  }
-  crowd.send("stop");
+  const deadline = most === undefined ? performance.now() + minutes * 60_000 : Infinity;
+  await soak.rage(() => isOver || performance.now() > deadline);
+  if (!isOver) end();
   await left;
-  const deadline = performance.now() + 20_000;
-  while (balancer.status().active > 0 && performance.now() < deadline) await pause(50);
-  for (const interval of [watch, weigh]) clearInterval(interval);
-  await pause(100);
-  const { accepted, active, ended, retries, servers } = balancer.status();
-  const after = descriptors();
-  for (const { kind, server, behaviour } of outcomes) {
-    const excused =
-      server === 0
-        ? harmed.killed.size > 0
-        : harmed.killed.has(server) || (behaviour === "half-close" && harmed.reset.has(server));
-    if (kind === "short" && !excused)
-      violated(
-        `a ${behaviour} client's reply ended early and cleanly, and its server had not been killed`,
-      );
-  }
-  if (active > 0 || servers.some((server) => server.active !== 0))
-    violated(`${active} connections are still open`);
-  // a check or two may be under way
-  if (after > before + SERVERS) violated(`${after} descriptors are open, ${before} were before`);
-  const [early = 0, late = 0] = [
-    memory.slice(0, memory.length >> 1),
-    memory.slice(memory.length >> 1),
-  ].map((half) => Math.max(...half));
-  await balancer.stop(0);
+  clearInterval(watch);
+  const status = await soak.quiet(subject);
+  const after = await subject.weigh();
+  soak.judgeOutcomes();
+  // a check or two, and a look, may be under way
+  if (after.descriptors > before.descriptors + SERVERS + 1)
+    soak.violated(`${after.descriptors} descriptors are open, ${before.descriptors} were before`);
+  if (after.heap > before.heap + 4)
+    soak.violated(`the heap is ${after.heap.toFixed(1)} MiB, it was ${before.heap.toFixed(1)}`);
+  const failure = await subject.end();
+  if (failure !== undefined) soak.violated(failure);
   for (const victim of victims) await victim.kill();
+  report(soak, status, before, after);
+  return soak.violations.length === 0 ? 0 : 1;
+}
 
-  const kinds = Object.fromEntries(
-    ["whole", "broken", "short", "left"].map((kind) => [
-      kind,
-      outcomes.filter((outcome) => outcome.kind === kind).length,
-    ]),
-  );
-  console.log(
-    `${outcomes.length} clients in ${minutes} min, seed ${seed}, ${algorithm}: ${JSON.stringify(kinds)}`,
-  );
+function report(soak: Soak, status: Status, before: Weight, after: Weight): void {
+  const { outcomes, acts, violations } = soak;
+  const kinds: Record<string, number> = {};
+  for (const { kind } of outcomes) kinds[kind] = (kinds[kind] ?? 0) + 1;
+  const sizes = ({ heap, memory }: Weight): string =>
+    `heap ${heap.toFixed(1)} MiB, memory ${memory.toFixed(0)} MiB`;
+  const few = [...new Set(violations)].slice(0, 5).join("; ");
+  const { accepted, active, queued, retries, ended, algorithm } = status;
+  console.log(`${outcomes.length} clients, ${algorithm}: ${JSON.stringify(kinds)}`);
   console.log(`violence: ${JSON.stringify(acts)}`);
   console.log(`accepted ${accepted}, retries ${retries}, ended ${JSON.stringify(ended)}`);
-  console.log(
-    `descriptors ${before} -> ${after}, memory at most ${early.toFixed(0)} MiB in the first half, ${late.toFixed(0)} MiB in the second`,
-  );
-  console.log(
-    violations.length === 0
-      ? "no violation"
-      : `${violations.length} VIOLATIONS, such as: ${[...new Set(violations)].slice(0, 5).join("; ")}`,
-  );
-  return violations.length === 0 ? 0 : 1;
+  console.log(`active ${active}, queued ${queued}`);
+  console.log(`before: ${before.descriptors} descriptors, ${sizes(before)}`);
+  console.log(`after:  ${after.descriptors} descriptors, ${sizes(after)}`);
+  const isClean = violations.length === 0;
+  console.log(isClean ? "no violation" : `${violations.length} VIOLATIONS, such as: ${few}`);
 }
 
 if (isMain(import.meta)) {
-  const [role, port, seed] = process.argv.slice(2);
+  const [role, port, seed, most] = process.argv.slice(2);
   if (role === "server") serve(Number(port));
-  else if (role === "clients") void clients(Number(port), Number(seed));
+  else if (role === "clients") void clients(Number(port), Number(seed), Number(most));
   else
     await runScript({
       usage: "How to Use: node --import tsx tests/soak.ts",
