@@ -287,7 +287,7 @@ class Subject {
   static async start(algorithm: string, seed: number, servers: readonly number[]) {
     const options = {
       "--servers": servers.map((port) => `127.0.0.1:${port}`).join(),
-      "--server-connections": "12",
+      "--server-connections": "6",
       "--queue-timeout": "1",
       "--connect-timeout": "0.5",
       "--check-interval": "0.5",
