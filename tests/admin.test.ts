@@ -540,7 +540,7 @@ switches(
 );
 
 /** By hand: CONNECTIONS=10000. */
-const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 2000);
+const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1500);
 
 switches("under a crowd, algorithms that change all the time lose nobody", async () => {
   const servers = await Promise.all(Array.from({ length: 3 }, () => echoing()));

@@ -11,6 +11,7 @@ import { ALGORITHMS, OPTIONS, REASONS } from "../load_balancer.ts";
 import {
   ask,
   cleanUp,
+  coverNoChildren,
   DEAD,
   dial,
   echoing,
@@ -535,6 +536,7 @@ logs.run();
 // ─── A socket that is handed down ────────────────────────────────────────────
 
 const sockets = suite("a socket that is handed down");
+sockets.before(coverNoChildren); // nor do those of the suites behind it
 sockets.after.each(cleanUp);
 
 /** Runs the program to its end as systemd would start it, with `count` sockets. */

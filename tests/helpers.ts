@@ -206,6 +206,12 @@ export function coverNoChildren(): void {
   process.env["NODE_V8_COVERAGE"] = "";
 }
 
+/** The same for what is started by what this file starts. */
+export function coverNoGrandchildren(): void {
+  const preload = "data:text/javascript,process.env.NODE_V8_COVERAGE=''";
+  process.env["NODE_OPTIONS"] = `--import=${preload}`;
+}
+
 // ─── Sockets ─────────────────────────────────────────────────────────────────
 
 export interface Listening {

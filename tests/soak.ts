@@ -7,7 +7,10 @@
  * SIGTERM ends the balancer. Exit code 1 when anything of this is not so.
  *
  *   node --import tsx tests/soak.ts [--minutes 1] [--seed 1] [--algorithm least-connections]
- *   node --import tsx tests/soak.ts --clients 10000
+ *   node --import tsx tests/soak.ts --clients 10000 [--everything]
+ *
+ * With --everything the balancer has all of its options in play, and somebody drains, reweighs,
+ * removes and adds servers, and switches the algorithm, all the time.
  *
  * The balancer is the program, started with a few lines that tell its heap and descriptors; servers
  * and clients are children, too. A client's order (13 bytes) says which bytes it will send, which
@@ -18,7 +21,10 @@
  */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
+import { rmSync, writeFileSync } from "node:fs";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import {
@@ -36,6 +42,7 @@ import { ALGORITHMS, type Status } from "../load_balancer.ts";
 
 const SELF = fileURLToPath(import.meta.url);
 const BALANCER = fileURLToPath(new URL("../load_balancer.ts", import.meta.url));
+const SERVERS_FILE = join(tmpdir(), `soak-${process.pid}.servers`);
 const SERVERS = 4;
 const CLIENTS_AT_ONCE = 100;
 /** Clients before the balancer is weighed for the first time: what has to be compiled is. */
@@ -88,6 +95,16 @@ const drained = (socket: Socket): Promise<void> =>
     socket.on("drain", done).on("close", done);
   });
 
+const PROXY = Buffer.from("PROXY ");
+
+/** What follows a PROXY header, where there is one; nothing while it is not whole. */
+function behindHeader(bytes: Buffer): Buffer {
+  const length = Math.min(bytes.length, PROXY.length);
+  if (!bytes.subarray(0, length).equals(PROXY.subarray(0, length))) return bytes;
+  const end = bytes.indexOf("\r\n");
+  return end < 0 ? Buffer.alloc(0) : bytes.subarray(end + 2);
+}
+
 // ─── A server ────────────────────────────────────────────────────────────────
 
 /**
@@ -97,7 +114,8 @@ const drained = (socket: Socket): Promise<void> =>
 function serve(port: number): void {
   const sockets = new Set<Socket>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {
-    let head = Buffer.alloc(0);
+    let start: Buffer = Buffer.alloc(0);
+    let head = start;
     let received = 0;
     sockets.add(socket);
     socket
@@ -108,21 +126,22 @@ function serve(port: number): void {
       });
     socket.on("data", (chunk: Buffer) => {
       if (head.length < 13) {
-        head = Buffer.concat([head, chunk]);
+        start = Buffer.concat([start, chunk]);
+        head = behindHeader(start);
         if (head.length < 13) return;
         chunk = head.subarray(13);
       }
-      const [start, upload, download] = [
+      const [stream, upload, download] = [
         head.readUInt32LE(0),
         head.readUInt32LE(4),
         head.readUInt32LE(8),
       ];
-      if (!matches(chunk, start, received))
+      if (!matches(chunk, stream, received))
         process.send?.({ violation: `server got wrong bytes at ${received}` });
       const before = received;
       received += chunk.length;
       if (received >= upload && (before < upload || upload === 0))
-        void answer(socket, start + 1, download);
+        void answer(socket, stream + 1, download);
     });
   });
   process.on("message", (act) => {
@@ -167,7 +186,7 @@ type Outcome = {
 };
 
 /** One connection, and how it turned out. Wrong bytes throw. */
-async function client(port: number, random: () => number): Promise<Outcome> {
+async function client(port: number, random: () => number, header: string): Promise<Outcome> {
   const behaviour = BEHAVIOURS[Math.floor(random() * BEHAVIOURS.length)] ?? "plain";
   const sizeOf = (): number => {
     const kind = random();
@@ -208,6 +227,7 @@ async function client(port: number, random: () => number): Promise<Outcome> {
     await Promise.race([closed, pause(random() * longest)]);
     socket.destroy();
   } else {
+    socket.write(header);
     socket.write(order);
     const sending = send(socket, start, upload);
     if (behaviour === "half-close") void sending.then(() => socket.end());
@@ -237,7 +257,12 @@ async function client(port: number, random: () => number): Promise<Outcome> {
 }
 
 /** Keeps clients coming, `most` or until told to stop, and reports each outcome to the parent. */
-async function clients(port: number, seed: number, most: number): Promise<void> {
+async function clients(
+  port: number,
+  seed: number,
+  most: number,
+  everything: boolean,
+): Promise<void> {
   const random = mulberry32(seed);
   let left = most;
   process.on("message", () => {
@@ -247,7 +272,9 @@ async function clients(port: number, seed: number, most: number): Promise<void> 
   const oneAfterAnother = async (): Promise<void> => {
     while (left > 0) {
       left -= 1;
-      await client(port, random).then(
+      const host = Math.floor(random() * 250);
+      const header = everything ? `PROXY TCP4 10.0.0.${host} 127.0.0.1 4711 80\r\n` : "";
+      await client(port, random, header).then(
         (outcome) => process.send?.(outcome),
         (error: Error) => process.send?.({ violation: error.message }),
       );
@@ -278,16 +305,31 @@ const SCALES = `import { readdirSync } from "node:fs";
   });
   process.channel.unref();`;
 
+/** What is in the balancer's help and not in every soak. */
+function everyOption(): string[] {
+  const order = Buffer.alloc(13); // for three bytes of stream 0
+  order.writeUInt32LE(3, 8);
+  const hex = (bytes: Buffer): string =>
+    [...bytes].map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
+  const check = `${hex(order)}=>${hex(streamBytes(1, 0, 3))}`;
+  const words = `--retry-for 2 --abort-on-close --client-connections 40 --slow-start 2
+    --on-down reset --send-proxy --accept-proxy 127.0.0.0/8 --fall 2 --rise 1 --check ${check}`;
+  return words.split(/\s+/);
+}
+
 /** The program, as it is watched and ended from outside. */
 class Subject {
   readonly port: number;
+  readonly addresses: readonly string[];
   readonly #child: ChildProcess;
   readonly #admin: string;
 
-  static async start(algorithm: string, seed: number, servers: readonly number[]) {
+  static async start(algorithm: string, seed: number, servers: readonly number[], more: string[]) {
+    const addresses = servers.map((port) => `127.0.0.1:${port}`);
+    writeFileSync(SERVERS_FILE, addresses.join("\n"));
     const options = {
-      "--servers": servers.map((port) => `127.0.0.1:${port}`).join(),
-      "--server-connections": "12",
+      "--servers-file": SERVERS_FILE,
+      "--server-connections": "6",
       "--queue-timeout": "1",
       "--connect-timeout": "0.5",
       "--check-interval": "0.5",
@@ -295,7 +337,8 @@ class Subject {
       "--seed": String(seed),
     };
     const always = ["--port", "0", "--admin", "0", "--log", "none"];
-    const child = fork(BALANCER, [algorithm, ...always, ...Object.entries(options).flat()], {
+    const words = [algorithm, ...always, ...Object.entries(options).flat(), ...more];
+    const child = fork(BALANCER, words, {
       execArgv: [
         ...["--expose-gc", ...process.execArgv, "--import"],
         `data:text/javascript,${encodeURIComponent(SCALES)}`,
@@ -307,11 +350,12 @@ class Subject {
       output += text;
     });
     while (!output.includes("Admin on ") && child.exitCode === null) await pause(10);
-    return new Subject(child, output);
+    return new Subject(child, output, addresses);
   }
 
-  private constructor(child: ChildProcess, output: string) {
+  private constructor(child: ChildProcess, output: string, addresses: readonly string[]) {
     const [, port, admin = ""] = /^Listening on .*:(\d+)\nAdmin on (\S+)\n/.exec(output) ?? [];
+    this.addresses = addresses;
     this.#child = child;
     this.#admin = admin;
     this.port = Number(port);
@@ -321,6 +365,29 @@ class Subject {
     const response = await fetch(`${this.#admin}status.json`);
     const status: Status = JSON.parse(await response.text());
     return status;
+  }
+
+  /** Drains or readies a server, switches the algorithm, and writes another servers file. */
+  async meddle(random: () => number): Promise<void> {
+    const any = (list: readonly string[]): string => list[Math.floor(random() * list.length)] ?? "";
+    const act = random() < 0.5 ? "drain" : "ready";
+    await this.#post(`servers/${any(this.addresses)}/${act}`);
+    if (random() < 0.3) await this.#post(`algorithm/${any(ALGORITHMS)}`);
+    for (const page of ["", "metrics"]) await (await fetch(`${this.#admin}${page}`)).text();
+    if (random() < 0.7) return;
+    const kinds = ["", "", "*0", "*3", " backup"];
+    const kept = this.addresses.filter(() => random() < 0.8);
+    writeFileSync(SERVERS_FILE, kept.map((address) => address + any(kinds)).join("\n"));
+  }
+
+  /** All servers are there, alike and ready. */
+  async mend(): Promise<void> {
+    writeFileSync(SERVERS_FILE, this.addresses.join("\n"));
+    for (const address of this.addresses) await this.#post(`servers/${address}/ready`);
+  }
+
+  async #post(path: string): Promise<void> {
+    await (await fetch(`${this.#admin}${path}`, { method: "POST" })).text();
   }
 
   async weigh(): Promise<Weight> {
@@ -376,7 +443,10 @@ class Soak {
   readonly #reset = new Set<number>();
   readonly #random: () => number;
 
-  constructor(seed: number) {
+  readonly #everything: boolean;
+
+  constructor(seed: number, everything: boolean) {
+    this.#everything = everything;
     this.#random = mulberry32(seed + 1);
   }
 
@@ -384,7 +454,8 @@ class Soak {
 
   /** Lets clients come, `most` or until `end` is called; they are over when `left` is fulfilled. */
   crowd(port: number, seed: number, most: number) {
-    const child = fork(SELF, ["clients", String(port), String(seed), String(most)]);
+    const words = [port, seed, most, this.#everything].map(String);
+    const child = fork(SELF, ["clients", ...words]);
     child.on("message", (outcome: Outcome & { violation?: string }) => {
       if (outcome.violation) this.violated(outcome.violation);
       else this.outcomes.push(outcome);
@@ -393,8 +464,9 @@ class Soak {
   }
 
   /** One act of violence after the other, until `isOver`; then all servers run. */
-  async rage(isOver: () => boolean): Promise<void> {
+  async rage(subject: Subject, isOver: () => boolean): Promise<void> {
     while (!isOver()) {
+      if (this.#everything) await subject.meddle(this.#random);
       const victim = this.victims[Math.floor(this.#random() * SERVERS)];
       if (victim === undefined) return;
       const act = ["kill", "stop", "reset", "refuse"][Math.floor(this.#random() * 4)] ?? "kill";
@@ -454,6 +526,7 @@ class Soak {
 }
 
 const OPTIONS = {
+  everything: { help: "with all options in play, and somebody who meddles" },
   minutes: { kind: amount("minutes"), value: "N", fallback: "1", help: "how long" },
   clients: { kind: wholeNumber(1), value: "N", help: "how many, in place of how long" },
   seed: { kind: seedNumber, value: "N", fallback: "1", help: "of clients and chaos" },
@@ -467,14 +540,16 @@ const OPTIONS = {
 
 async function main(
   _: string[],
-  { minutes, clients: most, seed, algorithm }: Values<typeof OPTIONS>,
+  { minutes, clients: most, seed, algorithm, everything }: Values<typeof OPTIONS>,
 ): Promise<number> {
-  const soak = new Soak(seed);
+  const soak = new Soak(seed, everything);
   const { victims } = soak;
   for (const victim of victims) await victim.start(soak.violated);
   const ports = victims.map(({ port }) => port);
-  const subject = await Subject.start(algorithm, seed, ports);
+  const more = everything ? everyOption() : [];
+  const subject = await Subject.start(algorithm, seed, ports, more);
   process.once("exit", () => {
+    rmSync(SERVERS_FILE, { force: true });
     subject.kill();
     for (const { child } of victims) child?.kill("SIGKILL");
   });
@@ -491,7 +566,8 @@ async function main(
     isOver = true;
   });
   const deadline = most === undefined ? performance.now() + minutes * 60_000 : Infinity;
-  await soak.rage(() => isOver || performance.now() > deadline);
+  await soak.rage(subject, () => isOver || performance.now() > deadline);
+  await subject.mend();
   if (!isOver) end();
   await left;
   clearInterval(watch);
@@ -529,9 +605,10 @@ function report(soak: Soak, status: Status, before: Weight, after: Weight): void
 }
 
 if (isMain(import.meta)) {
-  const [role, port, seed, most] = process.argv.slice(2);
+  const [role, port, seed, most, everything] = process.argv.slice(2);
   if (role === "server") serve(Number(port));
-  else if (role === "clients") void clients(Number(port), Number(seed), Number(most));
+  else if (role === "clients")
+    void clients(Number(port), Number(seed), Number(most), everything === "true");
   else
     await runScript({
       usage: "How to Use: node --import tsx tests/soak.ts",
