@@ -1256,9 +1256,8 @@ export function kneeSentence(lines: readonly Line[]): string {
 
 function moreLoad(knees: readonly Line[]): string {
   const balanced = knees.filter(({ points }) => !points.every(isBaseline));
-  const candidates = balanced.length < 2 ? knees : balanced;
   const isVirtual = ({ points }: Line) => points.some(({ origin }) => origin?.simulated);
-  const [best, ...others] = candidates;
+  const [best, ...others] = balanced.length < 2 ? knees : balanced;
   const next = best && others.find((line) => isVirtual(line) === isVirtual(best));
   if (!best || !next) return "";
   const share = Math.round((kneeOf(best) / kneeOf(next) - 1) * 100);
