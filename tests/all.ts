@@ -15,7 +15,7 @@ const AT_ONCE = 3;
 /** A file that takes longer hangs: uvu itself has no time-out. */
 const LONGEST_MS = 120_000;
 
-/** These take longest and begin first, so that none of them is left over when all others are done. */
+/** These take longest and begin first: none of them is left over when all others are done. */
 const LONGEST = [
   "stress_test_compare",
   "balancer_program",
