@@ -15,7 +15,7 @@ const AT_ONCE = 3;
 /** A file that takes longer hangs: uvu itself has no time-out. */
 const LONGEST_MS = 120_000;
 
-/** These take longest and begin first, so that none of them is left over when all others are done. */
+/** These take longest and begin first: none of them is left over when all others are done. */
 const LONGEST = [
   "stress_test_compare",
   "balancer_program",
@@ -29,7 +29,7 @@ const LONGEST = [
   "operating",
 ];
 /** These play through what other files cover, again and again: to count it would cost half as much
- *  again. */
+ *  again. They share a process. */
 const UNCOVERED = [
   "algorithms_on_a_clock",
   "connection_played",
@@ -37,18 +37,36 @@ const UNCOVERED = [
   "health_played",
 ];
 
+/** These are over soon, and share a process, too: starting one takes longer than most of them. */
+const SHORT = [
+  "algorithms",
+  "balancer_on_a_clock",
+  "checks",
+  "core_faults",
+  "directory",
+  "generate_graphs_more",
+  "generate_graphs_verdict",
+  "places",
+  "proxy",
+  "readme",
+  "status_page",
+  "waiting",
+];
+
 const fileOf = (name: string): string => `${name}.test.ts`;
 const uncovered = new Set(UNCOVERED.map(fileOf));
 
-/** Runs one file to its end, then prints what it said in one piece. */
-function runFile(name: string): Promise<{ code: number; output: string }> {
+/** Runs files in one process to their end, then prints what they said in one piece. */
+function runFiles(names: readonly string[]): Promise<{ code: number; output: string }> {
   return new Promise((resolve) => {
-    const pattern = `^${name.replaceAll(".", "\\.")}$`;
+    const pattern = `^(${names.join("|").replaceAll(".", "\\.")})$`;
     const args = ["--import", import.meta.resolve("tsx"), UVU, FOLDER, pattern];
     const child = spawn(process.execPath, args, {
       timeout: LONGEST_MS,
       killSignal: "SIGKILL",
-      env: uncovered.has(name) ? { ...process.env, NODE_V8_COVERAGE: "" } : process.env,
+      env: names.every((name) => uncovered.has(name))
+        ? { ...process.env, NODE_V8_COVERAGE: "" }
+        : process.env,
     });
     let output = "";
     for (const stream of [child.stdout, child.stderr])
@@ -58,21 +76,28 @@ function runFile(name: string): Promise<{ code: number; output: string }> {
     child.on("close", (code, signal) => {
       process.stdout.write(
         output +
-          (signal === null ? "" : `${name} was still running after ${LONGEST_MS / 1000} s\n`),
+          (signal === null ? "" : `${names.join()} still ran after ${LONGEST_MS / 1000} s\n`),
       );
       resolve({ code: code ?? 1, output });
     });
   });
 }
 
-const found = readdirSync(FOLDER).filter((name) => name.endsWith(".test.ts"));
-const known = LONGEST.map(fileOf).filter((name) => found.includes(name));
-const files = [...new Set([...known, ...found])];
+const found = new Set(readdirSync(FOLDER).filter((name) => name.endsWith(".test.ts")));
+const namesOf = (files: readonly string[]): string[] =>
+  files.map(fileOf).filter((name) => found.has(name));
+const groups = [UNCOVERED, SHORT].map(namesOf);
+const grouped = new Set(groups.flat());
+const alone = [...new Set([...namesOf(LONGEST), ...found])].filter((name) => !grouped.has(name));
+const single = alone.map((name) => [name]);
+const jobs = [...single.slice(0, AT_ONCE), ...groups, ...single.slice(AT_ONCE)].filter(
+  (names) => names.length > 0,
+);
 const results: { code: number; output: string }[] = [];
 await Promise.all(
   Array.from({ length: AT_ONCE }, async () => {
-    for (let name = files.shift(); name !== undefined; name = files.shift())
-      results.push(await runFile(name));
+    for (let job = jobs.shift(); job !== undefined; job = jobs.shift())
+      results.push(await runFiles(job));
   }),
 );
 
