@@ -31,7 +31,6 @@ import {
   isIP,
   type Server as Listener,
   SocketAddress,
-  type ServerOpts,
   type Socket,
   type TcpNetConnectOpts,
 } from "node:net";
@@ -1668,7 +1667,6 @@ type Moves = "place" | "rest" | "left" | "dialFailed" | "connected" | "gone";
 
 /** `hold`: seconds within which a server that closes without a byte is suspect. */
 export type RelaySettings = { readonly abortOnClose: boolean; readonly hold: number };
-
 /** One direction: bytes so far, whether some moved since the last sweep, whether it has ended. */
 type Flow = { bytes: number; moved: boolean; ended: boolean };
 
@@ -1680,20 +1678,16 @@ const NOTHING = Buffer.alloc(0);
 export class Connection implements Guest {
   readonly owner: Owner;
   readonly client: Wire;
-  /** Whom the bytes come from: the peer, or whom its PROXY header names. */
-  source: Address;
+  source: Address; // whom the bytes come from: the peer, or whom its PROXY header names
   readonly acceptedAt: number;
   stage: Stage = "queued";
   reason: Reason | undefined = undefined;
   upstream: Wire | undefined = undefined;
-  /** Where it has a place, and where it was connected to. */
-  server: Server | undefined = undefined;
-  reached: Server | undefined = undefined;
+  server: Server | undefined = undefined; // where it has a place
+  reached: Server | undefined = undefined; // where it was connected to
   tried: readonly Attempt[] = NO_ATTEMPTS;
-  /** The key under which its client's connections are counted; "" while it is not. */
-  countedAs = "";
-  /** A dial failed for want of our own descriptors or ports. */
-  ranShort = false;
+  countedAs = ""; // the key under which its client's connections are counted; "" while it is not
+  ranShort = false; // a dial failed for want of our own descriptors or ports
   readonly up: Flow = { bytes: 0, moved: false, ended: false };
   readonly down: Flow = { bytes: 0, moved: false, ended: false };
   /** When things happened; 0 for not yet. A turn begins with `askedAt`; it ends, and that is 0. */
@@ -1702,11 +1696,9 @@ export class Connection implements Guest {
   firstByteAt = 0;
   askedAt = 0;
   quietSince: number;
-  /** Seconds spent in the queue, and since when it is there now. */
-  queuedFor = 0;
   queuedAt = 0;
-  /** Client's bytes that no server has been given yet. */
-  #kept = NO_CHUNKS;
+  queuedFor = 0; // seconds, all stays in the queue together
+  #kept = NO_CHUNKS; // client's bytes that no server has been given yet
   #keptBytes = 0;
   #isPutOff = false;
   #isRereading = false;
@@ -1743,17 +1735,16 @@ export class Connection implements Guest {
 
   /** It has a place at `server`, and `wire` is being connected to it. */
   dial(server: Server, wire: Wire): void {
-    const now = this.owner.now();
-    this.#leaveQueue(now);
+    this.#leaveQueue();
     this.stage = "dialling";
     this.server = server;
     this.upstream = wire;
-    this.dialledAt = now;
+    this.dialledAt = this.owner.now();
     this.connectedAt = 0;
   }
 
-  #leaveQueue(now: number): void {
-    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
+  #leaveQueue(): void {
+    if (this.queuedAt > 0) this.queuedFor += this.owner.now() - this.queuedAt;
     this.queuedAt = 0;
   }
 
@@ -2006,7 +1997,7 @@ export class Connection implements Guest {
       this.#kept = NO_CHUNKS;
       this.#keptBytes = 0;
     }
-    this.#leaveQueue(this.owner.now());
+    this.#leaveQueue();
     this.stage = "closing";
     this.reason = reason;
     this.owner.rest(this);
@@ -2087,11 +2078,6 @@ function onClientData(this: Socket, chunk: Buffer): void {
   this.connection?.clientSent(chunk);
 }
 
-/** `buffer` is ours and is read into again: see `ReadBuffers`. */
-function onServerData(this: Socket, size: number, buffer: Uint8Array): boolean {
-  return this.connection?.serverSent(size, buffer) ?? false;
-}
-
 function onConnect(this: Socket): void {
   const { connection } = this;
   if (connection === undefined) return;
@@ -2130,10 +2116,8 @@ const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
  *  written to it is counted, not asked of the stream. */
 const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 
-/** Seconds that the kernel has for bytes before a reset discards them; and for those that it has
- *  not taken yet. */
-const GRACE = 0.05;
-const LONGEST_GRACE = 2;
+const GRACE = 0.05; // seconds that the kernel has for bytes before a reset discards them
+const LONGEST_GRACE = 2; // and for those that it has not taken yet
 
 /** Its last bytes are with the kernel and the FIN is on its way: libuv refuses to reset it. */
 const isShuttingDown = (wire: Wire): boolean =>
@@ -2190,7 +2174,9 @@ export class ReadBuffers {
       this.#next = this.#shared;
       return next;
     },
-    callback: onServerData,
+    callback(this: Socket, size: number, buffer: Uint8Array): boolean {
+      return this.connection?.serverSent(size, buffer) ?? false;
+    },
   };
 
   /** Writes the first `size` bytes of `buffer` to `wire`; false when it should not get more. */
@@ -2219,35 +2205,37 @@ export interface World {
 
 const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
   setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
-const realWorld: World = {
-  clock: {
-    now: () => performance.now() / 1000,
-    after(seconds, action) {
-      const timer = inTime(seconds, action);
-      return () => clearTimeout(timer);
-    },
+const realClock: Clock = {
+  now: () => performance.now() / 1000,
+  after(seconds, action) {
+    const timer = inTime(seconds, action);
+    return () => clearTimeout(timer);
   },
-  connect,
 };
+const realWorld: World = { clock: realClock, connect };
 /** For deadlines: what lay in the kernel while we stood still is read before they are looked at. */
 const patientClock: Clock = {
-  ...realWorld.clock,
-  after: (seconds, action) => realWorld.clock.after(seconds, () => setImmediate(action)),
+  ...realClock,
+  after: (seconds, action) => realClock.after(seconds, () => setImmediate(action)),
 };
 
-/** Seconds between two looks at everything that merely must not be forgotten. */
-const SWEEP = 1;
-/** How long a server that has vanished from the file or from DNS is remembered, in seconds. */
-const REMEMBER = 600;
+const SWEEP = 1; // seconds between two looks at everything that merely must not be forgotten
+const REMEMBER = 600; // seconds that a server is known which has vanished from the file or from DNS
 /** Checks begin spread over so many moments of the interval: a few at a time wake us less often. */
 const CHECK_MOMENTS = 20;
 /** When the first check is due of a server that stands at `phase`, in [0, 1), of the list. */
 export const firstCheckIn = (phase: number, interval: number): number =>
   (Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS) * interval;
-/** A timer that fires later than this, in seconds, shows that we stood still. */
-const STOOD_STILL = 0.1;
-/** Without a time-out, the system asks after so many seconds of silence whether a peer is there. */
-const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: 60_000 };
+const STOOD_STILL = 0.1; // a timer that is later than this, in seconds, shows that we stood still
+/** A dial that we ended because we stood still tells nothing of its server. */
+const LATE = new Error("no answer while we stood still");
+/** Of both sides. Without a time-out, the system asks whether a silent peer is still there. */
+const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
+  allowHalfOpen: true,
+  noDelay: true,
+  keepAlive: idleTimeout === 0,
+  keepAliveInitialDelay: 60_000, // milliseconds
+});
 
 /** Who changed which servers there are. */
 export type Editor = "start" | "file" | "names" | "admin";
@@ -2259,40 +2247,32 @@ export class LoadBalancer {
   readonly log: Log;
   servers: readonly Server[] = [];
   algorithm: Algorithm;
-  /** It is about to stop: `/healthz` says so. */
-  isDraining = false;
-  /** Why the servers file was refused last; null when it was not. */
-  fileError: string | null = null;
+  isDraining = false; // it is about to stop: `/healthz` says so
+  fileError: string | null = null; // why the servers file was refused last, if it was
   readonly turnTimes = newHistogram(FINE_BUCKETS);
   /** Resets a wire when what was written to it has had its chance to arrive. */
   readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
   readonly now = (): number => this.#world.clock.now();
-  /** To be called when the last connection has ended after `stop`. */
-  readonly onStopped: (() => void)[] = [];
+  readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
   readonly #random: () => number;
-  /** Servers that are configured no more: they finish their connections, and are known if they
-   *  return. */
+  /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
   readonly #places: Places<Connection>;
   readonly health: Health;
   readonly #listener: Listener;
-  /** Where it listens, once it does. */
-  #address: Address | undefined;
+  #address: Address | undefined; // where it listens, once it does
   readonly #startedAt: number;
   readonly #open = new Set<Connection>();
   readonly #queue: Deadlines<Connection>;
-  /** Those that await a PROXY header, or a server to accept. */
-  readonly #greeting: Deadlines<Connection>;
+  readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
   readonly #patients: Patients<Connection>;
-  /** How many connections each client's address has. */
-  readonly #addresses = new Map<string, number>();
+  readonly #addresses = new Map<string, number>(); // how many connections each client's has
   readonly #resets = newResets(this.now);
   readonly #sweeper: NodeJS.Timeout;
   #later: (Connection | Wire)[] = [];
   readonly #counts = { accepted: 0, retries: 0, refusedByAddress: 0 };
-  /** What this machine ran short of last, and when. */
-  #shortage = { why: "", at: -Infinity };
+  #shortage = { why: "", at: -Infinity }; // what this machine ran short of last, and when
   readonly #ended = { ...NO_ENDS };
   #allGone: () => void = () => undefined;
   #endDelay: () => void = () => undefined;
@@ -2312,9 +2292,13 @@ export class LoadBalancer {
     });
     this.settings = { abortOnClose: options.abortOnClose, hold: this.health.hold };
     this.#queue = new Deadlines(queueTimeout, (late) => late.close("queue_timeout"));
-    this.#greeting = new Deadlines(connectTimeout, greetingTimedOut);
+    this.#greeting = new Deadlines(connectTimeout, (connection, late) => {
+      if (connection.stage === "greeting") return connection.close("bad_proxy");
+      connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
+    });
     this.#patients = new Patients(Math.min(retryFor, queueTimeout), this);
-    this.#listener = createServer(listenerOptions(options), (client) => this.#accept(client));
+    const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
+    this.#listener = createServer(listening, (client) => this.#accept(client));
     this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
     this.setServers(options.servers, "start");
@@ -2361,7 +2345,13 @@ export class LoadBalancer {
       }
       return server;
     });
-    for (const server of leaving.values()) this.#remove(server, by);
+    for (const server of leaving.values()) {
+      this.#past.set(server.name, { server, removedAt: this.now() });
+      this.health.forget(server);
+      if (!server.spec.resolved) continue; // a name has found its addresses
+      const rest = server.open === 0 ? "" : `${server.open} of its connections go on`;
+      this.log.server(server, "removed", by, rest);
+    }
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
     this.#places.setServers(this.servers);
     if (isReweighted) this.#renewPicker();
@@ -2373,14 +2363,6 @@ export class LoadBalancer {
     server.switchedAt = this.now();
     server.warmSince = this.now();
     this.log.server(server, state, by, why);
-  }
-
-  #remove(server: Server, by: Editor): void {
-    this.#past.set(server.name, { server, removedAt: this.now() });
-    this.health.forget(server);
-    if (!server.spec.resolved) return; // a name has found its addresses
-    const rest = server.open === 0 ? "" : `${server.open} of its connections go on`;
-    this.log.server(server, "removed", by, rest);
   }
 
   #add(server: Server, phase: number, by: Editor): void {
@@ -2496,12 +2478,10 @@ export class LoadBalancer {
     if (connection.tried.length > 0) this.#counts.retries += 1;
     const upstream = this.#world.connect({
       ...server.address,
+      ...socketOptions(this.options),
       onread: this.buffers.onread,
-      allowHalfOpen: true,
-      noDelay: true,
       autoSelectFamily: false,
       highWaterMark: BUFFER_SIZE,
-      ...(this.options.idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
     });
     handled(upstream, connection).on("connect", onConnect);
     connection.dial(server, upstream);
@@ -2624,9 +2604,7 @@ export class LoadBalancer {
         if (results.length === orders.length) report(mostTelling(results));
       }),
     );
-    return () => {
-      for (const stop of stops) stop();
-    };
+    return () => stops.forEach((stop) => stop());
   };
 
   #sweep(): void {
@@ -2707,10 +2685,9 @@ export class LoadBalancer {
       active: this.#open.size - waiting.length,
       queued: waiting.length,
       /** Who stands at the head of the queue, and for how long. */
-      waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => ({
-        client: formatAddress(source),
-        seconds: now - acceptedAt,
-      })),
+      waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => {
+        return { client: formatAddress(source), seconds: now - acceptedAt };
+      }),
       /** What this machine ran short of within the last minute, in words. */
       shortage: now - this.#shortage.at < 60 ? this.#shortage.why : null,
       fileError: this.fileError,
@@ -2758,13 +2735,6 @@ function meets(host: string, own: string): boolean {
   return host === own || (everywhere.includes(own) && isHere(host));
 }
 
-const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
-  allowHalfOpen: true,
-  noDelay: true,
-  highWaterMark: CLIENT_HIGH_WATER_MARK,
-  ...(idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
-});
-
 /** Often enough for the shortest time that is watched by looking now and then. */
 export function sweepPeriod(times: { idleTimeout: number; slowStart: number }): number {
   const watched = [times.idleTimeout, times.slowStart].filter((time) => time > 0);
@@ -2776,23 +2746,12 @@ function addressKey(address: string): string {
   if (isIP(address) !== 6) return address;
   const host = address.replace(/%.*/, "");
   const zeros = 8 - host.split(":").filter(Boolean).length;
-  const groups = host
-    .replace("::", `:${"0:".repeat(zeros)}`)
-    .split(":")
-    .filter(Boolean);
+  const full = host.replace("::", `:${"0:".repeat(zeros)}`);
+  const groups = full.split(":").filter(Boolean);
   return `${groups.slice(0, 4).join(":")}::/64`;
 }
 
-/** A dial that we ended because we stood still tells nothing of its server. */
-const LATE = new Error("no answer while we stood still");
-
-function greetingTimedOut(connection: Connection, late: number): void {
-  if (connection.stage === "greeting") return connection.close("bad_proxy");
-  connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
-}
-
-const codeOf = (error: unknown): string =>
-  error instanceof Error && "code" in error ? String(error.code) : "";
+const codeOf = (error: Error): string => ("code" in error ? String(error.code) : "");
 
 /** Whether a failed connect is this machine's shortage. Without an address of its own, as when IPv6
  *  is off, it never reaches a server; if it has reached it before, it is out of ports. */
@@ -2800,7 +2759,6 @@ const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
 
 type RuleOption = "check" | "checkPort" | "checkInterval" | "fall" | "rise";
-
 /** By which rules these options have servers judged. */
 export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
@@ -2837,40 +2795,31 @@ const mostTelling = (results: readonly CheckResult[]): CheckResult =>
 /** Things that all may wait equally long, and until when: the first in is the first to expire, so
  *  one timer serves them all. */
 class Deadlines<T> extends Map<T, number> {
-  readonly #wait: number;
-  readonly #expire: (item: T, late: number) => void;
-  readonly #clock: Clock;
-  #isAlarmSet = false;
+  readonly add: (item: T) => void;
 
   /** `expire` is told by how many seconds it comes late. */
   constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
-    this.#wait = seconds;
-    this.#expire = expire;
-    this.#clock = clock;
-  }
-
-  add(item: T): void {
-    this.set(item, this.#clock.now() + this.#wait);
-    if (!this.#isAlarmSet) this.#wakeIn(this.#wait);
-  }
-
-  #wakeIn(seconds: number): void {
-    this.#isAlarmSet = true;
-    this.#clock.after(seconds, () => this.#look());
-  }
-
-  #look(): void {
-    const now = this.#clock.now();
-    for (const [item, deadline] of this) {
-      if (deadline > now) break;
-      this.delete(item);
-      // which may add to us: the next time is set below
-      this.#expire(item, now - deadline);
-    }
-    const [next] = this.values();
-    this.#isAlarmSet = false;
-    if (next !== undefined) this.#wakeIn(next - now);
+    let isAlarmSet = false;
+    const wakeIn = (wait: number): void => {
+      isAlarmSet = true;
+      clock.after(wait, look);
+    };
+    const look = (): void => {
+      const now = clock.now();
+      for (const [item, deadline] of this) {
+        if (deadline > now) break;
+        this.delete(item);
+        expire(item, now - deadline); // which may add to us: the next time is set below
+      }
+      const [next] = this.values();
+      isAlarmSet = false;
+      if (next !== undefined) wakeIn(next - now);
+    };
+    this.add = (item) => {
+      this.set(item, clock.now() + seconds);
+      if (!isAlarmSet) wakeIn(seconds);
+    };
   }
 }
 
@@ -2882,15 +2831,12 @@ export interface Patient {
   close(reason: "no_server"): void;
 }
 
-/**
- * Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
- * second, and when a server comes up, the first of them dials; its success releases the others.
- */
+/** Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
+ *  second, and when a server comes up, the first of them dials; its success releases the others. */
 export class Patients<P extends Patient> {
   readonly #owner: { readonly place: (patient: P) => void };
   readonly #isAllowed: boolean;
-  /** All of them, also while they dial. */
-  readonly #patience: Deadlines<P>;
+  readonly #patience: Deadlines<P>; // all of them, also while they dial
   readonly #spent = new WeakSet<P>();
   readonly waiting = new Set<P>();
   #scout: P | undefined;
@@ -2898,7 +2844,11 @@ export class Patients<P extends Patient> {
   constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock?: Clock) {
     this.#owner = owner;
     this.#isAllowed = seconds > 0;
-    this.#patience = new Deadlines(seconds, (patient) => this.#loses(patient), clock);
+    const lose = (patient: P): void => {
+      this.#spent.add(patient);
+      if (this.waiting.delete(patient)) patient.close("no_server");
+    };
+    this.#patience = new Deadlines(seconds, lose, clock);
   }
 
   /** False when `patient` may not wait, or not any longer. */
@@ -2909,11 +2859,6 @@ export class Patients<P extends Patient> {
     this.waiting.add(patient);
     patient.queue();
     return true;
-  }
-
-  #loses(patient: P): void {
-    this.#spent.add(patient);
-    if (this.waiting.delete(patient)) patient.close("no_server");
   }
 
   /** Lets the first of them dial, unless one does already. */
@@ -2961,7 +2906,6 @@ type Pending = { readonly unanswered: number; readonly oldestUnanswered: number 
 const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
 
 type ServerState = "up" | "down" | "draining" | "removed";
-
 /** Down wins over draining, which wins over up. */
 function stateOf(server: Server): ServerState {
   if (!server.health.up) return "down";
@@ -3052,8 +2996,9 @@ export class Log {
   }
 
   server({ name }: Server, state: keyof typeof EVENTS, by: Teller | Editor, why: string): void {
-    const words = why === "" ? EVENTS[state] : `${EVENTS[state]}: ${why}`;
-    this.say(`Server ${name} ${words}`, "server", { server: name, state, by, why });
+    const because = state === "added" ? ` (${why})` : `: ${why}`;
+    const words = `Server ${name} ${EVENTS[state]}${why === "" ? "" : because}`;
+    this.say(words, "server", { server: name, state, by, why });
   }
 }
 
@@ -3085,11 +3030,8 @@ const json = (value: unknown): Answer =>
 const plain = (code: number, text: string): Answer => {
   return { code, type: "text/plain; charset=utf-8", body: `${text}\n` };
 };
-
 const PATHS =
   "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
-/** Those that are asked under whatever name the machine has, by Kubernetes or Prometheus. */
-const ANY_HOST: readonly string[] = ["/healthz", "/metrics"];
 const ADMIN_CONNECTIONS = 32;
 
 /** A request under another name than ours may come from a page whose name was pointed at us (DNS
@@ -3097,7 +3039,8 @@ const ADMIN_CONNECTIONS = 32;
 function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, path: string) {
   const isPost = method === "POST";
   if (isPost && origin !== undefined && origin !== `http://${host}`) return true;
-  if (!isPost && ANY_HOST.includes(path)) return false;
+  // Kubernetes and Prometheus ask under whatever name the machine has
+  if (!isPost && (path === "/healthz" || path === "/metrics")) return false;
   const name = /^(.*?)(:\d+)?$/.exec(host.toLowerCase())?.[1] ?? "";
   return name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0;
 }
@@ -3142,7 +3085,7 @@ function switchServer(balancer: LoadBalancer, name: string, draining: boolean): 
 
 function switchAlgorithm(balancer: LoadBalancer, name: string): Answer {
   const algorithm = ALGORITHMS.find((known) => known === name);
-  if (algorithm === undefined) return plain(404, `Expected one of ${ALGORITHMS.join(", ")}`);
+  if (algorithm === undefined) return plain(404, `Expected one of ${KNOWN}`);
   balancer.setAlgorithm(algorithm);
   return json({ algorithm });
 }
@@ -3247,6 +3190,7 @@ function metricsOf(balancer: LoadBalancer): Answer {
     return family(`server_${name}`, help, lines);
   };
   const ends = REASONS.map((reason) => `{${label("reason", reason)}} ${s.ended[reason]}`);
+  const full = "Clients refused: their address had its fill.";
   const isRefused = Number(s.fileError !== null);
   const families = [
     family("info", "The algorithm that picks servers.", [`{${label("algorithm", s.algorithm)}} 1`]),
@@ -3255,11 +3199,7 @@ function metricsOf(balancer: LoadBalancer): Answer {
     own("connections_active", "Client connections open and not queued.", s.active),
     own("connections_queued", "Client connections that wait for a server.", s.queued),
     own("retries_total", "Attempts at another server after a failed connect.", s.retries),
-    own(
-      "refused_by_address_total",
-      "Clients refused: their address had its fill.",
-      s.refusedByAddress,
-    ),
+    own("refused_by_address_total", full, s.refusedByAddress),
     own("servers_file_refused", "Whether the servers file was bad when read last.", isRefused),
     family("connections_ended_total", "Connections ended, by reason.", ends),
     each("up", "Whether the server is up.", (row) => Number(row.why === "")),
@@ -3312,6 +3252,7 @@ const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
 const given = <T>(kind: Kind<T>, value: string) => ({
   help: (help: string) => ({ kind, value, help }),
 });
+const time = (fallback: string, kind = seconds) => option(kind, "SECONDS", fallback);
 
 export const OPTIONS = {
   host: option(hostName, "HOST", "127.0.0.1").help("address to listen on"),
@@ -3322,12 +3263,8 @@ export const OPTIONS = {
   serversFile: given(anyText, "FILE").help(
     "one host:port[*weight] [backup] a line, # comments; read again on SIGHUP and on change",
   ),
-  connectTimeout: option(someSeconds, "SECONDS", "2").help(
-    "for one attempt to connect to a server",
-  ),
-  idleTimeout: option(seconds, "SECONDS", "600").help(
-    "no byte either way for this long ends a connection; 0 = never",
-  ),
+  connectTimeout: time("2", someSeconds).help("for one attempt to connect to a server"),
+  idleTimeout: time("600").help("no byte either way for this long ends a connection; 0 = never"),
   maxConnections: given(wholeNumber(1), "N").help(
     "clients at once (default: what the file-descriptor limit allows)",
   ),
@@ -3340,8 +3277,8 @@ export const OPTIONS = {
   serverConnections: option(wholeNumber(0), "N", "0").help(
     "connections per server at once, further clients queue; 0 = no limit",
   ),
-  queueTimeout: option(seconds, "SECONDS", "30").help("longest wait in that queue"),
-  retryFor: option(seconds, "SECONDS", "0").help(
+  queueTimeout: time("30").help("longest wait in that queue"),
+  retryFor: time("0").help(
     "a client whose dials have all failed waits so long for a server that comes back",
   ),
   abortOnClose: { help: "a client that ends its side while it waits has left, even after bytes" },
@@ -3351,25 +3288,23 @@ export const OPTIONS = {
   checkPort: given(wholeNumber(1, 65535), "PORT").help(
     "where checks go, when not to the server's own port",
   ),
-  checkInterval: option(someSeconds, "SECONDS", "2").help("between two checks of a server"),
+  checkInterval: time("2", someSeconds).help("between two checks of a server"),
   fall: option(wholeNumber(1), "N", "3").help("failures in a row that take a server down"),
   rise: option(wholeNumber(1), "N", "2").help("checks passed in a row that bring it up again"),
   reusePort: {
     help: "several balancers may listen on the same port, one a core (Node 22.12 and later)",
   },
-  drainDelay: option(seconds, "SECONDS", "0").help(
+  drainDelay: time("0").help(
     "after SIGTERM /healthz says 503, and clients are still accepted for so long",
   ),
-  drainTimeout: option(seconds, "SECONDS", "30").help("how long open connections may then take"),
+  drainTimeout: time("30").help("how long open connections may then take"),
   sendProxy: {
     help: "PROXY protocol (v1) header to the servers, so that they learn the client's address",
   },
   acceptProxy: given(cidrList, "CIDR,...").help(
     "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
   ),
-  slowStart: option(seconds, "SECONDS", "0").help(
-    "a server that comes back gets its full weight only after this long",
-  ),
+  slowStart: time("0").help("a server that comes back gets its full weight only after this long"),
   admin: given(adminAddress, "[HOST:]PORT").help(
     "status page, JSON, metrics (default: off; host 127.0.0.1)",
   ),
@@ -3434,12 +3369,11 @@ function allowedConnections(wanted: number, others: number): number {
   const spare = open + 16 + others; // what Node may open, a check of each server, the admin pages
   const allowed = Math.max(1, Math.floor((limit - spare) / 2));
   const hint = `the limit of file descriptors is ${limit}`;
+  const needs = `--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors`;
   if (wanted === Infinity && allowed < 100)
     console.error(`Only ${allowed} clients at once: ${hint}; raise it with ulimit -n`);
   if (wanted !== Infinity && wanted > allowed)
-    console.error(
-      `--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and ${hint}: allowing ${allowed}`,
-    );
+    console.error(`${needs} and ${hint}: allowing ${allowed}`);
   return Math.min(wanted, allowed);
 }
 
@@ -3454,28 +3388,17 @@ function descriptors(): { readonly limit: number; readonly open: number } {
     const [, limit = Infinity] = /^(?:Max open files +)?(\d+)/m.exec(text) ?? [];
     return { limit: Number(limit), open };
   } catch (error) {
-    console.error(
-      `Cannot find out the limit of file descriptors (${reasonOf(error)}): taking it for 1024`,
-    );
+    const what = "the limit of file descriptors";
+    console.error(`Cannot find out ${what} (${reasonOf(error)}): taking it for 1024`);
     return { limit: 1024, open: 32 };
   }
 }
 
-const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;
+const KNOWN = ALGORITHMS.join(", ");
+const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${KNOWN}`;
 
-/** Options that contradict each other, or this version of Node. Throws UsageError or RunError. */
-function checkTogether({ servers, serversFile, check, checkPort, reusePort }: Given): void {
-  if (servers !== undefined && serversFile !== undefined)
-    throw new UsageError(
-      badly("--servers-file", serversFile, "either --servers or --servers-file"),
-    );
-  if (checkPort !== undefined && ownPortOf(check) !== undefined)
-    throw new UsageError(badly("--check", check.text, "no port in it beside --check-port"));
-  const { node } = process.versions;
-  const [major = 0, minor = 0] = node.split(".").map(Number);
-  if (reusePort && (major < 22 || (major === 22 && minor < 12)))
-    throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${node}`);
-}
+const misused = (what: string, text: string, right: string): UsageError =>
+  new UsageError(badly(what, text, right));
 
 /** The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
  *  it outlives us, and so do the clients that wait in it. Throws RunError or UsageError. */
@@ -3489,7 +3412,7 @@ function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
   if (LISTEN_FDS !== "1") throw new RunError(badly("LISTEN_FDS", LISTEN_FDS, "one socket"));
   const surplus = process.argv.find((word) => /^--(host|port|reuse-port)(=|$)/.test(word));
   if (surplus === undefined) return 3; // systemd's sockets begin behind the standard streams
-  throw new UsageError(badly("option", surplus, "none beside LISTEN_FDS"));
+  throw misused("option", surplus, "none beside LISTEN_FDS");
 }
 
 /** What asks the program to stop, and what merely looks as if it did. Set up before anything is
@@ -3515,16 +3438,22 @@ function neverBlock(stream: NodeJS.WriteStream): void {
   if (stream.isTTY && typeof setBlocking === "function") setBlocking.call(handle, false);
 }
 
+/** Checks what no option can tell alone, and runs. Throws UsageError or RunError. */
 async function main([name, extra]: string[], options: Given): Promise<number> {
+  const { servers, serversFile, check, checkPort, reusePort } = options;
   const algorithm = ALGORITHMS.find((known) => known === name);
   if (name === undefined) throw new UsageError("");
-  if (extra !== undefined)
-    throw new UsageError(badly("argument", extra, "one algorithm and options"));
+  if (extra !== undefined) throw misused("argument", extra, "one algorithm and options");
   if (algorithm === undefined)
-    throw new UsageError(
-      `Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`,
-    );
-  checkTogether(options);
+    throw new UsageError(`Unknown algorithm ${JSON.stringify(name)}: expected ${KNOWN}`);
+  if (servers !== undefined && serversFile !== undefined)
+    throw misused("--servers-file", serversFile, "either --servers or --servers-file");
+  if (checkPort !== undefined && ownPortOf(check) !== undefined)
+    throw misused("--check", check.text, "no port in it beside --check-port");
+  const { node } = process.versions;
+  const [major = 0, minor = 0] = node.split(".").map(Number);
+  if (reusePort && (major < 22 || (major === 22 && minor < 12)))
+    throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${node}`);
   return runAsProgram(algorithm, options);
 }
 
