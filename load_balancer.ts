@@ -1648,11 +1648,10 @@ export const REASONS = Object.keys(NO_ENDS).filter((key): key is Reason => key i
 const BUFFER_SIZE = 64 * 1024;
 
 /** What a connection needs of a socket. A `Socket` is one; so is a test's recorder. */
-export type Wire = Pick<Socket, Writes | Reads | Ends | "once" | "connection">;
+export type Wire = Pick<Socket, Writes | Reads | Ends | "writableFinished" | "once" | "connection">;
 type Writes = "write" | "cork" | "uncork" | "writable" | "writableLength" | "writableNeedDrain";
 type Reads = "pause" | "resume" | "unshift" | "connecting" | "localAddress" | "localPort";
-type Ends =
-  "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded" | "writableFinished";
+type Ends = "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded";
 
 /** `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
  *  way; `closing`: its end is decided, and its sockets are being closed. */
@@ -1723,7 +1722,6 @@ export class Connection implements Guest {
 
   // --- stages ---
 
-  /** A PROXY header comes first, and says who the client is. */
   greet(): void {
     this.stage = "greeting";
   }
@@ -1986,8 +1984,7 @@ export class Connection implements Guest {
 
   // --- the end ---
 
-  /** Decides the end, for `reason`: each socket is closed as this reason looks to it. The first
-   *  reason stands. */
+  /** Decides the end: each socket is closed as `reason` looks to it. The first reason stands. */
   close(reason: Reason): void {
     const { stage, upstream, client } = this;
     if (stage === "closing" || stage === "ended") return;
@@ -2068,7 +2065,6 @@ declare module "node:net" {
 
 // --- handlers, shared by all sockets ---
 
-/** Has `socket` tell its `connection` what both kinds of sides tell. */
 function handled(socket: Socket, connection: Connection): Socket {
   socket.connection = connection;
   return socket.on("error", onError).on("end", onEnd).on("close", onClose);
@@ -2112,8 +2108,7 @@ function onClose(this: Socket): void {
  *  ended, only a later read does. */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
-/** Reading of a client must stop behind a chunk that is put back to be read once more. What may be
- *  written to it is counted, not asked of the stream. */
+/** Reading of a client must stop behind a chunk that is put back to be read once more. */
 const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
 
 const GRACE = 0.05; // seconds that the kernel has for bytes before a reset discards them
@@ -2150,7 +2145,6 @@ export function newResets(now: () => number) {
       waiting.set(wire, { deadline: time + LONGEST_GRACE, at: time + GRACE });
       timer ??= setInterval(() => look(now()), (GRACE / 2) * 1000);
     },
-    /** Waits no longer for any of them. */
     allNow: (): void => look(Infinity),
   };
 }
@@ -2161,9 +2155,8 @@ const BULK = 16 * 1024;
 const BULK_BUFFER_SIZE = 128 * 1024;
 
 /** The buffers into which servers' bytes are read. Small reads of all connections share one and are
- *  copied out at once: an idle connection holds none. A bulk transfer reads into one of its own,
- *  which is written as it stands. It is read into again only if that write left nothing queued,
- *  because what is queued still points into it. */
+ *  copied out at once: an idle connection holds none. A bulk transfer has one of its own, which is
+ *  written as it stands, and read into again only if nothing of it was left queued. */
 export class ReadBuffers {
   readonly #shared: Uint8Array = Buffer.allocUnsafeSlow(BUFFER_SIZE);
   #next = this.#shared;
@@ -2227,8 +2220,7 @@ const CHECK_MOMENTS = 20;
 export const firstCheckIn = (phase: number, interval: number): number =>
   (Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS) * interval;
 const STOOD_STILL = 0.1; // a timer that is later than this, in seconds, shows that we stood still
-/** A dial that we ended because we stood still tells nothing of its server. */
-const LATE = new Error("no answer while we stood still");
+const LATE = new Error("no answer while we stood still"); // which tells nothing of the server
 /** Of both sides. Without a time-out, the system asks whether a silent peer is still there. */
 const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
   allowHalfOpen: true,
@@ -2237,8 +2229,7 @@ const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
   keepAliveInitialDelay: 60_000, // milliseconds
 });
 
-/** Who changed which servers there are. */
-export type Editor = "start" | "file" | "names" | "admin";
+export type Editor = "start" | "file" | "names" | "admin"; // who changed which servers there are
 
 export class LoadBalancer {
   readonly options: LoadBalancerOptions;
@@ -2267,7 +2258,7 @@ export class LoadBalancer {
   readonly #queue: Deadlines<Connection>;
   readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
   readonly #patients: Patients<Connection>;
-  readonly #addresses = new Map<string, number>(); // how many connections each client's has
+  readonly #addresses = new Map<string, number>(); // how many connections each address has
   readonly #resets = newResets(this.now);
   readonly #sweeper: NodeJS.Timeout;
   #later: (Connection | Wire)[] = [];
@@ -2304,7 +2295,7 @@ export class LoadBalancer {
     this.setServers(options.servers, "start");
   }
 
-  /** Starts listening; returns the real address. Throws RunError. */
+  /** Returns the real address. Throws RunError. */
   async listen(): Promise<Address> {
     const { host, port, reusePort, inherited } = this.options;
     const how = inherited === undefined ? { reusePort } : { fd: inherited };
@@ -2375,7 +2366,6 @@ export class LoadBalancer {
     this.log.server(server, "added", by, server.draining ? "still drained" : "");
   }
 
-  /** Gives a server no new clients, or gives it some again. */
   setDraining(name: string, draining: boolean): "done" | "unknown" | "weightless" {
     const server = this.servers.find((candidate) => candidate.name === name);
     if (server === undefined) return "unknown";
@@ -2387,7 +2377,6 @@ export class LoadBalancer {
     return "done";
   }
 
-  /** Who is up, drained or warm is not what it was. */
   #serversChanged(): void {
     weigh(this.servers, this.now(), this.options.slowStart);
     this.#places.refresh();
@@ -2415,7 +2404,6 @@ export class LoadBalancer {
     }
   }
 
-  /** Picks by `name` from now on. Who waits is placed anew. */
   setAlgorithm(name: Algorithm): void {
     const from = this.algorithm;
     const words = `The algorithm is ${name} now; it was ${from}`;
@@ -2448,8 +2436,7 @@ export class LoadBalancer {
     this.#greeting.add(connection);
   }
 
-  /** It wants a (another) server: it is dialled, or queued, or closed for want of one, or because
-   *  its client's address has its fill, in which it is counted once. */
+  /** Dials a server, or queues or closes; counted once among those of its client's address. */
   place(connection: Connection): void {
     const most = this.options.clientConnections;
     if (most > 0 && connection.countedAs === "") {
@@ -2566,7 +2553,6 @@ export class LoadBalancer {
     }
   };
 
-  /** It has ended; exactly once. */
   gone(connection: Connection): void {
     const { reason = "ok", countedAs } = connection;
     this.#open.delete(connection);
@@ -2624,8 +2610,7 @@ export class LoadBalancer {
 
   // --- the end ---
 
-  /** Says for `delay` seconds that clients should go elsewhere, while they are still accepted; then
-   *  stops as `stop` does. */
+  /** For `delay` seconds it only says that it will stop, and still accepts; then it stops. */
   async drain(delay: number, seconds: number): Promise<number> {
     const open = this.#open.size;
     const words = `Stopping: ${open} ${open === 1 ? "connection is" : "connections are"} open`;
@@ -2639,8 +2624,7 @@ export class LoadBalancer {
     return this.stop(seconds);
   }
 
-  /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
-   *  many that were. */
+  /** Stops listening, lets connections finish for `seconds`, resets the rest and counts those. */
   async stop(seconds: number): Promise<number> {
     this.isDraining = true;
     if (this.#listener.listening) this.#listener.close();
@@ -2665,8 +2649,8 @@ export class LoadBalancer {
     this.#resets.allNow();
   }
 
-  /** Everything that the page and the metrics show; times in seconds, null where none is known. At
-   *  every moment accepted = active + queued + the sum of ended. */
+  /** For the page and the metrics; times in seconds, null where none is known. At every moment
+   *  accepted = active + queued + the sum of ended. */
   status() {
     const now = this.now();
     const turns = this.#pendingTurns(now);
@@ -2678,21 +2662,18 @@ export class LoadBalancer {
       listening: this.#address === undefined ? "" : formatAddress(this.#address),
       draining: this.isDraining,
       uptime: now - this.#startedAt,
-      /** The limits, of clients and per server; 0 and Infinity (null in JSON): none. */
-      maxConnections: this.options.maxConnections,
-      serverConnections: this.options.serverConnections,
+      maxConnections: this.options.maxConnections, // Infinity, null in JSON: no limit
+      serverConnections: this.options.serverConnections, // 0: no limit
       ...this.#counts,
       active: this.#open.size - waiting.length,
       queued: waiting.length,
-      /** Who stands at the head of the queue, and for how long. */
       waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => {
         return { client: formatAddress(source), seconds: now - acceptedAt };
       }),
-      /** What this machine ran short of within the last minute, in words. */
       shortage: now - this.#shortage.at < 60 ? this.#shortage.why : null,
       fileError: this.fileError,
       ended: { ...this.#ended },
-      /** All turns so far; the last count is of those above all buckets. */
+      // the last count is of the turns above all buckets
       turns: { buckets: this.turnTimes.bounds, counts: this.turnTimes.counts },
       servers: [
         ...this.servers.map((server) => statusOf(server, stateOf(server), now, turns.get(server))),
@@ -2701,7 +2682,6 @@ export class LoadBalancer {
     };
   }
 
-  /** The turns of each server that wait for an answer now, and for how long the oldest has. */
   #pendingTurns(now: number): Map<Server, Pending> {
     const pending = new Map<Server, Pending>();
     for (const { server, askedAt } of this.#open) {
@@ -2721,7 +2701,6 @@ function complaintAboutItself(specs: readonly ServerSpec[], own: Address): strin
   return itself && badly("server", formatAddress(itself), right);
 }
 
-/** As `readValue` says it. */
 const badly = (what: string, text: string, right: string): string =>
   `Bad ${what} ${JSON.stringify(text)}: expected ${right}`;
 
@@ -2759,7 +2738,6 @@ const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
 
 type RuleOption = "check" | "checkPort" | "checkInterval" | "fall" | "rise";
-/** By which rules these options have servers judged. */
 export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
   const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
@@ -2778,8 +2756,7 @@ export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings
   };
 }
 
-/** What a check tells: our own shortage nothing; and a refusal at another port, that the server is
- *  silent. */
+/** A shortage of ours tells nothing; a refusal at another port, that the server is silent. */
 function judged(result: CheckResult, { address }: CheckOrder, server: Server): CheckResult {
   if (result.kind !== "refused") return result;
   if (isOurShortage(result.code, server.health)) return { kind: "short" };
@@ -2787,13 +2764,11 @@ function judged(result: CheckResult, { address }: CheckOrder, server: Server): C
   return { kind: "silent", why: result.why, by: "time-out" };
 }
 
-/** Of several results the first of these counts. */
-const TELLING = ["late", "short", "refused", "silent", "passed"];
+const TELLING = ["late", "short", "refused", "silent", "passed"]; // of several, the first counts
 const mostTelling = (results: readonly CheckResult[]): CheckResult =>
   results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
 
-/** Things that all may wait equally long, and until when: the first in is the first to expire, so
- *  one timer serves them all. */
+/** Things that wait equally long, and until when: the first in expires first, so one timer does. */
 class Deadlines<T> extends Map<T, number> {
   readonly add: (item: T) => void;
 
@@ -2823,11 +2798,7 @@ class Deadlines<T> extends Map<T, number> {
   }
 }
 
-/** A client that may have to wait for a server. */
-export interface Patient {
-  readonly stage: Stage;
-  tried: readonly Attempt[];
-  queue(): void;
+export interface Patient extends Pick<Connection, "stage" | "tried" | "queue"> {
   close(reason: "no_server"): void;
 }
 
@@ -2871,7 +2842,6 @@ export class Patients<P extends Patient> {
     if (isInLine) this.#release();
   }
 
-  /** A connection has found its server: there is one for the others, too. */
   served(patient: P): void {
     if (this.#patience.delete(patient)) this.#release();
   }
@@ -2904,7 +2874,6 @@ export type ServerStatus = ReturnType<typeof statusOf>;
 /** The turns of a server that wait for an answer now, and for how many seconds the oldest has. */
 type Pending = { readonly unanswered: number; readonly oldestUnanswered: number | null };
 const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
-
 type ServerState = "up" | "down" | "draining" | "removed";
 /** Down wins over draining, which wins over up. */
 function stateOf(server: Server): ServerState {
@@ -2935,7 +2904,6 @@ function statusOf(server: Server, state: ServerState, now: number, pending = NON
 
 const LOGS = ["text", "json", "none"] as const;
 
-/** What may happen to a server, and how people are told. */
 const EVENTS = {
   up: "is up",
   down: "is down",
@@ -3045,7 +3013,6 @@ function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, 
   return name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0;
 }
 
-/** Makes the admin pages of one balancer; they answer each request at once. */
 function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingMessage) => Answer {
   const html = readFileSync(new URL("status_page.html", import.meta.url), "utf8");
   const pages = new Map<string, () => Answer>([
@@ -3060,10 +3027,8 @@ function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingM
     if (isForeign(request, path))
       return plain(403, "Forbidden: expected an address or localhost as host, no foreign origin");
     const page = pages.get(path);
-    if (page !== undefined) {
-      const isRead = method === "GET" || method === "HEAD";
-      return isRead ? page() : plain(405, "Expected GET");
-    }
+    const isRead = method === "GET" || method === "HEAD";
+    if (page !== undefined) return isRead ? page() : plain(405, "Expected GET");
     const [, server, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
     const [, algorithm] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
     const name = server ?? algorithm;
@@ -3090,10 +3055,9 @@ function switchAlgorithm(balancer: LoadBalancer, name: string): Answer {
   return json({ algorithm });
 }
 
-function healthOf(balancer: LoadBalancer): Answer {
-  if (balancer.isDraining) return plain(503, "draining");
-  const isUp = balancer.servers.some(takesClients);
-  return isUp ? plain(200, "ok") : plain(503, "no server is up");
+function healthOf({ isDraining, servers }: LoadBalancer): Answer {
+  if (isDraining) return plain(503, "draining");
+  return servers.some(takesClients) ? plain(200, "ok") : plain(503, "no server is up");
 }
 
 function decoded(text: string): string {
@@ -3120,8 +3084,7 @@ function thrifty(make: () => Answer): () => Answer {
   };
 }
 
-/** Serves the admin pages. Few clients at once, little time to ask and to read: they share
- *  descriptors and a core with the relay. */
+/** Few clients at once, little time for each: they share descriptors and a core with the relay. */
 async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
   const isLoopback = wanted.host === "localhost" || /^127\.|^::1$/.test(wanted.host);
   const answer = adminOf(balancer, balancer.options.adminWritable || isLoopback);
@@ -3149,8 +3112,7 @@ const HEADERS = {
     "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
 };
 
-/** Answers requests that come all at once on one connection one after the other: their answers
- *  would be held in memory together. */
+/** Answers one request of a connection after the other: all answers at once would fill memory. */
 function inTurn(answer: (request: IncomingMessage) => Answer) {
   const last = new WeakMap<Socket, Promise<void>>();
   return (request: IncomingMessage, response: ServerResponse): void => {
@@ -3170,7 +3132,6 @@ function inTurn(answer: (request: IncomingMessage) => Answer) {
 
 // --- metrics, in Prometheus' text format ---
 
-/** A family of samples: its name, what it is, and a line for each sample. */
 function family(name: string, help: string, lines: readonly string[], kind = "gauge"): string {
   const type = name.endsWith("_total") ? "counter" : kind;
   const samples = lines.map((line) => `balancer_${name}${line}\n`).join("");
@@ -3245,7 +3206,6 @@ const adminAddress: Kind<Address> = {
   read: (text) => parseAddress(text.includes(":") ? text : `127.0.0.1:${text}`),
 };
 
-/** An option with a value to fall back on; and one that is given or not. */
 const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
   help: (help: string) => ({ kind, value, fallback, help }),
 });
@@ -3319,11 +3279,10 @@ export type LoadBalancerOptions = Omit<Given, "servers" | "maxConnections" | "se
   readonly servers: readonly ServerSpec[];
   readonly maxConnections: number;
   readonly seed: number;
-  /** The descriptor of a socket that listens already. */
-  readonly inherited?: number | undefined;
+  readonly inherited?: number | undefined; // the descriptor of a socket that listens already
 };
 
-/** All options of a balancer; what `options` leaves out is as on the command line. */
+/** What `options` leaves out is as on the command line. */
 export function completed(options: SomeOptions): LoadBalancerOptions {
   const { values } = parseCommandLine(OPTIONS, []);
   const { servers = parseServers(SERVERS), maxConnections = Infinity } = options;
@@ -3332,7 +3291,7 @@ export function completed(options: SomeOptions): LoadBalancerOptions {
 }
 type SomeOptions = Partial<Given> & Pick<LoadBalancerOptions, "algorithm" | "inherited">;
 
-/** Starts a balancer, and its admin pages if they are wanted. Throws RunError or UsageError. */
+/** With its admin pages if they are wanted. Throws RunError or UsageError. */
 export async function startLoadBalancer(wanted: SomeOptions) {
   const options = completed(wanted);
   const { servers, serversFile, inherited, admin } = options;
@@ -3362,8 +3321,7 @@ export async function startLoadBalancer(wanted: SomeOptions) {
   }
 }
 
-/** How many clients fit into the descriptors of this process, at two sockets each; not more than
- *  `wanted`, and says so when that is too many. */
+/** How many clients of those `wanted` fit into our descriptors, at two sockets each; warns. */
 function allowedConnections(wanted: number, others: number): number {
   const { limit, open } = descriptors();
   const spare = open + 16 + others; // what Node may open, a check of each server, the admin pages
@@ -3377,8 +3335,7 @@ function allowedConnections(wanted: number, others: number): number {
   return Math.min(wanted, allowed);
 }
 
-/** The limit of file descriptors, and how many are open; where neither can be found out, what POSIX
- *  guarantees. */
+/** The limit of file descriptors, and how many are open; a guess where that cannot be found out. */
 function descriptors(): { readonly limit: number; readonly open: number } {
   const isLinux = process.platform === "linux";
   const inShell = (): string => execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" });
@@ -3430,8 +3387,7 @@ function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean)
   process.on("SIGUSR1", ignore).on("SIGUSR2", ignore);
 }
 
-/** Writes to a terminal block, also on one that nobody reads (Ctrl-S, a stalled ssh): better lose
- *  lines than clients. Node has no public switch for that. */
+/** Writes to a terminal block, even if nobody reads it (Ctrl-S); Node has no switch for that. */
 function neverBlock(stream: NodeJS.WriteStream): void {
   const handle: unknown = Reflect.get(stream, "_handle");
   const setBlocking: unknown = Reflect.get(Object(handle), "setBlocking");
