@@ -1624,9 +1624,8 @@ export function isWithin(list: BlockList, host: string): boolean {
 
 // ─── Relay ───────────────────────────────────────────────────────────────────
 // A connection is two sockets, bytes both ways, a stage, and one way out: whatever happens ends in
-// `#settle` once both sockets are closed. It decides; what it needs of the world it asks of its
-// owner. The handlers are shared by all connections and find theirs through the socket: closures
-// for each would cost more than the forwarding.
+// `#settle` once both sockets are closed. What it needs of the world it asks of its owner. Handlers
+// are shared and find theirs through the socket: closures would cost more than the forwarding.
 
 /** How an accepted connection may end, and how many have at the start. */
 const NO_ENDS = {
@@ -1643,27 +1642,19 @@ const NO_ENDS = {
 };
 export type Reason = keyof typeof NO_ENDS;
 export const REASONS = Object.keys(NO_ENDS).filter((key): key is Reason => key in NO_ENDS);
-
 /** Bytes that are held back for a slow reader before its source is paused; also a small read. */
 const BUFFER_SIZE = 64 * 1024;
-
 /** What a connection needs of a socket. A `Socket` is one; so is a test's recorder. */
 export type Wire = Pick<Socket, Writes | Reads | Ends | "writableFinished" | "once" | "connection">;
 type Writes = "write" | "cork" | "uncork" | "writable" | "writableLength" | "writableNeedDrain";
 type Reads = "pause" | "resume" | "unshift" | "connecting" | "localAddress" | "localPort";
 type Ends = "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded";
-
-/** `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
- *  way; `closing`: its end is decided, and its sockets are being closed. */
+/** `greeting`: a PROXY header comes first; `queued`: no place; `closing`: its end is decided. */
 export type Stage = "greeting" | "queued" | "dialling" | "relaying" | "closing" | "ended";
-
-/** What a connection asks of its owner: see there what each is for. */
-export type Owner = Pick<LoadBalancer, Means | Moves> & {
-  readonly health: Pick<Health, "saw" | "suspect" | "caresForFirstBytes">;
-};
+export type Owner = Pick<LoadBalancer, Means | Moves> & { readonly health: Watch };
+type Watch = Pick<Health, "saw" | "suspect" | "caresForFirstBytes">;
 type Means = "settings" | "buffers" | "turnTimes" | "now" | "headerFor" | "soon" | "resetLater";
 type Moves = "place" | "rest" | "left" | "dialFailed" | "connected" | "gone";
-
 /** `hold`: seconds within which a server that closes without a byte is suspect. */
 export type RelaySettings = { readonly abortOnClose: boolean; readonly hold: number };
 /** One direction: bytes so far, whether some moved since the last sweep, whether it has ended. */
@@ -1715,23 +1706,18 @@ export class Connection implements Guest {
   get clientAddress(): string {
     return this.source.host;
   }
-
   get isSilent(): boolean {
     return this.up.bytes + this.#keptBytes === 0;
   }
 
-  // --- stages ---
-
   greet(): void {
     this.stage = "greeting";
   }
-
   queue(): void {
     this.stage = "queued";
     this.queuedAt = this.owner.now();
   }
 
-  /** It has a place at `server`, and `wire` is being connected to it. */
   dial(server: Server, wire: Wire): void {
     this.#leaveQueue();
     this.stage = "dialling";
@@ -1746,7 +1732,6 @@ export class Connection implements Guest {
     this.queuedAt = 0;
   }
 
-  /** The server is there: everything that waited for it goes out. */
   connected(): void {
     const { server, upstream } = this;
     if (upstream === undefined || server === undefined) return;
@@ -1764,7 +1749,6 @@ export class Connection implements Guest {
     else if (this.up.ended) this.#putOff();
   }
 
-  /** The dial failed: it goes to a server that it has not tried. */
   dialFailed(error: Error): void {
     const { server, upstream } = this;
     if (server === undefined) return;
@@ -1781,7 +1765,6 @@ export class Connection implements Guest {
   }
 
   // --- the client's side ---
-
   clientSent(chunk: Buffer): void {
     const { stage, upstream, server } = this;
     if (stage === "closing" || stage === "ended") return;
@@ -1839,7 +1822,6 @@ export class Connection implements Guest {
   }
 
   // --- the server's side ---
-
   /** Returns false when no more should be read for now. */
   serverSent(size: number, buffer: Uint8Array): boolean {
     const { server, client, upstream, owner } = this;
@@ -1885,8 +1867,6 @@ export class Connection implements Guest {
     if (owner.now() - this.connectedAt < owner.settings.hold) owner.health.suspect(server);
   }
 
-  // --- writing ---
-
   #sendUp(upstream: Wire, chunk: Buffer): void {
     this.up.moved = true;
     this.up.bytes += chunk.length;
@@ -1928,8 +1908,7 @@ export class Connection implements Guest {
     this.owner.soon(this);
   }
 
-  /** Writes what was put off, and passes on the ends that have come in, each in its own direction.
-   *  With both there and nothing left to write, one close each does for two shutdowns. */
+  /** Writes and ends what was put off. Both ends at once need no shutdowns: one close each does. */
   turnEnds(): void {
     this.#isPutOff = false;
     const { client, upstream, up, down } = this;
@@ -1973,7 +1952,7 @@ export class Connection implements Guest {
     if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
   }
 
-  /** To be called now and then; says whether it has been quiet for `seconds`. */
+  /** To be called now and then. */
   isQuietFor(seconds: number, now: number): boolean {
     const { up, down } = this;
     if (up.moved || down.moved) this.quietSince = now;
@@ -1981,8 +1960,6 @@ export class Connection implements Guest {
     down.moved = false;
     return this.stage === "relaying" && now - this.quietSince >= seconds;
   }
-
-  // --- the end ---
 
   /** Decides the end: each socket is closed as `reason` looks to it. The first reason stands. */
   close(reason: Reason): void {
@@ -2006,8 +1983,7 @@ export class Connection implements Guest {
     }
   }
 
-  /** Half a reply must not look like a whole one: idle, a client gets a FIN only from a server that
-   *  has proved well since it fell silent. */
+  /** Half a reply must not look whole: an idle client gets a FIN only if its server proved well. */
   #mayEndCleanly(wire: Wire): boolean {
     const { client, upstream, server } = this;
     if (wire !== client) return wire.writableLength === 0;
@@ -2064,7 +2040,6 @@ declare module "node:net" {
 }
 
 // --- handlers, shared by all sockets ---
-
 function handled(socket: Socket, connection: Connection): Socket {
   socket.connection = connection;
   return socket.on("error", onError).on("end", onEnd).on("close", onClose);
@@ -2072,6 +2047,12 @@ function handled(socket: Socket, connection: Connection): Socket {
 
 function onClientData(this: Socket, chunk: Buffer): void {
   this.connection?.clientSent(chunk);
+}
+function onDrain(this: Wire): void {
+  this.connection?.drained(this);
+}
+function onClose(this: Socket): void {
+  this.connection?.sideClosed(this);
 }
 
 function onConnect(this: Socket): void {
@@ -2089,18 +2070,10 @@ function onEnd(this: Socket): void {
   else connection?.serverFinished();
 }
 
-function onDrain(this: Wire): void {
-  this.connection?.drained(this);
-}
-
 function onError(this: Socket, error: Error): void {
   const { connection } = this;
   if (this === connection?.client) connection.clientLost();
   else connection?.serverLost(error);
-}
-
-function onClose(this: Socket): void {
-  this.connection?.sideClosed(this);
 }
 
 /** Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
@@ -2110,7 +2083,6 @@ const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
 /** Reading of a client must stop behind a chunk that is put back to be read once more. */
 const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
-
 const GRACE = 0.05; // seconds that the kernel has for bytes before a reset discards them
 const LONGEST_GRACE = 2; // and for those that it has not taken yet
 
@@ -2149,10 +2121,8 @@ export function newResets(now: () => number) {
   };
 }
 
-/** A read of so many bytes is a bulk transfer, and worth a buffer of its own, of that size: larger
- *  ones cost less a byte (see the journal on cost), but each reader that has stalled holds one. */
-const BULK = 16 * 1024;
-const BULK_BUFFER_SIZE = 128 * 1024;
+const BULK = 16 * 1024; // a read of so many bytes is a bulk transfer, worth a buffer of its own
+const BULK_BUFFER_SIZE = 128 * 1024; // more costs less a byte, but each stalled reader holds one
 
 /** The buffers into which servers' bytes are read. Small reads of all connections share one and are
  *  copied out at once: an idle connection holds none. A bulk transfer has one of its own, which is
@@ -2190,12 +2160,8 @@ export class ReadBuffers {
 // out what the sections above decide. Everything that changes while it runs is here, in a
 // `Connection`, in `Places` or in a `Server`.
 
-/** Where the balancer gets its time and its connections from. */
-export interface World {
-  readonly clock: Clock;
-  readonly connect: (options: TcpNetConnectOpts & { readonly highWaterMark?: number }) => Socket;
-}
-
+type Dial = TcpNetConnectOpts & { readonly highWaterMark?: number };
+export type World = { readonly clock: Clock; readonly connect: (options: Dial) => Socket };
 const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
   setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
 const realClock: Clock = {
@@ -2228,7 +2194,6 @@ const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
   keepAlive: idleTimeout === 0,
   keepAliveInitialDelay: 60_000, // milliseconds
 });
-
 export type Editor = "start" | "file" | "names" | "admin"; // who changed which servers there are
 
 export class LoadBalancer {
@@ -2241,7 +2206,6 @@ export class LoadBalancer {
   isDraining = false; // it is about to stop: `/healthz` says so
   fileError: string | null = null; // why the servers file was refused last, if it was
   readonly turnTimes = newHistogram(FINE_BUCKETS);
-  /** Resets a wire when what was written to it has had its chance to arrive. */
   readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
   readonly now = (): number => this.#world.clock.now();
   readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
@@ -2304,10 +2268,7 @@ export class LoadBalancer {
     return this.#address;
   }
 
-  // --- servers ---
-
-  /** Balances over `specs` from now on. Servers that stay, or return, keep what is known of them.
-   *  Changes nothing, and returns why, where one of them is the balancer itself. */
+  /** Who stays or returns is known. Changes nothing, and says why, if one is the balancer. */
   setServers(specs: readonly ServerSpec[], by: Editor): string | undefined {
     const problem = this.#address && complaintAboutItself(specs, this.#address);
     if (problem !== undefined) {
@@ -2398,10 +2359,9 @@ export class LoadBalancer {
   #resetConnectionsOf(server: Server): void {
     const { received, receivedBefore } = server.health;
     if (this.options.onDown !== "reset" || received > receivedBefore) return;
-    for (const connection of this.#open) {
+    for (const connection of this.#open)
       if (connection.server === server && connection.stage === "relaying")
         connection.close("server_reset");
-    }
   }
 
   setAlgorithm(name: Algorithm): void {
@@ -2418,8 +2378,6 @@ export class LoadBalancer {
     const pick = make({ random: this.#random, now: this.now });
     this.#places.setPicker(pick, STICKY.has(this.algorithm));
   }
-
-  // --- clients ---
 
   #accept(client: Socket): void {
     const { acceptProxy, maxConnections } = this.options;
@@ -2455,7 +2413,6 @@ export class LoadBalancer {
     this.#queue.add(connection);
   }
 
-  /** Dials `server`; where there is none, lets it wait for one, or go. */
   #goTo(connection: Connection, server: Server | "none"): void {
     if (server === "none") {
       if (connection.ranShort) connection.close("limit");
@@ -2475,7 +2432,6 @@ export class LoadBalancer {
     this.#greeting.add(connection);
   }
 
-  /** Admits the first in line who can be served now, at `server` if that is given. */
   #admitOne(server?: Server): boolean {
     const admission = this.#places.admit(server);
     if (admission === undefined) return false;
@@ -2485,15 +2441,12 @@ export class LoadBalancer {
   }
 
   // --- what connections ask for ---
-
-  /** The PROXY header that its server is sent first; "" for none. */
   headerFor({ source, client }: Connection): string {
     if (!this.options.sendProxy) return "";
     const { localAddress = "", localPort = 0 } = client;
     return proxyHeader(source, { host: localAddress, port: localPort });
   }
 
-  /** It waits for nothing any more: no place, no deadline. */
   rest(connection: Connection): void {
     this.#greeting.delete(connection);
     this.#patients.forget(connection);
@@ -2520,7 +2473,7 @@ export class LoadBalancer {
     }
     if (error === LATE) return false;
     server.stats.connectErrors += 1;
-    // what it costs: no fast failure looks fast
+    // so that no fast failure looks fast to an algorithm
     failed(server.cost, dialledAt, this.options.connectTimeout, this.now());
     this.health.saw(server, { kind: "dial failed", why, dialledAt });
     return false;
@@ -2565,8 +2518,7 @@ export class LoadBalancer {
     if (this.#open.size === 0) this.#allGone();
   }
 
-  /** One check of `server`. At another port it cannot tell whether the server accepts: then any
-   *  failure of it is silence, and `beside` it goes a connect to the server's own port. */
+  /** At another port a check only shows silence: `beside` it goes a connect to the server's own. */
   readonly #probe: Probe = (server, hold, beside, report) => {
     const { check, checkPort, checkInterval, connectTimeout, sendProxy } = this.options;
     const port = checkPort ?? ownPortOf(check);
@@ -2608,8 +2560,6 @@ export class LoadBalancer {
     this.#patients.retry();
   }
 
-  // --- the end ---
-
   /** For `delay` seconds it only says that it will stop, and still accepts; then it stops. */
   async drain(delay: number, seconds: number): Promise<number> {
     const open = this.#open.size;
@@ -2642,15 +2592,13 @@ export class LoadBalancer {
     return this.#ended.drain_forced;
   }
 
-  /** Resets every open connection, and waits for no others. */
   cut(): void {
     this.#endDelay();
     for (const connection of this.#open) connection.close("drain_forced");
     this.#resets.allNow();
   }
 
-  /** For the page and the metrics; times in seconds, null where none is known. At every moment
-   *  accepted = active + queued + the sum of ended. */
+  /** Times in seconds, null: unknown. Always accepted = active + queued + the sum of ended. */
   status() {
     const now = this.now();
     const turns = this.#pendingTurns(now);
@@ -2694,7 +2642,6 @@ export class LoadBalancer {
   }
 }
 
-/** What is wrong with `specs` when one of them is where we listen ourselves. */
 function complaintAboutItself(specs: readonly ServerSpec[], own: Address): string | undefined {
   const itself = specs.find(({ host, port }) => port === own.port && meets(host, own.host));
   const right = "another address than the one that the balancer listens on";
@@ -2703,6 +2650,7 @@ function complaintAboutItself(specs: readonly ServerSpec[], own: Address): strin
 
 const badly = (what: string, text: string, right: string): string =>
   `Bad ${what} ${JSON.stringify(text)}: expected ${right}`;
+const misused = (...what: Parameters<typeof badly>) => new UsageError(badly(...what));
 
 /** Whether who connects to `host` may reach a socket that listens on `own`. */
 function meets(host: string, own: string): boolean {
@@ -2714,7 +2662,6 @@ function meets(host: string, own: string): boolean {
   return host === own || (everywhere.includes(own) && isHere(host));
 }
 
-/** Often enough for the shortest time that is watched by looking now and then. */
 export function sweepPeriod(times: { idleTimeout: number; slowStart: number }): number {
   const watched = [times.idleTimeout, times.slowStart].filter((time) => time > 0);
   return Math.min(SWEEP, ...watched.map((time) => time / 4));
@@ -2731,12 +2678,9 @@ function addressKey(address: string): string {
 }
 
 const codeOf = (error: Error): string => ("code" in error ? String(error.code) : "");
-
-/** Whether a failed connect is this machine's shortage. Without an address of its own, as when IPv6
- *  is off, it never reaches a server; if it has reached it before, it is out of ports. */
+/** EADDRNOTAVAIL from a server never reached: this machine has no IPv6; later: no port is left. */
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
-
 type RuleOption = "check" | "checkPort" | "checkInterval" | "fall" | "rise";
 export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
@@ -2772,7 +2716,6 @@ const mostTelling = (results: readonly CheckResult[]): CheckResult =>
 class Deadlines<T> extends Map<T, number> {
   readonly add: (item: T) => void;
 
-  /** `expire` is told by how many seconds it comes late. */
   constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
     let isAlarmSet = false;
@@ -2798,9 +2741,8 @@ class Deadlines<T> extends Map<T, number> {
   }
 }
 
-export interface Patient extends Pick<Connection, "stage" | "tried" | "queue"> {
-  close(reason: "no_server"): void;
-}
+type Waiting = Pick<Connection, "stage" | "tried" | "queue">;
+export type Patient = Waiting & { close(reason: "no_server"): void };
 
 /** Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
  *  second, and when a server comes up, the first of them dials; its success releases the others. */
@@ -2832,7 +2774,6 @@ export class Patients<P extends Patient> {
     return true;
   }
 
-  /** Lets the first of them dial, unless one does already. */
   retry(): void {
     const [first] = this.waiting;
     if (first === undefined || this.#scout !== undefined) return;
@@ -2870,12 +2811,10 @@ export class Patients<P extends Patient> {
 
 export type Status = ReturnType<LoadBalancer["status"]>;
 export type ServerStatus = ReturnType<typeof statusOf>;
-
 /** The turns of a server that wait for an answer now, and for how many seconds the oldest has. */
 type Pending = { readonly unanswered: number; readonly oldestUnanswered: number | null };
 const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
 type ServerState = "up" | "down" | "draining" | "removed";
-/** Down wins over draining, which wins over up. */
 function stateOf(server: Server): ServerState {
   if (!server.health.up) return "down";
   return isOpen(server) ? "up" : "draining";
@@ -2903,7 +2842,6 @@ function statusOf(server: Server, state: ServerState, now: number, pending = NON
 }
 
 const LOGS = ["text", "json", "none"] as const;
-
 const EVENTS = {
   up: "is up",
   down: "is down",
@@ -2913,14 +2851,11 @@ const EVENTS = {
   removed: "was removed",
 };
 
-/** Seconds in a log: microseconds are as fine as it gets. */
-const rounded = (seconds: number): number => Number(seconds.toFixed(6));
-
+const rounded = (seconds: number): number => Number(seconds.toFixed(6)); // to microseconds
 /** Shows control characters as \x1b, so that nothing in a line can end it or move the cursor. */
 const escapeControls = (text: string): string =>
   text.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${Buffer.from(c, "latin1").toString("hex")}`);
 
-/** One line for each event: text for people, or an object with `time` and `event` for programs. */
 export class Log {
   readonly #format: (typeof LOGS)[number];
   readonly #lines = new LineWriter();
@@ -2951,16 +2886,29 @@ export class Log {
   }
 
   ended(connection: Connection, now: number): void {
-    if (this.#format === "json") return this.say("", "end", endFields(connection, now));
-    const { reason, reached, source, acceptedAt, tried } = connection;
-    if (this.#format === "none" || reason === "ok") return;
-    const client = formatAddress(source);
-    const server = reached === undefined ? "no server" : `server ${reached.name}`;
-    const attempts = tried.map(({ server, why }) => `${server.name}: ${why}`).join("; ");
+    const { reason, reached, dialledAt, connectedAt, firstByteAt } = connection;
+    if (this.#format === "none" || (this.#format === "text" && reason === "ok")) return;
+    const client = formatAddress(connection.source);
+    const seconds = now - connection.acceptedAt;
+    const tried = connection.tried.map(({ server, why }) => ({ server: server.name, why }));
+    const attempts = tried.map(({ server, why }) => `${server}: ${why}`).join("; ");
     const afterwards = attempts === "" ? "" : ` (tried ${attempts})`;
-    const seconds = (now - acceptedAt).toFixed(3);
-    const who = `Connection of client ${client} to ${server}`;
-    this.say(`${who} ended after ${seconds} s: ${reason}${afterwards}`);
+    const server = reached === undefined ? "no server" : `server ${reached.name}`;
+    const end = `ended after ${seconds.toFixed(3)} s: ${reason}${afterwards}`;
+    const words = `Connection of client ${client} to ${server} ${end}`;
+    // HAProxy calls the parts of the time Tw (queued), Tc and Tr
+    this.say(words, "end", {
+      client,
+      server: reached?.name ?? null,
+      seconds: rounded(seconds),
+      queued: rounded(connection.queuedFor),
+      connect: connectedAt === 0 ? null : rounded(connectedAt - dialledAt),
+      firstByte: firstByteAt === 0 ? null : rounded(firstByteAt - connectedAt),
+      bytesToServer: connection.up.bytes,
+      bytesToClient: connection.down.bytes,
+      reason,
+      tried,
+    });
   }
 
   server({ name }: Server, state: keyof typeof EVENTS, by: Teller | Editor, why: string): void {
@@ -2968,23 +2916,6 @@ export class Log {
     const words = `Server ${name} ${EVENTS[state]}${why === "" ? "" : because}`;
     this.say(words, "server", { server: name, state, by, why });
   }
-}
-
-/** What a program learns of a connection. HAProxy calls the parts of its time Tw, Tc and Tr. */
-function endFields(connection: Connection, now: number) {
-  const { reached, dialledAt, connectedAt, firstByteAt } = connection;
-  return {
-    client: formatAddress(connection.source),
-    server: reached?.name ?? null,
-    seconds: rounded(now - connection.acceptedAt),
-    queued: rounded(connection.queuedFor),
-    connect: connectedAt === 0 ? null : rounded(connectedAt - dialledAt),
-    firstByte: firstByteAt === 0 ? null : rounded(firstByteAt - connectedAt),
-    bytesToServer: connection.up.bytes,
-    bytesToClient: connection.down.bytes,
-    reason: connection.reason,
-    tried: connection.tried.map(({ server, why }) => ({ server: server.name, why })),
-  };
 }
 
 // ─── Admin ───────────────────────────────────────────────────────────────────
@@ -2995,9 +2926,8 @@ type Answer = { readonly code: number; readonly type: string; readonly body: str
 const ok = (type: string, body: string): Answer => ({ code: 200, type, body });
 const json = (value: unknown): Answer =>
   ok("application/json; charset=utf-8", JSON.stringify(value));
-const plain = (code: number, text: string): Answer => {
-  return { code, type: "text/plain; charset=utf-8", body: `${text}\n` };
-};
+const TEXT = "text/plain; charset=utf-8";
+const plain = (code: number, text: string): Answer => ({ code, type: TEXT, body: `${text}\n` });
 const PATHS =
   "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
 const ADMIN_CONNECTIONS = 32;
@@ -3029,30 +2959,25 @@ function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingM
     const page = pages.get(path);
     const isRead = method === "GET" || method === "HEAD";
     if (page !== undefined) return isRead ? page() : plain(405, "Expected GET");
+    const [, wanted] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
     const [, server, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
-    const [, algorithm] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
-    const name = server ?? algorithm;
-    if (name === undefined) return plain(404, `Expected ${PATHS}`);
+    const target = server ?? wanted;
+    if (target === undefined) return plain(404, `Expected ${PATHS}`);
     if (method !== "POST") return plain(405, "Expected POST");
     if (!mayWrite)
       return plain(403, "Forbidden: not on a loopback address; --admin-writable allows it");
-    if (action === undefined) return switchAlgorithm(balancer, decoded(name));
-    return switchServer(balancer, decoded(name), action === "drain");
+    const name = decoded(target);
+    if (action === undefined) {
+      const algorithm = ALGORITHMS.find((known) => known === name);
+      if (algorithm === undefined) return plain(404, `Expected one of ${KNOWN}`);
+      balancer.setAlgorithm(algorithm);
+      return json({ algorithm });
+    }
+    const result = balancer.setDraining(name, action === "drain");
+    if (result === "unknown") return plain(404, "No such server");
+    if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
+    return json(balancer.status().servers.find((row) => row.server === name));
   };
-}
-
-function switchServer(balancer: LoadBalancer, name: string, draining: boolean): Answer {
-  const result = balancer.setDraining(name, draining);
-  if (result === "unknown") return plain(404, "No such server");
-  if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
-  return json(balancer.status().servers.find(({ server }) => server === name));
-}
-
-function switchAlgorithm(balancer: LoadBalancer, name: string): Answer {
-  const algorithm = ALGORITHMS.find((known) => known === name);
-  if (algorithm === undefined) return plain(404, `Expected one of ${KNOWN}`);
-  balancer.setAlgorithm(algorithm);
-  return json({ algorithm });
 }
 
 function healthOf({ isDraining, servers }: LoadBalancer): Answer {
@@ -3069,8 +2994,7 @@ function decoded(text: string): string {
   }
 }
 
-/** Makes an answer again only when the last one is old enough: at most a twentieth of the time goes
- *  into making it, however often it is asked for; and it is never older than a second. */
+/** At most a twentieth of the time goes into making answers, and none is older than a second. */
 function thrifty(make: () => Answer): () => Answer {
   let made: Answer | undefined;
   let staleAt = 0;
@@ -3131,17 +3055,14 @@ function inTurn(answer: (request: IncomingMessage) => Answer) {
 }
 
 // --- metrics, in Prometheus' text format ---
-
 function family(name: string, help: string, lines: readonly string[], kind = "gauge"): string {
   const type = name.endsWith("_total") ? "counter" : kind;
   const samples = lines.map((line) => `balancer_${name}${line}\n`).join("");
   return `# HELP balancer_${name} ${help}\n# TYPE balancer_${name} ${type}\n${samples}`;
 }
 
-function label(name: string, value: string): string {
-  const escaped = value.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
-  return `${name}="${escaped}"`;
-}
+const label = (name: string, value: string): string =>
+  `${name}="${value.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n")}"`;
 
 function metricsOf(balancer: LoadBalancer): Answer {
   const s = balancer.status();
@@ -3354,11 +3275,7 @@ function descriptors(): { readonly limit: number; readonly open: number } {
 const KNOWN = ALGORITHMS.join(", ");
 const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${KNOWN}`;
 
-const misused = (what: string, text: string, right: string): UsageError =>
-  new UsageError(badly(what, text, right));
-
-/** The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
- *  it outlives us, and so do the clients that wait in it. Throws RunError or UsageError. */
+/** A socket that whoever started us listens on already (systemd). Throws RunError or UsageError. */
 function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
   const { LISTEN_FDS, LISTEN_PID } = env;
   if (LISTEN_FDS === undefined || LISTEN_PID === undefined) return undefined;
@@ -3372,15 +3289,13 @@ function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
   throw misused("option", surplus, "none beside LISTEN_FDS");
 }
 
-/** What asks the program to stop, and what merely looks as if it did. Set up before anything is
- *  awaited: as process 1 of a container it would not die of a signal without a handler. */
+/** Before anything is awaited: process 1 of a container does not die of an unhandled signal. */
 function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean): void {
   onStopSignals(stop, stopNow, ["SIGINT", "SIGTERM", "SIGQUIT"]);
   const onTerminal = [0, 1, 2].filter((fd) => isatty(fd));
   process.on("SIGHUP", () => {
     const hasHungUp = onTerminal.length > 0 && !onTerminal.some((fd) => isatty(fd));
-    const isEnd = hasHungUp || (!reload() && onTerminal.length > 0);
-    if (isEnd) stop();
+    if (hasHungUp || (!reload() && onTerminal.length > 0)) stop();
   });
   const ignore = (signal: string): void =>
     console.error(`${signal} changes nothing: SIGHUP reads the servers file`);
