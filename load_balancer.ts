@@ -31,7 +31,6 @@ import {
   isIP,
   type Server as Listener,
   SocketAddress,
-  type ServerOpts,
   type Socket,
   type TcpNetConnectOpts,
 } from "node:net";
@@ -1625,9 +1624,8 @@ export function isWithin(list: BlockList, host: string): boolean {
 
 // ─── Relay ───────────────────────────────────────────────────────────────────
 // A connection is two sockets, bytes both ways, a stage, and one way out: whatever happens ends in
-// `#settle` once both sockets are closed. It decides; what it needs of the world it asks of its
-// owner. The handlers are shared by all connections and find theirs through the socket: closures
-// for each would cost more than the forwarding.
+// `#settle` once both sockets are closed. What it needs of the world it asks of its owner. Handlers
+// are shared and find theirs through the socket: closures would cost more than the forwarding.
 
 /** How an accepted connection may end, and how many have at the start. */
 const NO_ENDS = {
@@ -1644,31 +1642,21 @@ const NO_ENDS = {
 };
 export type Reason = keyof typeof NO_ENDS;
 export const REASONS = Object.keys(NO_ENDS).filter((key): key is Reason => key in NO_ENDS);
-
 /** Bytes that are held back for a slow reader before its source is paused; also a small read. */
 const BUFFER_SIZE = 64 * 1024;
-
 /** What a connection needs of a socket. A `Socket` is one; so is a test's recorder. */
-export type Wire = Pick<Socket, Writes | Reads | Ends | "once" | "connection">;
+export type Wire = Pick<Socket, Writes | Reads | Ends | "writableFinished" | "once" | "connection">;
 type Writes = "write" | "cork" | "uncork" | "writable" | "writableLength" | "writableNeedDrain";
 type Reads = "pause" | "resume" | "unshift" | "connecting" | "localAddress" | "localPort";
-type Ends =
-  "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded" | "writableFinished";
-
-/** `greeting`: a PROXY header is awaited; `queued`: no server yet; `dialling`: a connect is under
- *  way; `closing`: its end is decided, and its sockets are being closed. */
+type Ends = "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded";
+/** `greeting`: a PROXY header comes first; `queued`: no place; `closing`: its end is decided. */
 export type Stage = "greeting" | "queued" | "dialling" | "relaying" | "closing" | "ended";
-
-/** What a connection asks of its owner: see there what each is for. */
-export type Owner = Pick<LoadBalancer, Means | Moves> & {
-  readonly health: Pick<Health, "saw" | "suspect" | "caresForFirstBytes">;
-};
+export type Owner = Pick<LoadBalancer, Means | Moves> & { readonly health: Watch };
+type Watch = Pick<Health, "saw" | "suspect" | "caresForFirstBytes">;
 type Means = "settings" | "buffers" | "turnTimes" | "now" | "headerFor" | "soon" | "resetLater";
 type Moves = "place" | "rest" | "left" | "dialFailed" | "connected" | "gone";
-
 /** `hold`: seconds within which a server that closes without a byte is suspect. */
 export type RelaySettings = { readonly abortOnClose: boolean; readonly hold: number };
-
 /** One direction: bytes so far, whether some moved since the last sweep, whether it has ended. */
 type Flow = { bytes: number; moved: boolean; ended: boolean };
 
@@ -1680,20 +1668,16 @@ const NOTHING = Buffer.alloc(0);
 export class Connection implements Guest {
   readonly owner: Owner;
   readonly client: Wire;
-  /** Whom the bytes come from: the peer, or whom its PROXY header names. */
-  source: Address;
+  source: Address; // whom the bytes come from: the peer, or whom its PROXY header names
   readonly acceptedAt: number;
   stage: Stage = "queued";
   reason: Reason | undefined = undefined;
   upstream: Wire | undefined = undefined;
-  /** Where it has a place, and where it was connected to. */
-  server: Server | undefined = undefined;
-  reached: Server | undefined = undefined;
+  server: Server | undefined = undefined; // where it has a place
+  reached: Server | undefined = undefined; // where it was connected to
   tried: readonly Attempt[] = NO_ATTEMPTS;
-  /** The key under which its client's connections are counted; "" while it is not. */
-  countedAs = "";
-  /** A dial failed for want of our own descriptors or ports. */
-  ranShort = false;
+  countedAs = ""; // the key under which its client's connections are counted; "" while it is not
+  ranShort = false; // a dial failed for want of our own descriptors or ports
   readonly up: Flow = { bytes: 0, moved: false, ended: false };
   readonly down: Flow = { bytes: 0, moved: false, ended: false };
   /** When things happened; 0 for not yet. A turn begins with `askedAt`; it ends, and that is 0. */
@@ -1702,11 +1686,9 @@ export class Connection implements Guest {
   firstByteAt = 0;
   askedAt = 0;
   quietSince: number;
-  /** Seconds spent in the queue, and since when it is there now. */
-  queuedFor = 0;
   queuedAt = 0;
-  /** Client's bytes that no server has been given yet. */
-  #kept = NO_CHUNKS;
+  queuedFor = 0; // seconds, all stays in the queue together
+  #kept = NO_CHUNKS; // client's bytes that no server has been given yet
   #keptBytes = 0;
   #isPutOff = false;
   #isRereading = false;
@@ -1724,40 +1706,32 @@ export class Connection implements Guest {
   get clientAddress(): string {
     return this.source.host;
   }
-
   get isSilent(): boolean {
     return this.up.bytes + this.#keptBytes === 0;
   }
 
-  // --- stages ---
-
-  /** A PROXY header comes first, and says who the client is. */
   greet(): void {
     this.stage = "greeting";
   }
-
   queue(): void {
     this.stage = "queued";
     this.queuedAt = this.owner.now();
   }
 
-  /** It has a place at `server`, and `wire` is being connected to it. */
   dial(server: Server, wire: Wire): void {
-    const now = this.owner.now();
-    this.#leaveQueue(now);
+    this.#leaveQueue();
     this.stage = "dialling";
     this.server = server;
     this.upstream = wire;
-    this.dialledAt = now;
+    this.dialledAt = this.owner.now();
     this.connectedAt = 0;
   }
 
-  #leaveQueue(now: number): void {
-    if (this.queuedAt > 0) this.queuedFor += now - this.queuedAt;
+  #leaveQueue(): void {
+    if (this.queuedAt > 0) this.queuedFor += this.owner.now() - this.queuedAt;
     this.queuedAt = 0;
   }
 
-  /** The server is there: everything that waited for it goes out. */
   connected(): void {
     const { server, upstream } = this;
     if (upstream === undefined || server === undefined) return;
@@ -1775,7 +1749,6 @@ export class Connection implements Guest {
     else if (this.up.ended) this.#putOff();
   }
 
-  /** The dial failed: it goes to a server that it has not tried. */
   dialFailed(error: Error): void {
     const { server, upstream } = this;
     if (server === undefined) return;
@@ -1792,7 +1765,6 @@ export class Connection implements Guest {
   }
 
   // --- the client's side ---
-
   clientSent(chunk: Buffer): void {
     const { stage, upstream, server } = this;
     if (stage === "closing" || stage === "ended") return;
@@ -1850,7 +1822,6 @@ export class Connection implements Guest {
   }
 
   // --- the server's side ---
-
   /** Returns false when no more should be read for now. */
   serverSent(size: number, buffer: Uint8Array): boolean {
     const { server, client, upstream, owner } = this;
@@ -1896,8 +1867,6 @@ export class Connection implements Guest {
     if (owner.now() - this.connectedAt < owner.settings.hold) owner.health.suspect(server);
   }
 
-  // --- writing ---
-
   #sendUp(upstream: Wire, chunk: Buffer): void {
     this.up.moved = true;
     this.up.bytes += chunk.length;
@@ -1939,8 +1908,7 @@ export class Connection implements Guest {
     this.owner.soon(this);
   }
 
-  /** Writes what was put off, and passes on the ends that have come in, each in its own direction.
-   *  With both there and nothing left to write, one close each does for two shutdowns. */
+  /** Writes and ends what was put off. Both ends at once need no shutdowns: one close each does. */
   turnEnds(): void {
     this.#isPutOff = false;
     const { client, upstream, up, down } = this;
@@ -1984,7 +1952,7 @@ export class Connection implements Guest {
     if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
   }
 
-  /** To be called now and then; says whether it has been quiet for `seconds`. */
+  /** To be called now and then. */
   isQuietFor(seconds: number, now: number): boolean {
     const { up, down } = this;
     if (up.moved || down.moved) this.quietSince = now;
@@ -1993,10 +1961,7 @@ export class Connection implements Guest {
     return this.stage === "relaying" && now - this.quietSince >= seconds;
   }
 
-  // --- the end ---
-
-  /** Decides the end, for `reason`: each socket is closed as this reason looks to it. The first
-   *  reason stands. */
+  /** Decides the end: each socket is closed as `reason` looks to it. The first reason stands. */
   close(reason: Reason): void {
     const { stage, upstream, client } = this;
     if (stage === "closing" || stage === "ended") return;
@@ -2006,7 +1971,7 @@ export class Connection implements Guest {
       this.#kept = NO_CHUNKS;
       this.#keptBytes = 0;
     }
-    this.#leaveQueue(this.owner.now());
+    this.#leaveQueue();
     this.stage = "closing";
     this.reason = reason;
     this.owner.rest(this);
@@ -2018,8 +1983,7 @@ export class Connection implements Guest {
     }
   }
 
-  /** Half a reply must not look like a whole one: idle, a client gets a FIN only from a server that
-   *  has proved well since it fell silent. */
+  /** Half a reply must not look whole: an idle client gets a FIN only if its server proved well. */
   #mayEndCleanly(wire: Wire): boolean {
     const { client, upstream, server } = this;
     if (wire !== client) return wire.writableLength === 0;
@@ -2076,8 +2040,6 @@ declare module "node:net" {
 }
 
 // --- handlers, shared by all sockets ---
-
-/** Has `socket` tell its `connection` what both kinds of sides tell. */
 function handled(socket: Socket, connection: Connection): Socket {
   socket.connection = connection;
   return socket.on("error", onError).on("end", onEnd).on("close", onClose);
@@ -2086,10 +2048,11 @@ function handled(socket: Socket, connection: Connection): Socket {
 function onClientData(this: Socket, chunk: Buffer): void {
   this.connection?.clientSent(chunk);
 }
-
-/** `buffer` is ours and is read into again: see `ReadBuffers`. */
-function onServerData(this: Socket, size: number, buffer: Uint8Array): boolean {
-  return this.connection?.serverSent(size, buffer) ?? false;
+function onDrain(this: Wire): void {
+  this.connection?.drained(this);
+}
+function onClose(this: Socket): void {
+  this.connection?.sideClosed(this);
 }
 
 function onConnect(this: Socket): void {
@@ -2107,18 +2070,10 @@ function onEnd(this: Socket): void {
   else connection?.serverFinished();
 }
 
-function onDrain(this: Wire): void {
-  this.connection?.drained(this);
-}
-
 function onError(this: Socket, error: Error): void {
   const { connection } = this;
   if (this === connection?.client) connection.clientLost();
   else connection?.serverLost(error);
-}
-
-function onClose(this: Socket): void {
-  this.connection?.sideClosed(this);
 }
 
 /** Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
@@ -2126,14 +2081,10 @@ function onClose(this: Socket): void {
  *  ended, only a later read does. */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
-/** Reading of a client must stop behind a chunk that is put back to be read once more. What may be
- *  written to it is counted, not asked of the stream. */
+/** Reading of a client must stop behind a chunk that is put back to be read once more. */
 const CLIENT_HIGH_WATER_MARK = HIDES_RESETS ? 1 : BUFFER_SIZE;
-
-/** Seconds that the kernel has for bytes before a reset discards them; and for those that it has
- *  not taken yet. */
-const GRACE = 0.05;
-const LONGEST_GRACE = 2;
+const GRACE = 0.05; // seconds that the kernel has for bytes before a reset discards them
+const LONGEST_GRACE = 2; // and for those that it has not taken yet
 
 /** Its last bytes are with the kernel and the FIN is on its way: libuv refuses to reset it. */
 const isShuttingDown = (wire: Wire): boolean =>
@@ -2166,20 +2117,16 @@ export function newResets(now: () => number) {
       waiting.set(wire, { deadline: time + LONGEST_GRACE, at: time + GRACE });
       timer ??= setInterval(() => look(now()), (GRACE / 2) * 1000);
     },
-    /** Waits no longer for any of them. */
     allNow: (): void => look(Infinity),
   };
 }
 
-/** A read of so many bytes is a bulk transfer, and worth a buffer of its own, of that size: larger
- *  ones cost less a byte (see the journal on cost), but each reader that has stalled holds one. */
-const BULK = 16 * 1024;
-const BULK_BUFFER_SIZE = 128 * 1024;
+const BULK = 16 * 1024; // a read of so many bytes is a bulk transfer, worth a buffer of its own
+const BULK_BUFFER_SIZE = 128 * 1024; // more costs less a byte, but each stalled reader holds one
 
 /** The buffers into which servers' bytes are read. Small reads of all connections share one and are
- *  copied out at once: an idle connection holds none. A bulk transfer reads into one of its own,
- *  which is written as it stands. It is read into again only if that write left nothing queued,
- *  because what is queued still points into it. */
+ *  copied out at once: an idle connection holds none. A bulk transfer has one of its own, which is
+ *  written as it stands, and read into again only if nothing of it was left queued. */
 export class ReadBuffers {
   readonly #shared: Uint8Array = Buffer.allocUnsafeSlow(BUFFER_SIZE);
   #next = this.#shared;
@@ -2190,7 +2137,9 @@ export class ReadBuffers {
       this.#next = this.#shared;
       return next;
     },
-    callback: onServerData,
+    callback(this: Socket, size: number, buffer: Uint8Array): boolean {
+      return this.connection?.serverSent(size, buffer) ?? false;
+    },
   };
 
   /** Writes the first `size` bytes of `buffer` to `wire`; false when it should not get more. */
@@ -2211,46 +2160,41 @@ export class ReadBuffers {
 // out what the sections above decide. Everything that changes while it runs is here, in a
 // `Connection`, in `Places` or in a `Server`.
 
-/** Where the balancer gets its time and its connections from. */
-export interface World {
-  readonly clock: Clock;
-  readonly connect: (options: TcpNetConnectOpts & { readonly highWaterMark?: number }) => Socket;
-}
-
+type Dial = TcpNetConnectOpts & { readonly highWaterMark?: number };
+export type World = { readonly clock: Clock; readonly connect: (options: Dial) => Socket };
 const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
   setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
-const realWorld: World = {
-  clock: {
-    now: () => performance.now() / 1000,
-    after(seconds, action) {
-      const timer = inTime(seconds, action);
-      return () => clearTimeout(timer);
-    },
+const realClock: Clock = {
+  now: () => performance.now() / 1000,
+  after(seconds, action) {
+    const timer = inTime(seconds, action);
+    return () => clearTimeout(timer);
   },
-  connect,
 };
+const realWorld: World = { clock: realClock, connect };
 /** For deadlines: what lay in the kernel while we stood still is read before they are looked at. */
 const patientClock: Clock = {
-  ...realWorld.clock,
-  after: (seconds, action) => realWorld.clock.after(seconds, () => setImmediate(action)),
+  ...realClock,
+  after: (seconds, action) => realClock.after(seconds, () => setImmediate(action)),
 };
 
-/** Seconds between two looks at everything that merely must not be forgotten. */
-const SWEEP = 1;
-/** How long a server that has vanished from the file or from DNS is remembered, in seconds. */
-const REMEMBER = 600;
+const SWEEP = 1; // seconds between two looks at everything that merely must not be forgotten
+const REMEMBER = 600; // seconds that a server is known which has vanished from the file or from DNS
 /** Checks begin spread over so many moments of the interval: a few at a time wake us less often. */
 const CHECK_MOMENTS = 20;
 /** When the first check is due of a server that stands at `phase`, in [0, 1), of the list. */
 export const firstCheckIn = (phase: number, interval: number): number =>
   (Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS) * interval;
-/** A timer that fires later than this, in seconds, shows that we stood still. */
-const STOOD_STILL = 0.1;
-/** Without a time-out, the system asks after so many seconds of silence whether a peer is there. */
-const ASK_WHETHER_ALIVE = { keepAlive: true, keepAliveInitialDelay: 60_000 };
-
-/** Who changed which servers there are. */
-export type Editor = "start" | "file" | "names" | "admin";
+const STOOD_STILL = 0.1; // a timer that is later than this, in seconds, shows that we stood still
+const LATE = new Error("no answer while we stood still"); // which tells nothing of the server
+/** Of both sides. Without a time-out, the system asks whether a silent peer is still there. */
+const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
+  allowHalfOpen: true,
+  noDelay: true,
+  keepAlive: idleTimeout === 0,
+  keepAliveInitialDelay: 60_000, // milliseconds
+});
+export type Editor = "start" | "file" | "names" | "admin"; // who changed which servers there are
 
 export class LoadBalancer {
   readonly options: LoadBalancerOptions;
@@ -2259,40 +2203,31 @@ export class LoadBalancer {
   readonly log: Log;
   servers: readonly Server[] = [];
   algorithm: Algorithm;
-  /** It is about to stop: `/healthz` says so. */
-  isDraining = false;
-  /** Why the servers file was refused last; null when it was not. */
-  fileError: string | null = null;
+  isDraining = false; // it is about to stop: `/healthz` says so
+  fileError: string | null = null; // why the servers file was refused last, if it was
   readonly turnTimes = newHistogram(FINE_BUCKETS);
-  /** Resets a wire when what was written to it has had its chance to arrive. */
   readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
   readonly now = (): number => this.#world.clock.now();
-  /** To be called when the last connection has ended after `stop`. */
-  readonly onStopped: (() => void)[] = [];
+  readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
   readonly #random: () => number;
-  /** Servers that are configured no more: they finish their connections, and are known if they
-   *  return. */
+  /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
   readonly #places: Places<Connection>;
   readonly health: Health;
   readonly #listener: Listener;
-  /** Where it listens, once it does. */
-  #address: Address | undefined;
+  #address: Address | undefined; // where it listens, once it does
   readonly #startedAt: number;
   readonly #open = new Set<Connection>();
   readonly #queue: Deadlines<Connection>;
-  /** Those that await a PROXY header, or a server to accept. */
-  readonly #greeting: Deadlines<Connection>;
+  readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
   readonly #patients: Patients<Connection>;
-  /** How many connections each client's address has. */
-  readonly #addresses = new Map<string, number>();
+  readonly #addresses = new Map<string, number>(); // how many connections each address has
   readonly #resets = newResets(this.now);
   readonly #sweeper: NodeJS.Timeout;
   #later: (Connection | Wire)[] = [];
   readonly #counts = { accepted: 0, retries: 0, refusedByAddress: 0 };
-  /** What this machine ran short of last, and when. */
-  #shortage = { why: "", at: -Infinity };
+  #shortage = { why: "", at: -Infinity }; // what this machine ran short of last, and when
   readonly #ended = { ...NO_ENDS };
   #allGone: () => void = () => undefined;
   #endDelay: () => void = () => undefined;
@@ -2312,15 +2247,19 @@ export class LoadBalancer {
     });
     this.settings = { abortOnClose: options.abortOnClose, hold: this.health.hold };
     this.#queue = new Deadlines(queueTimeout, (late) => late.close("queue_timeout"));
-    this.#greeting = new Deadlines(connectTimeout, greetingTimedOut);
+    this.#greeting = new Deadlines(connectTimeout, (connection, late) => {
+      if (connection.stage === "greeting") return connection.close("bad_proxy");
+      connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
+    });
     this.#patients = new Patients(Math.min(retryFor, queueTimeout), this);
-    this.#listener = createServer(listenerOptions(options), (client) => this.#accept(client));
+    const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
+    this.#listener = createServer(listening, (client) => this.#accept(client));
     this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
     this.setServers(options.servers, "start");
   }
 
-  /** Starts listening; returns the real address. Throws RunError. */
+  /** Returns the real address. Throws RunError. */
   async listen(): Promise<Address> {
     const { host, port, reusePort, inherited } = this.options;
     const how = inherited === undefined ? { reusePort } : { fd: inherited };
@@ -2329,10 +2268,7 @@ export class LoadBalancer {
     return this.#address;
   }
 
-  // --- servers ---
-
-  /** Balances over `specs` from now on. Servers that stay, or return, keep what is known of them.
-   *  Changes nothing, and returns why, where one of them is the balancer itself. */
+  /** Who stays or returns is known. Changes nothing, and says why, if one is the balancer. */
   setServers(specs: readonly ServerSpec[], by: Editor): string | undefined {
     const problem = this.#address && complaintAboutItself(specs, this.#address);
     if (problem !== undefined) {
@@ -2361,7 +2297,13 @@ export class LoadBalancer {
       }
       return server;
     });
-    for (const server of leaving.values()) this.#remove(server, by);
+    for (const server of leaving.values()) {
+      this.#past.set(server.name, { server, removedAt: this.now() });
+      this.health.forget(server);
+      if (!server.spec.resolved) continue; // a name has found its addresses
+      const rest = server.open === 0 ? "" : `${server.open} of its connections go on`;
+      this.log.server(server, "removed", by, rest);
+    }
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
     this.#places.setServers(this.servers);
     if (isReweighted) this.#renewPicker();
@@ -2375,14 +2317,6 @@ export class LoadBalancer {
     this.log.server(server, state, by, why);
   }
 
-  #remove(server: Server, by: Editor): void {
-    this.#past.set(server.name, { server, removedAt: this.now() });
-    this.health.forget(server);
-    if (!server.spec.resolved) return; // a name has found its addresses
-    const rest = server.open === 0 ? "" : `${server.open} of its connections go on`;
-    this.log.server(server, "removed", by, rest);
-  }
-
   #add(server: Server, phase: number, by: Editor): void {
     const isStart = by === "start";
     const delay = isStart ? firstCheckIn(phase, this.options.checkInterval) : 0;
@@ -2393,7 +2327,6 @@ export class LoadBalancer {
     this.log.server(server, "added", by, server.draining ? "still drained" : "");
   }
 
-  /** Gives a server no new clients, or gives it some again. */
   setDraining(name: string, draining: boolean): "done" | "unknown" | "weightless" {
     const server = this.servers.find((candidate) => candidate.name === name);
     if (server === undefined) return "unknown";
@@ -2405,7 +2338,6 @@ export class LoadBalancer {
     return "done";
   }
 
-  /** Who is up, drained or warm is not what it was. */
   #serversChanged(): void {
     weigh(this.servers, this.now(), this.options.slowStart);
     this.#places.refresh();
@@ -2427,13 +2359,11 @@ export class LoadBalancer {
   #resetConnectionsOf(server: Server): void {
     const { received, receivedBefore } = server.health;
     if (this.options.onDown !== "reset" || received > receivedBefore) return;
-    for (const connection of this.#open) {
+    for (const connection of this.#open)
       if (connection.server === server && connection.stage === "relaying")
         connection.close("server_reset");
-    }
   }
 
-  /** Picks by `name` from now on. Who waits is placed anew. */
   setAlgorithm(name: Algorithm): void {
     const from = this.algorithm;
     const words = `The algorithm is ${name} now; it was ${from}`;
@@ -2448,8 +2378,6 @@ export class LoadBalancer {
     const pick = make({ random: this.#random, now: this.now });
     this.#places.setPicker(pick, STICKY.has(this.algorithm));
   }
-
-  // --- clients ---
 
   #accept(client: Socket): void {
     const { acceptProxy, maxConnections } = this.options;
@@ -2466,8 +2394,7 @@ export class LoadBalancer {
     this.#greeting.add(connection);
   }
 
-  /** It wants a (another) server: it is dialled, or queued, or closed for want of one, or because
-   *  its client's address has its fill, in which it is counted once. */
+  /** Dials a server, or queues or closes; counted once among those of its client's address. */
   place(connection: Connection): void {
     const most = this.options.clientConnections;
     if (most > 0 && connection.countedAs === "") {
@@ -2486,7 +2413,6 @@ export class LoadBalancer {
     this.#queue.add(connection);
   }
 
-  /** Dials `server`; where there is none, lets it wait for one, or go. */
   #goTo(connection: Connection, server: Server | "none"): void {
     if (server === "none") {
       if (connection.ranShort) connection.close("limit");
@@ -2496,19 +2422,16 @@ export class LoadBalancer {
     if (connection.tried.length > 0) this.#counts.retries += 1;
     const upstream = this.#world.connect({
       ...server.address,
+      ...socketOptions(this.options),
       onread: this.buffers.onread,
-      allowHalfOpen: true,
-      noDelay: true,
       autoSelectFamily: false,
       highWaterMark: BUFFER_SIZE,
-      ...(this.options.idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
     });
     handled(upstream, connection).on("connect", onConnect);
     connection.dial(server, upstream);
     this.#greeting.add(connection);
   }
 
-  /** Admits the first in line who can be served now, at `server` if that is given. */
   #admitOne(server?: Server): boolean {
     const admission = this.#places.admit(server);
     if (admission === undefined) return false;
@@ -2518,15 +2441,12 @@ export class LoadBalancer {
   }
 
   // --- what connections ask for ---
-
-  /** The PROXY header that its server is sent first; "" for none. */
   headerFor({ source, client }: Connection): string {
     if (!this.options.sendProxy) return "";
     const { localAddress = "", localPort = 0 } = client;
     return proxyHeader(source, { host: localAddress, port: localPort });
   }
 
-  /** It waits for nothing any more: no place, no deadline. */
   rest(connection: Connection): void {
     this.#greeting.delete(connection);
     this.#patients.forget(connection);
@@ -2553,7 +2473,7 @@ export class LoadBalancer {
     }
     if (error === LATE) return false;
     server.stats.connectErrors += 1;
-    // what it costs: no fast failure looks fast
+    // so that no fast failure looks fast to an algorithm
     failed(server.cost, dialledAt, this.options.connectTimeout, this.now());
     this.health.saw(server, { kind: "dial failed", why, dialledAt });
     return false;
@@ -2586,7 +2506,6 @@ export class LoadBalancer {
     }
   };
 
-  /** It has ended; exactly once. */
   gone(connection: Connection): void {
     const { reason = "ok", countedAs } = connection;
     this.#open.delete(connection);
@@ -2599,8 +2518,7 @@ export class LoadBalancer {
     if (this.#open.size === 0) this.#allGone();
   }
 
-  /** One check of `server`. At another port it cannot tell whether the server accepts: then any
-   *  failure of it is silence, and `beside` it goes a connect to the server's own port. */
+  /** At another port a check only shows silence: `beside` it goes a connect to the server's own. */
   readonly #probe: Probe = (server, hold, beside, report) => {
     const { check, checkPort, checkInterval, connectTimeout, sendProxy } = this.options;
     const port = checkPort ?? ownPortOf(check);
@@ -2624,9 +2542,7 @@ export class LoadBalancer {
         if (results.length === orders.length) report(mostTelling(results));
       }),
     );
-    return () => {
-      for (const stop of stops) stop();
-    };
+    return () => stops.forEach((stop) => stop());
   };
 
   #sweep(): void {
@@ -2644,10 +2560,7 @@ export class LoadBalancer {
     this.#patients.retry();
   }
 
-  // --- the end ---
-
-  /** Says for `delay` seconds that clients should go elsewhere, while they are still accepted; then
-   *  stops as `stop` does. */
+  /** For `delay` seconds it only says that it will stop, and still accepts; then it stops. */
   async drain(delay: number, seconds: number): Promise<number> {
     const open = this.#open.size;
     const words = `Stopping: ${open} ${open === 1 ? "connection is" : "connections are"} open`;
@@ -2661,8 +2574,7 @@ export class LoadBalancer {
     return this.stop(seconds);
   }
 
-  /** Stops listening, lets open connections finish for `seconds`, resets the rest, and returns how
-   *  many that were. */
+  /** Stops listening, lets connections finish for `seconds`, resets the rest and counts those. */
   async stop(seconds: number): Promise<number> {
     this.isDraining = true;
     if (this.#listener.listening) this.#listener.close();
@@ -2680,15 +2592,13 @@ export class LoadBalancer {
     return this.#ended.drain_forced;
   }
 
-  /** Resets every open connection, and waits for no others. */
   cut(): void {
     this.#endDelay();
     for (const connection of this.#open) connection.close("drain_forced");
     this.#resets.allNow();
   }
 
-  /** Everything that the page and the metrics show; times in seconds, null where none is known. At
-   *  every moment accepted = active + queued + the sum of ended. */
+  /** Times in seconds, null: unknown. Always accepted = active + queued + the sum of ended. */
   status() {
     const now = this.now();
     const turns = this.#pendingTurns(now);
@@ -2700,22 +2610,18 @@ export class LoadBalancer {
       listening: this.#address === undefined ? "" : formatAddress(this.#address),
       draining: this.isDraining,
       uptime: now - this.#startedAt,
-      /** The limits, of clients and per server; 0 and Infinity (null in JSON): none. */
-      maxConnections: this.options.maxConnections,
-      serverConnections: this.options.serverConnections,
+      maxConnections: this.options.maxConnections, // Infinity, null in JSON: no limit
+      serverConnections: this.options.serverConnections, // 0: no limit
       ...this.#counts,
       active: this.#open.size - waiting.length,
       queued: waiting.length,
-      /** Who stands at the head of the queue, and for how long. */
-      waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => ({
-        client: formatAddress(source),
-        seconds: now - acceptedAt,
-      })),
-      /** What this machine ran short of within the last minute, in words. */
+      waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => {
+        return { client: formatAddress(source), seconds: now - acceptedAt };
+      }),
       shortage: now - this.#shortage.at < 60 ? this.#shortage.why : null,
       fileError: this.fileError,
       ended: { ...this.#ended },
-      /** All turns so far; the last count is of those above all buckets. */
+      // the last count is of the turns above all buckets
       turns: { buckets: this.turnTimes.bounds, counts: this.turnTimes.counts },
       servers: [
         ...this.servers.map((server) => statusOf(server, stateOf(server), now, turns.get(server))),
@@ -2724,7 +2630,6 @@ export class LoadBalancer {
     };
   }
 
-  /** The turns of each server that wait for an answer now, and for how long the oldest has. */
   #pendingTurns(now: number): Map<Server, Pending> {
     const pending = new Map<Server, Pending>();
     for (const { server, askedAt } of this.#open) {
@@ -2737,16 +2642,15 @@ export class LoadBalancer {
   }
 }
 
-/** What is wrong with `specs` when one of them is where we listen ourselves. */
 function complaintAboutItself(specs: readonly ServerSpec[], own: Address): string | undefined {
   const itself = specs.find(({ host, port }) => port === own.port && meets(host, own.host));
   const right = "another address than the one that the balancer listens on";
   return itself && badly("server", formatAddress(itself), right);
 }
 
-/** As `readValue` says it. */
 const badly = (what: string, text: string, right: string): string =>
   `Bad ${what} ${JSON.stringify(text)}: expected ${right}`;
+const misused = (...what: Parameters<typeof badly>) => new UsageError(badly(...what));
 
 /** Whether who connects to `host` may reach a socket that listens on `own`. */
 function meets(host: string, own: string): boolean {
@@ -2758,14 +2662,6 @@ function meets(host: string, own: string): boolean {
   return host === own || (everywhere.includes(own) && isHere(host));
 }
 
-const listenerOptions = ({ idleTimeout }: LoadBalancerOptions): ServerOpts => ({
-  allowHalfOpen: true,
-  noDelay: true,
-  highWaterMark: CLIENT_HIGH_WATER_MARK,
-  ...(idleTimeout === 0 ? ASK_WHETHER_ALIVE : {}),
-});
-
-/** Often enough for the shortest time that is watched by looking now and then. */
 export function sweepPeriod(times: { idleTimeout: number; slowStart: number }): number {
   const watched = [times.idleTimeout, times.slowStart].filter((time) => time > 0);
   return Math.min(SWEEP, ...watched.map((time) => time / 4));
@@ -2776,32 +2672,16 @@ function addressKey(address: string): string {
   if (isIP(address) !== 6) return address;
   const host = address.replace(/%.*/, "");
   const zeros = 8 - host.split(":").filter(Boolean).length;
-  const groups = host
-    .replace("::", `:${"0:".repeat(zeros)}`)
-    .split(":")
-    .filter(Boolean);
+  const full = host.replace("::", `:${"0:".repeat(zeros)}`);
+  const groups = full.split(":").filter(Boolean);
   return `${groups.slice(0, 4).join(":")}::/64`;
 }
 
-/** A dial that we ended because we stood still tells nothing of its server. */
-const LATE = new Error("no answer while we stood still");
-
-function greetingTimedOut(connection: Connection, late: number): void {
-  if (connection.stage === "greeting") return connection.close("bad_proxy");
-  connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
-}
-
-const codeOf = (error: unknown): string =>
-  error instanceof Error && "code" in error ? String(error.code) : "";
-
-/** Whether a failed connect is this machine's shortage. Without an address of its own, as when IPv6
- *  is off, it never reaches a server; if it has reached it before, it is out of ports. */
+const codeOf = (error: Error): string => ("code" in error ? String(error.code) : "");
+/** EADDRNOTAVAIL from a server never reached: this machine has no IPv6; later: no port is left. */
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
-
 type RuleOption = "check" | "checkPort" | "checkInterval" | "fall" | "rise";
-
-/** By which rules these options have servers judged. */
 export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
   const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
@@ -2820,8 +2700,7 @@ export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings
   };
 }
 
-/** What a check tells: our own shortage nothing; and a refusal at another port, that the server is
- *  silent. */
+/** A shortage of ours tells nothing; a refusal at another port, that the server is silent. */
 function judged(result: CheckResult, { address }: CheckOrder, server: Server): CheckResult {
   if (result.kind !== "refused") return result;
   if (isOurShortage(result.code, server.health)) return { kind: "short" };
@@ -2829,68 +2708,48 @@ function judged(result: CheckResult, { address }: CheckOrder, server: Server): C
   return { kind: "silent", why: result.why, by: "time-out" };
 }
 
-/** Of several results the first of these counts. */
-const TELLING = ["late", "short", "refused", "silent", "passed"];
+const TELLING = ["late", "short", "refused", "silent", "passed"]; // of several, the first counts
 const mostTelling = (results: readonly CheckResult[]): CheckResult =>
   results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
 
-/** Things that all may wait equally long, and until when: the first in is the first to expire, so
- *  one timer serves them all. */
+/** Things that wait equally long, and until when: the first in expires first, so one timer does. */
 class Deadlines<T> extends Map<T, number> {
-  readonly #wait: number;
-  readonly #expire: (item: T, late: number) => void;
-  readonly #clock: Clock;
-  #isAlarmSet = false;
+  readonly add: (item: T) => void;
 
-  /** `expire` is told by how many seconds it comes late. */
   constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
-    this.#wait = seconds;
-    this.#expire = expire;
-    this.#clock = clock;
-  }
-
-  add(item: T): void {
-    this.set(item, this.#clock.now() + this.#wait);
-    if (!this.#isAlarmSet) this.#wakeIn(this.#wait);
-  }
-
-  #wakeIn(seconds: number): void {
-    this.#isAlarmSet = true;
-    this.#clock.after(seconds, () => this.#look());
-  }
-
-  #look(): void {
-    const now = this.#clock.now();
-    for (const [item, deadline] of this) {
-      if (deadline > now) break;
-      this.delete(item);
-      // which may add to us: the next time is set below
-      this.#expire(item, now - deadline);
-    }
-    const [next] = this.values();
-    this.#isAlarmSet = false;
-    if (next !== undefined) this.#wakeIn(next - now);
+    let isAlarmSet = false;
+    const wakeIn = (wait: number): void => {
+      isAlarmSet = true;
+      clock.after(wait, look);
+    };
+    const look = (): void => {
+      const now = clock.now();
+      for (const [item, deadline] of this) {
+        if (deadline > now) break;
+        this.delete(item);
+        expire(item, now - deadline); // which may add to us: the next time is set below
+      }
+      const [next] = this.values();
+      isAlarmSet = false;
+      if (next !== undefined) wakeIn(next - now);
+    };
+    this.add = (item) => {
+      this.set(item, clock.now() + seconds);
+      if (!isAlarmSet) wakeIn(seconds);
+    };
   }
 }
 
-/** A client that may have to wait for a server. */
-export interface Patient {
-  readonly stage: Stage;
-  tried: readonly Attempt[];
-  queue(): void;
-  close(reason: "no_server"): void;
-}
+type Waiting = Pick<Connection, "stage" | "tried" | "queue">;
+export type Patient = Waiting & { close(reason: "no_server"): void };
 
-/**
- * Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
- * second, and when a server comes up, the first of them dials; its success releases the others.
- */
+/** Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
+ *  second, and when a server comes up, the first of them dials; its success releases the others. */
 export class Patients<P extends Patient> {
   readonly #owner: { readonly place: (patient: P) => void };
   readonly #isAllowed: boolean;
-  /** All of them, also while they dial. */
-  readonly #patience: Deadlines<P>;
+  readonly #patience: Deadlines<P>; // all of them, also while they dial
   readonly #spent = new WeakSet<P>();
   readonly waiting = new Set<P>();
   #scout: P | undefined;
@@ -2898,7 +2757,11 @@ export class Patients<P extends Patient> {
   constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock?: Clock) {
     this.#owner = owner;
     this.#isAllowed = seconds > 0;
-    this.#patience = new Deadlines(seconds, (patient) => this.#loses(patient), clock);
+    const lose = (patient: P): void => {
+      this.#spent.add(patient);
+      if (this.waiting.delete(patient)) patient.close("no_server");
+    };
+    this.#patience = new Deadlines(seconds, lose, clock);
   }
 
   /** False when `patient` may not wait, or not any longer. */
@@ -2911,12 +2774,6 @@ export class Patients<P extends Patient> {
     return true;
   }
 
-  #loses(patient: P): void {
-    this.#spent.add(patient);
-    if (this.waiting.delete(patient)) patient.close("no_server");
-  }
-
-  /** Lets the first of them dial, unless one does already. */
   retry(): void {
     const [first] = this.waiting;
     if (first === undefined || this.#scout !== undefined) return;
@@ -2926,7 +2783,6 @@ export class Patients<P extends Patient> {
     if (isInLine) this.#release();
   }
 
-  /** A connection has found its server: there is one for the others, too. */
   served(patient: P): void {
     if (this.#patience.delete(patient)) this.#release();
   }
@@ -2955,14 +2811,10 @@ export class Patients<P extends Patient> {
 
 export type Status = ReturnType<LoadBalancer["status"]>;
 export type ServerStatus = ReturnType<typeof statusOf>;
-
 /** The turns of a server that wait for an answer now, and for how many seconds the oldest has. */
 type Pending = { readonly unanswered: number; readonly oldestUnanswered: number | null };
 const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
-
 type ServerState = "up" | "down" | "draining" | "removed";
-
-/** Down wins over draining, which wins over up. */
 function stateOf(server: Server): ServerState {
   if (!server.health.up) return "down";
   return isOpen(server) ? "up" : "draining";
@@ -2990,8 +2842,6 @@ function statusOf(server: Server, state: ServerState, now: number, pending = NON
 }
 
 const LOGS = ["text", "json", "none"] as const;
-
-/** What may happen to a server, and how people are told. */
 const EVENTS = {
   up: "is up",
   down: "is down",
@@ -3001,14 +2851,11 @@ const EVENTS = {
   removed: "was removed",
 };
 
-/** Seconds in a log: microseconds are as fine as it gets. */
-const rounded = (seconds: number): number => Number(seconds.toFixed(6));
-
+const rounded = (seconds: number): number => Number(seconds.toFixed(6)); // to microseconds
 /** Shows control characters as \x1b, so that nothing in a line can end it or move the cursor. */
 const escapeControls = (text: string): string =>
   text.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${Buffer.from(c, "latin1").toString("hex")}`);
 
-/** One line for each event: text for people, or an object with `time` and `event` for programs. */
 export class Log {
   readonly #format: (typeof LOGS)[number];
   readonly #lines = new LineWriter();
@@ -3039,39 +2886,36 @@ export class Log {
   }
 
   ended(connection: Connection, now: number): void {
-    if (this.#format === "json") return this.say("", "end", endFields(connection, now));
-    const { reason, reached, source, acceptedAt, tried } = connection;
-    if (this.#format === "none" || reason === "ok") return;
-    const client = formatAddress(source);
-    const server = reached === undefined ? "no server" : `server ${reached.name}`;
-    const attempts = tried.map(({ server, why }) => `${server.name}: ${why}`).join("; ");
+    const { reason, reached, dialledAt, connectedAt, firstByteAt } = connection;
+    if (this.#format === "none" || (this.#format === "text" && reason === "ok")) return;
+    const client = formatAddress(connection.source);
+    const seconds = now - connection.acceptedAt;
+    const tried = connection.tried.map(({ server, why }) => ({ server: server.name, why }));
+    const attempts = tried.map(({ server, why }) => `${server}: ${why}`).join("; ");
     const afterwards = attempts === "" ? "" : ` (tried ${attempts})`;
-    const seconds = (now - acceptedAt).toFixed(3);
-    const who = `Connection of client ${client} to ${server}`;
-    this.say(`${who} ended after ${seconds} s: ${reason}${afterwards}`);
+    const server = reached === undefined ? "no server" : `server ${reached.name}`;
+    const end = `ended after ${seconds.toFixed(3)} s: ${reason}${afterwards}`;
+    const words = `Connection of client ${client} to ${server} ${end}`;
+    // HAProxy calls the parts of the time Tw (queued), Tc and Tr
+    this.say(words, "end", {
+      client,
+      server: reached?.name ?? null,
+      seconds: rounded(seconds),
+      queued: rounded(connection.queuedFor),
+      connect: connectedAt === 0 ? null : rounded(connectedAt - dialledAt),
+      firstByte: firstByteAt === 0 ? null : rounded(firstByteAt - connectedAt),
+      bytesToServer: connection.up.bytes,
+      bytesToClient: connection.down.bytes,
+      reason,
+      tried,
+    });
   }
 
   server({ name }: Server, state: keyof typeof EVENTS, by: Teller | Editor, why: string): void {
-    const words = why === "" ? EVENTS[state] : `${EVENTS[state]}: ${why}`;
-    this.say(`Server ${name} ${words}`, "server", { server: name, state, by, why });
+    const because = state === "added" ? ` (${why})` : `: ${why}`;
+    const words = `Server ${name} ${EVENTS[state]}${why === "" ? "" : because}`;
+    this.say(words, "server", { server: name, state, by, why });
   }
-}
-
-/** What a program learns of a connection. HAProxy calls the parts of its time Tw, Tc and Tr. */
-function endFields(connection: Connection, now: number) {
-  const { reached, dialledAt, connectedAt, firstByteAt } = connection;
-  return {
-    client: formatAddress(connection.source),
-    server: reached?.name ?? null,
-    seconds: rounded(now - connection.acceptedAt),
-    queued: rounded(connection.queuedFor),
-    connect: connectedAt === 0 ? null : rounded(connectedAt - dialledAt),
-    firstByte: firstByteAt === 0 ? null : rounded(firstByteAt - connectedAt),
-    bytesToServer: connection.up.bytes,
-    bytesToClient: connection.down.bytes,
-    reason: connection.reason,
-    tried: connection.tried.map(({ server, why }) => ({ server: server.name, why })),
-  };
 }
 
 // ─── Admin ───────────────────────────────────────────────────────────────────
@@ -3082,14 +2926,10 @@ type Answer = { readonly code: number; readonly type: string; readonly body: str
 const ok = (type: string, body: string): Answer => ({ code: 200, type, body });
 const json = (value: unknown): Answer =>
   ok("application/json; charset=utf-8", JSON.stringify(value));
-const plain = (code: number, text: string): Answer => {
-  return { code, type: "text/plain; charset=utf-8", body: `${text}\n` };
-};
-
+const TEXT = "text/plain; charset=utf-8";
+const plain = (code: number, text: string): Answer => ({ code, type: TEXT, body: `${text}\n` });
 const PATHS =
   "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
-/** Those that are asked under whatever name the machine has, by Kubernetes or Prometheus. */
-const ANY_HOST: readonly string[] = ["/healthz", "/metrics"];
 const ADMIN_CONNECTIONS = 32;
 
 /** A request under another name than ours may come from a page whose name was pointed at us (DNS
@@ -3097,12 +2937,12 @@ const ADMIN_CONNECTIONS = 32;
 function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, path: string) {
   const isPost = method === "POST";
   if (isPost && origin !== undefined && origin !== `http://${host}`) return true;
-  if (!isPost && ANY_HOST.includes(path)) return false;
+  // Kubernetes and Prometheus ask under whatever name the machine has
+  if (!isPost && (path === "/healthz" || path === "/metrics")) return false;
   const name = /^(.*?)(:\d+)?$/.exec(host.toLowerCase())?.[1] ?? "";
   return name !== "localhost" && isIP(name.replace(/^\[|\]$/g, "")) === 0;
 }
 
-/** Makes the admin pages of one balancer; they answer each request at once. */
 function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingMessage) => Answer {
   const html = readFileSync(new URL("status_page.html", import.meta.url), "utf8");
   const pages = new Map<string, () => Answer>([
@@ -3117,40 +2957,32 @@ function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingM
     if (isForeign(request, path))
       return plain(403, "Forbidden: expected an address or localhost as host, no foreign origin");
     const page = pages.get(path);
-    if (page !== undefined) {
-      const isRead = method === "GET" || method === "HEAD";
-      return isRead ? page() : plain(405, "Expected GET");
-    }
+    const isRead = method === "GET" || method === "HEAD";
+    if (page !== undefined) return isRead ? page() : plain(405, "Expected GET");
+    const [, wanted] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
     const [, server, action] = /^\/servers\/([^/]+)\/(drain|ready)$/.exec(path) ?? [];
-    const [, algorithm] = /^\/algorithm\/([^/]+)$/.exec(path) ?? [];
-    const name = server ?? algorithm;
-    if (name === undefined) return plain(404, `Expected ${PATHS}`);
+    const target = server ?? wanted;
+    if (target === undefined) return plain(404, `Expected ${PATHS}`);
     if (method !== "POST") return plain(405, "Expected POST");
     if (!mayWrite)
       return plain(403, "Forbidden: not on a loopback address; --admin-writable allows it");
-    if (action === undefined) return switchAlgorithm(balancer, decoded(name));
-    return switchServer(balancer, decoded(name), action === "drain");
+    const name = decoded(target);
+    if (action === undefined) {
+      const algorithm = ALGORITHMS.find((known) => known === name);
+      if (algorithm === undefined) return plain(404, `Expected one of ${KNOWN}`);
+      balancer.setAlgorithm(algorithm);
+      return json({ algorithm });
+    }
+    const result = balancer.setDraining(name, action === "drain");
+    if (result === "unknown") return plain(404, "No such server");
+    if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
+    return json(balancer.status().servers.find((row) => row.server === name));
   };
 }
 
-function switchServer(balancer: LoadBalancer, name: string, draining: boolean): Answer {
-  const result = balancer.setDraining(name, draining);
-  if (result === "unknown") return plain(404, "No such server");
-  if (result === "weightless") return plain(409, "Its weight is 0: its configuration drains it");
-  return json(balancer.status().servers.find(({ server }) => server === name));
-}
-
-function switchAlgorithm(balancer: LoadBalancer, name: string): Answer {
-  const algorithm = ALGORITHMS.find((known) => known === name);
-  if (algorithm === undefined) return plain(404, `Expected one of ${ALGORITHMS.join(", ")}`);
-  balancer.setAlgorithm(algorithm);
-  return json({ algorithm });
-}
-
-function healthOf(balancer: LoadBalancer): Answer {
-  if (balancer.isDraining) return plain(503, "draining");
-  const isUp = balancer.servers.some(takesClients);
-  return isUp ? plain(200, "ok") : plain(503, "no server is up");
+function healthOf({ isDraining, servers }: LoadBalancer): Answer {
+  if (isDraining) return plain(503, "draining");
+  return servers.some(takesClients) ? plain(200, "ok") : plain(503, "no server is up");
 }
 
 function decoded(text: string): string {
@@ -3162,8 +2994,7 @@ function decoded(text: string): string {
   }
 }
 
-/** Makes an answer again only when the last one is old enough: at most a twentieth of the time goes
- *  into making it, however often it is asked for; and it is never older than a second. */
+/** At most a twentieth of the time goes into making answers, and none is older than a second. */
 function thrifty(make: () => Answer): () => Answer {
   let made: Answer | undefined;
   let staleAt = 0;
@@ -3177,8 +3008,7 @@ function thrifty(make: () => Answer): () => Answer {
   };
 }
 
-/** Serves the admin pages. Few clients at once, little time to ask and to read: they share
- *  descriptors and a core with the relay. */
+/** Few clients at once, little time for each: they share descriptors and a core with the relay. */
 async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Address> {
   const isLoopback = wanted.host === "localhost" || /^127\.|^::1$/.test(wanted.host);
   const answer = adminOf(balancer, balancer.options.adminWritable || isLoopback);
@@ -3206,8 +3036,7 @@ const HEADERS = {
     "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
 };
 
-/** Answers requests that come all at once on one connection one after the other: their answers
- *  would be held in memory together. */
+/** Answers one request of a connection after the other: all answers at once would fill memory. */
 function inTurn(answer: (request: IncomingMessage) => Answer) {
   const last = new WeakMap<Socket, Promise<void>>();
   return (request: IncomingMessage, response: ServerResponse): void => {
@@ -3226,18 +3055,14 @@ function inTurn(answer: (request: IncomingMessage) => Answer) {
 }
 
 // --- metrics, in Prometheus' text format ---
-
-/** A family of samples: its name, what it is, and a line for each sample. */
 function family(name: string, help: string, lines: readonly string[], kind = "gauge"): string {
   const type = name.endsWith("_total") ? "counter" : kind;
   const samples = lines.map((line) => `balancer_${name}${line}\n`).join("");
   return `# HELP balancer_${name} ${help}\n# TYPE balancer_${name} ${type}\n${samples}`;
 }
 
-function label(name: string, value: string): string {
-  const escaped = value.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
-  return `${name}="${escaped}"`;
-}
+const label = (name: string, value: string): string =>
+  `${name}="${value.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n")}"`;
 
 function metricsOf(balancer: LoadBalancer): Answer {
   const s = balancer.status();
@@ -3247,6 +3072,7 @@ function metricsOf(balancer: LoadBalancer): Answer {
     return family(`server_${name}`, help, lines);
   };
   const ends = REASONS.map((reason) => `{${label("reason", reason)}} ${s.ended[reason]}`);
+  const full = "Clients refused: their address had its fill.";
   const isRefused = Number(s.fileError !== null);
   const families = [
     family("info", "The algorithm that picks servers.", [`{${label("algorithm", s.algorithm)}} 1`]),
@@ -3255,11 +3081,7 @@ function metricsOf(balancer: LoadBalancer): Answer {
     own("connections_active", "Client connections open and not queued.", s.active),
     own("connections_queued", "Client connections that wait for a server.", s.queued),
     own("retries_total", "Attempts at another server after a failed connect.", s.retries),
-    own(
-      "refused_by_address_total",
-      "Clients refused: their address had its fill.",
-      s.refusedByAddress,
-    ),
+    own("refused_by_address_total", full, s.refusedByAddress),
     own("servers_file_refused", "Whether the servers file was bad when read last.", isRefused),
     family("connections_ended_total", "Connections ended, by reason.", ends),
     each("up", "Whether the server is up.", (row) => Number(row.why === "")),
@@ -3305,13 +3127,13 @@ const adminAddress: Kind<Address> = {
   read: (text) => parseAddress(text.includes(":") ? text : `127.0.0.1:${text}`),
 };
 
-/** An option with a value to fall back on; and one that is given or not. */
 const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
   help: (help: string) => ({ kind, value, fallback, help }),
 });
 const given = <T>(kind: Kind<T>, value: string) => ({
   help: (help: string) => ({ kind, value, help }),
 });
+const time = (fallback: string, kind = seconds) => option(kind, "SECONDS", fallback);
 
 export const OPTIONS = {
   host: option(hostName, "HOST", "127.0.0.1").help("address to listen on"),
@@ -3322,12 +3144,8 @@ export const OPTIONS = {
   serversFile: given(anyText, "FILE").help(
     "one host:port[*weight] [backup] a line, # comments; read again on SIGHUP and on change",
   ),
-  connectTimeout: option(someSeconds, "SECONDS", "2").help(
-    "for one attempt to connect to a server",
-  ),
-  idleTimeout: option(seconds, "SECONDS", "600").help(
-    "no byte either way for this long ends a connection; 0 = never",
-  ),
+  connectTimeout: time("2", someSeconds).help("for one attempt to connect to a server"),
+  idleTimeout: time("600").help("no byte either way for this long ends a connection; 0 = never"),
   maxConnections: given(wholeNumber(1), "N").help(
     "clients at once (default: what the file-descriptor limit allows)",
   ),
@@ -3340,8 +3158,8 @@ export const OPTIONS = {
   serverConnections: option(wholeNumber(0), "N", "0").help(
     "connections per server at once, further clients queue; 0 = no limit",
   ),
-  queueTimeout: option(seconds, "SECONDS", "30").help("longest wait in that queue"),
-  retryFor: option(seconds, "SECONDS", "0").help(
+  queueTimeout: time("30").help("longest wait in that queue"),
+  retryFor: time("0").help(
     "a client whose dials have all failed waits so long for a server that comes back",
   ),
   abortOnClose: { help: "a client that ends its side while it waits has left, even after bytes" },
@@ -3351,25 +3169,23 @@ export const OPTIONS = {
   checkPort: given(wholeNumber(1, 65535), "PORT").help(
     "where checks go, when not to the server's own port",
   ),
-  checkInterval: option(someSeconds, "SECONDS", "2").help("between two checks of a server"),
+  checkInterval: time("2", someSeconds).help("between two checks of a server"),
   fall: option(wholeNumber(1), "N", "3").help("failures in a row that take a server down"),
   rise: option(wholeNumber(1), "N", "2").help("checks passed in a row that bring it up again"),
   reusePort: {
     help: "several balancers may listen on the same port, one a core (Node 22.12 and later)",
   },
-  drainDelay: option(seconds, "SECONDS", "0").help(
+  drainDelay: time("0").help(
     "after SIGTERM /healthz says 503, and clients are still accepted for so long",
   ),
-  drainTimeout: option(seconds, "SECONDS", "30").help("how long open connections may then take"),
+  drainTimeout: time("30").help("how long open connections may then take"),
   sendProxy: {
     help: "PROXY protocol (v1) header to the servers, so that they learn the client's address",
   },
   acceptProxy: given(cidrList, "CIDR,...").help(
     "a client from there must begin with a PROXY header (v1 or v2), which says who it is",
   ),
-  slowStart: option(seconds, "SECONDS", "0").help(
-    "a server that comes back gets its full weight only after this long",
-  ),
+  slowStart: time("0").help("a server that comes back gets its full weight only after this long"),
   admin: given(adminAddress, "[HOST:]PORT").help(
     "status page, JSON, metrics (default: off; host 127.0.0.1)",
   ),
@@ -3384,11 +3200,10 @@ export type LoadBalancerOptions = Omit<Given, "servers" | "maxConnections" | "se
   readonly servers: readonly ServerSpec[];
   readonly maxConnections: number;
   readonly seed: number;
-  /** The descriptor of a socket that listens already. */
-  readonly inherited?: number | undefined;
+  readonly inherited?: number | undefined; // the descriptor of a socket that listens already
 };
 
-/** All options of a balancer; what `options` leaves out is as on the command line. */
+/** What `options` leaves out is as on the command line. */
 export function completed(options: SomeOptions): LoadBalancerOptions {
   const { values } = parseCommandLine(OPTIONS, []);
   const { servers = parseServers(SERVERS), maxConnections = Infinity } = options;
@@ -3397,7 +3212,7 @@ export function completed(options: SomeOptions): LoadBalancerOptions {
 }
 type SomeOptions = Partial<Given> & Pick<LoadBalancerOptions, "algorithm" | "inherited">;
 
-/** Starts a balancer, and its admin pages if they are wanted. Throws RunError or UsageError. */
+/** With its admin pages if they are wanted. Throws RunError or UsageError. */
 export async function startLoadBalancer(wanted: SomeOptions) {
   const options = completed(wanted);
   const { servers, serversFile, inherited, admin } = options;
@@ -3427,24 +3242,21 @@ export async function startLoadBalancer(wanted: SomeOptions) {
   }
 }
 
-/** How many clients fit into the descriptors of this process, at two sockets each; not more than
- *  `wanted`, and says so when that is too many. */
+/** How many clients of those `wanted` fit into our descriptors, at two sockets each; warns. */
 function allowedConnections(wanted: number, others: number): number {
   const { limit, open } = descriptors();
   const spare = open + 16 + others; // what Node may open, a check of each server, the admin pages
   const allowed = Math.max(1, Math.floor((limit - spare) / 2));
   const hint = `the limit of file descriptors is ${limit}`;
+  const needs = `--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors`;
   if (wanted === Infinity && allowed < 100)
     console.error(`Only ${allowed} clients at once: ${hint}; raise it with ulimit -n`);
   if (wanted !== Infinity && wanted > allowed)
-    console.error(
-      `--max-connections ${wanted} needs ${2 * wanted + spare} file descriptors and ${hint}: allowing ${allowed}`,
-    );
+    console.error(`${needs} and ${hint}: allowing ${allowed}`);
   return Math.min(wanted, allowed);
 }
 
-/** The limit of file descriptors, and how many are open; where neither can be found out, what POSIX
- *  guarantees. */
+/** The limit of file descriptors, and how many are open; a guess where that cannot be found out. */
 function descriptors(): { readonly limit: number; readonly open: number } {
   const isLinux = process.platform === "linux";
   const inShell = (): string => execFileSync("sh", ["-c", "ulimit -n"], { encoding: "utf8" });
@@ -3454,31 +3266,16 @@ function descriptors(): { readonly limit: number; readonly open: number } {
     const [, limit = Infinity] = /^(?:Max open files +)?(\d+)/m.exec(text) ?? [];
     return { limit: Number(limit), open };
   } catch (error) {
-    console.error(
-      `Cannot find out the limit of file descriptors (${reasonOf(error)}): taking it for 1024`,
-    );
+    const what = "the limit of file descriptors";
+    console.error(`Cannot find out ${what} (${reasonOf(error)}): taking it for 1024`);
     return { limit: 1024, open: 32 };
   }
 }
 
-const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${ALGORITHMS.join(", ")}`;
+const KNOWN = ALGORITHMS.join(", ");
+const USAGE = `How to Use: tsx load_balancer.ts [algorithm]\nAvailable algorithms: ${KNOWN}`;
 
-/** Options that contradict each other, or this version of Node. Throws UsageError or RunError. */
-function checkTogether({ servers, serversFile, check, checkPort, reusePort }: Given): void {
-  if (servers !== undefined && serversFile !== undefined)
-    throw new UsageError(
-      badly("--servers-file", serversFile, "either --servers or --servers-file"),
-    );
-  if (checkPort !== undefined && ownPortOf(check) !== undefined)
-    throw new UsageError(badly("--check", check.text, "no port in it beside --check-port"));
-  const { node } = process.versions;
-  const [major = 0, minor = 0] = node.split(".").map(Number);
-  if (reusePort && (major < 22 || (major === 22 && minor < 12)))
-    throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${node}`);
-}
-
-/** The descriptor of a socket that whoever started us listens on already, as systemd hands it down:
- *  it outlives us, and so do the clients that wait in it. Throws RunError or UsageError. */
+/** A socket that whoever started us listens on already (systemd). Throws RunError or UsageError. */
 function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
   const { LISTEN_FDS, LISTEN_PID } = env;
   if (LISTEN_FDS === undefined || LISTEN_PID === undefined) return undefined;
@@ -3489,42 +3286,45 @@ function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
   if (LISTEN_FDS !== "1") throw new RunError(badly("LISTEN_FDS", LISTEN_FDS, "one socket"));
   const surplus = process.argv.find((word) => /^--(host|port|reuse-port)(=|$)/.test(word));
   if (surplus === undefined) return 3; // systemd's sockets begin behind the standard streams
-  throw new UsageError(badly("option", surplus, "none beside LISTEN_FDS"));
+  throw misused("option", surplus, "none beside LISTEN_FDS");
 }
 
-/** What asks the program to stop, and what merely looks as if it did. Set up before anything is
- *  awaited: as process 1 of a container it would not die of a signal without a handler. */
+/** Before anything is awaited: process 1 of a container does not die of an unhandled signal. */
 function onSignals(stop: () => void, stopNow: () => void, reload: () => boolean): void {
   onStopSignals(stop, stopNow, ["SIGINT", "SIGTERM", "SIGQUIT"]);
   const onTerminal = [0, 1, 2].filter((fd) => isatty(fd));
   process.on("SIGHUP", () => {
     const hasHungUp = onTerminal.length > 0 && !onTerminal.some((fd) => isatty(fd));
-    const isEnd = hasHungUp || (!reload() && onTerminal.length > 0);
-    if (isEnd) stop();
+    if (hasHungUp || (!reload() && onTerminal.length > 0)) stop();
   });
   const ignore = (signal: string): void =>
     console.error(`${signal} changes nothing: SIGHUP reads the servers file`);
   process.on("SIGUSR1", ignore).on("SIGUSR2", ignore);
 }
 
-/** Writes to a terminal block, also on one that nobody reads (Ctrl-S, a stalled ssh): better lose
- *  lines than clients. Node has no public switch for that. */
+/** Writes to a terminal block, even if nobody reads it (Ctrl-S); Node has no switch for that. */
 function neverBlock(stream: NodeJS.WriteStream): void {
   const handle: unknown = Reflect.get(stream, "_handle");
   const setBlocking: unknown = Reflect.get(Object(handle), "setBlocking");
   if (stream.isTTY && typeof setBlocking === "function") setBlocking.call(handle, false);
 }
 
+/** Checks what no option can tell alone, and runs. Throws UsageError or RunError. */
 async function main([name, extra]: string[], options: Given): Promise<number> {
+  const { servers, serversFile, check, checkPort, reusePort } = options;
   const algorithm = ALGORITHMS.find((known) => known === name);
   if (name === undefined) throw new UsageError("");
-  if (extra !== undefined)
-    throw new UsageError(badly("argument", extra, "one algorithm and options"));
+  if (extra !== undefined) throw misused("argument", extra, "one algorithm and options");
   if (algorithm === undefined)
-    throw new UsageError(
-      `Unknown algorithm ${JSON.stringify(name)}: expected ${ALGORITHMS.join(", ")}`,
-    );
-  checkTogether(options);
+    throw new UsageError(`Unknown algorithm ${JSON.stringify(name)}: expected ${KNOWN}`);
+  if (servers !== undefined && serversFile !== undefined)
+    throw misused("--servers-file", serversFile, "either --servers or --servers-file");
+  if (checkPort !== undefined && ownPortOf(check) !== undefined)
+    throw misused("--check", check.text, "no port in it beside --check-port");
+  const { node } = process.versions;
+  const [major = 0, minor = 0] = node.split(".").map(Number);
+  if (reusePort && (major < 22 || (major === 22 && minor < 12)))
+    throw new RunError(`--reuse-port needs Node 22.12 or later, and this is ${node}`);
   return runAsProgram(algorithm, options);
 }
 

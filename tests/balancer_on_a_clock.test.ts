@@ -235,6 +235,28 @@ counted("a server that was removed is remembered for ten minutes", async () => {
   }
 });
 
+counted("the log says of a server that is added again whether it is still drained", () => {
+  const said: unknown[] = [];
+  class Heard extends Log {
+    override say(words: string, event = "", fields: object = {}): void {
+      said.push({ words, event, ...fields });
+    }
+  }
+  const [kept, removed, other] = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"];
+  const balancer = new LoadBalancer(optionsFor([kept, removed]), new Heard("none"));
+  later(() => balancer.stop(0));
+  balancer.setDraining(removed, true);
+  balancer.setServers(parseServers([kept]), "file");
+  said.length = 0;
+  balancer.setServers(parseServers([kept, removed, other]), "file");
+  const [event, state, by] = ["server", "added", "file"];
+  const drained = `Server ${removed} was added (still drained)`;
+  assert.equal(said, [
+    { words: drained, event, server: removed, state, by, why: "still drained" },
+    { words: `Server ${other} was added`, event, server: other, state, by, why: "" },
+  ]);
+});
+
 counted(
   "a connection that ends without a byte is suspect within 0.2 s, or half an interval",
   () => {
