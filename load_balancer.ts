@@ -19,68 +19,27 @@ import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
 import { readdirSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import {
-  createServer as createHttpServer,
-  type IncomingMessage,
-  type ServerResponse,
-} from "node:http";
-import {
-  BlockList,
-  connect,
-  createServer,
-  isIP,
-  type Server as Listener,
-  SocketAddress,
-  type ServerOpts,
-  type Socket,
-  type TcpNetConnectOpts,
-} from "node:net";
+import { createServer as createHttpServer } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { BlockList, connect, createServer, isIP, SocketAddress } from "node:net";
+import type { Server as Listener, ServerOpts, Socket, TcpNetConnectOpts } from "node:net";
 import { networkInterfaces } from "node:os";
 import { connect as secure } from "node:tls";
 import { isatty } from "node:tty";
-import {
-  type Address,
-  amount,
-  anyText,
-  formatAddress,
-  hostName,
-  isMain,
-  type Kind,
-  LineWriter,
-  listen,
-  LONGEST_TIMER,
-  mulberry32,
-  oneOf,
-  onStopSignals,
-  type Options,
-  parseAddress,
-  parseCommandLine,
-  portNumber,
-  readValue,
-  reasonOf,
-  RunError,
-  runScript,
-  seedNumber,
-  someSeconds,
-  UsageError,
-  type Values,
-  wholeNumber,
-} from "./lib.ts";
+import { type Address, formatAddress, hostName, listen, parseAddress, portNumber } from "./lib.ts";
+import { amount, anyText, type Kind, oneOf, readValue, someSeconds, wholeNumber } from "./lib.ts";
+import { isMain, onStopSignals, type Options, parseCommandLine, type Values } from "./lib.ts";
+import { LineWriter, LONGEST_TIMER, mulberry32, seedNumber } from "./lib.ts";
+import { reasonOf, RunError, runScript, UsageError } from "./lib.ts";
 
 /** The servers to balance over, when --servers names no others. */
-const SERVERS = [
-  "127.0.0.1:65433",
-  "127.0.0.1:65434",
-  "127.0.0.1:65435",
-  "127.0.0.1:65436",
-  "127.0.0.1:65437",
-];
+const SERVERS = [65433, 65434, 65435, 65436, 65437].map((port) => `127.0.0.1:${port}`);
 
 // ─── Servers ─────────────────────────────────────────────────────────────────
 // What the balancer knows of a server, by who writes it: places, algorithms, health, or nobody but
 // the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
-/** A server. What is not marked otherwise is written by the balancer section. */
+/** What is not marked otherwise is written by the balancer section. */
 export class Server {
   readonly name: string;
   readonly hash: number; // of its name, for `source-hash`
@@ -110,7 +69,7 @@ export class Server {
 
 export const newServer = (spec: ServerSpec, now: number): Server => new Server(spec, now);
 
-export class Stats {
+class Stats {
   total = 0;
   connectErrors = 0;
   checkFailures = 0;
@@ -191,7 +150,6 @@ function addServer(specs: Map<string, ServerSpec>, text: string): void {
   specs.set(name, spec);
 }
 
-/** The text of `file`, or why it cannot be read. */
 const textOf = (file: string): Promise<string | RunError> =>
   readFile(file, "utf8").catch(
     (error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`),
@@ -209,12 +167,11 @@ function serversIn(file: string, text: string | RunError): ServerSpec[] | RunErr
       return new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
   }
-  if (specs.size > 0) return [...specs.values()];
-  const expected = "expected one host:port[*weight] [backup] a line";
-  return new RunError(`${file}:1: no server in the file: ${expected}`);
+  const expected = "no server in the file: expected one host:port[*weight] [backup] a line";
+  return specs.size > 0 ? [...specs.values()] : new RunError(`${file}:1: ${expected}`);
 }
 
-/** All addresses of a host name. */
+/** Finds all addresses of a host name. */
 export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
@@ -236,9 +193,8 @@ export type DirectoryListener = {
   readonly fileRead: (complaint: string | undefined) => void;
 };
 
-/** Seconds between two looks at the file, between two look-ups, and what is a slow look-up. */
+/** Seconds between two looks at the file, between two look-ups, and from which on one is slow. */
 const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
-type DirectorySeconds = typeof DIRECTORY_SECONDS;
 
 /** What the configured servers are at the moment. A name is looked up here and not for each
  *  connection, so that DNS can be the directory; when that fails its last good answer stays. Node
@@ -246,7 +202,7 @@ type DirectorySeconds = typeof DIRECTORY_SECONDS;
 export class Directory {
   #configured: readonly ServerSpec[];
   readonly #resolve: Resolver;
-  readonly #seconds: DirectorySeconds;
+  readonly #seconds: typeof DIRECTORY_SECONDS;
   readonly #names = new Map<string, KnownName>();
   #timers: NodeJS.Timeout[] = [];
   #file: string | undefined;
@@ -256,13 +212,12 @@ export class Directory {
   #listener: DirectoryListener | undefined;
   #isClosed = false;
 
-  constructor(specs: readonly ServerSpec[], resolve: Resolver, seconds: DirectorySeconds) {
+  constructor(specs: readonly ServerSpec[], resolve: Resolver, seconds: typeof DIRECTORY_SECONDS) {
     this.#configured = specs;
     this.#resolve = resolve;
     this.#seconds = seconds;
   }
 
-  /** With the servers of --servers. */
   static of(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
     return new Directory(specs, resolve, seconds);
   }
@@ -329,8 +284,8 @@ export class Directory {
     this.#isReading = false;
   }
 
-  /** The text is compared, not the time of its last change: so no change is missed, be it a second
-   *  one within a moment, or a symbolic link on the way to it that was turned. */
+  /** Compares the text, not the time of its last change: so no change is missed, be it a second one
+   *  within a moment, or a symbolic link on the way to it that was turned. */
   #takeText(file: string, text: string | RunError): void {
     if (this.#isClosed || String(text) === this.#lastRead) return;
     this.#lastRead = String(text);
@@ -385,8 +340,14 @@ export class Directory {
     known.isAsked = false;
     known.isSlow = performance.now() - known.askedAt > this.#seconds.slow * 1000;
     if (wasSlow && !known.isSlow) this.#askNextSlow(); // the resolver is back
-    if (answer.length === 0) return sayFailure(known, why);
-    known.isFailing = false;
+    const wasFailing = known.isFailing;
+    known.isFailing = answer.length === 0;
+    if (known.isFailing) {
+      const next =
+        known.addresses.length > 0 ? "its last addresses stay" : "no connection goes there";
+      if (!wasFailing) console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
+      return;
+    }
     const isV4 = answer.some((address) => isIP(address) === 4); // else both families would count
     const chosen = answer.filter((address) => isIP(address) === (isV4 ? 4 : 6));
     const addresses = [...new Set(chosen)].sort();
@@ -394,14 +355,6 @@ export class Directory {
     known.addresses = addresses;
     if (this.#names.get(known.name) === known) this.#listener?.changed(this.specs, "names");
   }
-}
-
-/** Once, until it is found again. */
-function sayFailure(known: KnownName, why: string): void {
-  if (known.isFailing) return;
-  known.isFailing = true;
-  const next = known.addresses.length > 0 ? "its last addresses stay" : "no connection goes there";
-  console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
 }
 
 // ─── Algorithms ──────────────────────────────────────────────────────────────
@@ -498,10 +451,8 @@ export const algorithms = {
 } satisfies Record<string, (sources: Sources) => Picker>;
 
 export type Algorithm = keyof typeof algorithms;
-export const ALGORITHMS = Object.keys(algorithms).filter(
-  (name): name is Algorithm => name in algorithms,
-);
-
+const isAlgorithm = (name: string): name is Algorithm => name in algorithms;
+export const ALGORITHMS = Object.keys(algorithms).filter(isAlgorithm);
 /** Those by which a client belongs to one server, and waits for it when it is full. */
 export const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
 
@@ -740,7 +691,7 @@ function isDue(cost: Cost, now: number): boolean {
   return isSilent && left >= cost.pickedAt - cost.silentSince;
 }
 
-/** The first server that is due, from the place `start` on and round. */
+/** The first that is due, from the place `start` on and round. */
 function findDue<S extends Candidate>(servers: readonly S[], start: number, now: number) {
   for (let i = 0; i < servers.length; i += 1) {
     const server = turned(servers, start, i);
@@ -834,12 +785,10 @@ type ClientSight =
   | { readonly kind: "dial accepted" | "first byte"; readonly dialledAt: number };
 
 export type Sight = CheckSight | ClientSight;
-type Change = "up" | "down" | undefined;
 
 /** Takes in one sight. Says whether the server went up or down by it. */
-export function learn(state: HealthState, sight: Sight, now: number, rules: HealthRules): Change {
-  if ("dialledAt" in sight) learnOfClient(state, sight, now, rules);
-  else learnOfCheck(state, sight, now, rules);
+export function learn(state: HealthState, sight: Sight, now: number, rules: HealthRules) {
+  takeIn(state, sight, now, rules);
   const goesUp = !state.up && state.passed >= rules.rise;
   const goesDown = state.up && Math.max(state.refused, state.silent) >= rules.fall;
   if (goesUp || goesDown) {
@@ -851,8 +800,11 @@ export function learn(state: HealthState, sight: Sight, now: number, rules: Heal
   return goesDown ? "down" : undefined;
 }
 
-function learnOfCheck(state: HealthState, sight: CheckSight, now: number, rules: HealthRules) {
-  state.failing = sight.kind === "refused" || sight.kind === "silent";
+/** While a server is down, clients' sights count for nothing; a dial from before never does. */
+function takeIn(state: HealthState, sight: Sight, now: number, rules: HealthRules): void {
+  const isOfClient = "dialledAt" in sight;
+  const counts = !isOfClient || (state.up && sight.dialledAt >= state.since);
+  if (!isOfClient) state.failing = sight.kind === "refused" || sight.kind === "silent";
   switch (sight.kind) {
     case "passed":
       state.refused = 0;
@@ -870,21 +822,17 @@ function learnOfCheck(state: HealthState, sight: CheckSight, now: number, rules:
       if (rules.clears === "any silence") state.clearableSince = now;
       if (rules.clears === "a closed check" && sight.by === "close") state.clearableSince = now;
       return countFailure(state, "silent", sight.why);
+    case "dial failed":
+      if (!counts || now - state.dialCountedAt < rules.interval / rules.fall) return;
+      state.dialCountedAt = now;
+      return countFailure(state, "refused", sight.why);
+    case "dial accepted":
+      state.reached = true;
+      if (counts) state.refused = 0;
+      return;
+    case "first byte":
+      if (counts && sight.dialledAt >= state.clearableSince && !state.wrong) clearSilence(state);
   }
-}
-
-/** While a server is down, clients' sights count for nothing; a dial from before never does. */
-function learnOfClient(state: HealthState, sight: ClientSight, now: number, rules: HealthRules) {
-  const { kind, dialledAt } = sight;
-  if (kind === "dial accepted") state.reached = true;
-  if (!state.up || dialledAt < state.since) return;
-  if (kind === "dial accepted") state.refused = 0;
-  const isRefuted = dialledAt >= state.clearableSince && !state.wrong;
-  if (kind === "first byte" && isRefuted) clearSilence(state);
-  const isTooSoon = now - state.dialCountedAt < rules.interval / rules.fall;
-  if (kind !== "dial failed" || isTooSoon) return;
-  state.dialCountedAt = now;
-  countFailure(state, "refused", sight.why);
 }
 
 function clearSilence(state: HealthState): void {
@@ -923,7 +871,7 @@ function nextCheckAt(state: HealthState, { interval, fall, onlyWhoFailed }: Heal
   return Math.min(Math.max(afterDial, begunAt + soon), hurried);
 }
 
-/** Time that is given, monotonic, in seconds. The result of `after` takes its action back. */
+/** Monotonic time, in seconds. The result of `after` takes its action back. */
 export interface Clock {
   readonly now: () => number;
   readonly after: (seconds: number, action: () => void) => () => void;
@@ -1060,18 +1008,14 @@ export class Health {
     if (!hasPassed) server.stats.checkFailures += 1;
     if (hasPassed && asks) health.provedAt = now;
     if ((beside || !elsewhere) && result.kind !== "refused") health.reached = true;
-    this.#learn(server, this.#sightOf(result, health, beside), "check");
-    if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
-    this.#schedule(server);
-  }
-
-  #sightOf(result: Finding, health: HealthState, beside: boolean): Sight {
-    const { asks, elsewhere } = this.#settings;
     const leavesOpen = elsewhere && !beside && health.refused > 0;
-    if (result.kind === "passed") return { kind: leavesOpen ? "answered" : "passed" };
     const isFull = asks && !elsewhere && health.lineMoved && !health.overtaken;
     const isQueued = isFull && result.kind === "silent" && result.by === "time-out";
-    return isQueued ? { kind: "queued" } : result;
+    let sight: Sight = isQueued ? { kind: "queued" } : result;
+    if (hasPassed && leavesOpen) sight = { kind: "answered" };
+    this.#learn(server, sight, "check");
+    if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
+    this.#schedule(server);
   }
 
   #learn(server: Server, sight: Sight, by: Teller): void {
@@ -1125,13 +1069,20 @@ export const readCheck: Kind<CheckSpec> = {
     if (text === "tcp" || text === "none") return { kind: text, text };
     const exchange = text === "ping" ? "PING!=>^PONG!" : text;
     const arrow = exchange.indexOf("=>"); // the first counts; one in SEND is written =\x3e
-    if (arrow < 0) return readHttp(text);
-    const wanted = exchange.slice(arrow + 2);
-    const isAnchored = wanted.startsWith("^");
-    const send = bytesOf(exchange.slice(0, arrow));
-    const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
-    if (send === undefined || expect === undefined || expect.length === 0) return undefined;
-    return { kind: "exchange", text, send, expect, isAnchored };
+    if (arrow >= 0) {
+      const wanted = exchange.slice(arrow + 2);
+      const isAnchored = wanted.startsWith("^");
+      const send = bytesOf(exchange.slice(0, arrow));
+      const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
+      if (send === undefined || expect === undefined || expect.length === 0) return undefined;
+      return { kind: "exchange", text, send, expect, isAnchored };
+    }
+    const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
+    if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
+    const [, letter, digits, path = "/"] = match;
+    const port = digits === undefined ? undefined : Number(digits);
+    if (port === 0 || (port ?? 0) > 65535) return undefined;
+    return { kind: "http", text, isSecure: letter === "s", port, path };
   },
 };
 
@@ -1143,15 +1094,6 @@ function bytesOf(text: string): Buffer | undefined {
     hex === undefined ? (ESCAPES[letter] ?? letter) : String.fromCharCode(parseInt(hex, 16)),
   );
   return Buffer.from(replaced, "latin1");
-}
-
-function readHttp(text: string): CheckSpec | undefined {
-  const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
-  if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
-  const [, letter, digits, path = "/"] = match;
-  const port = digits === undefined ? undefined : Number(digits);
-  if (port === 0 || (port ?? 0) > 65535) return undefined;
-  return { kind: "http", text, isSecure: letter === "s", port, path };
 }
 
 /** The port that the check itself names: then --check-port must not name one, too. */
@@ -1169,11 +1111,9 @@ export function questionOf(spec: CheckSpec, host: string): Buffer {
   return Buffer.from(`GET ${spec.path} HTTP/1.0\r\nHost: ${name}\r\n\r\n`);
 }
 
-export type Judgement = "more" | "passed" | "wrong";
-
 /** What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
  *  that came are a wrong answer, and no byte is none. */
-export function judge(spec: CheckSpec, answer: Buffer): Judgement {
+export function judge(spec: CheckSpec, answer: Buffer): "more" | "passed" | "wrong" {
   if (spec.kind === "http") return judgeStatus(answer.toString("latin1", 0, STATUS.length));
   if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
   const { expect, isAnchored } = spec;
@@ -1184,16 +1124,14 @@ export function judge(spec: CheckSpec, answer: Buffer): Judgement {
 }
 
 const STATUS = "HTTP/1.1 200 ";
-
 /** Any status 2xx or 3xx passes, as soon as the character behind it has come. */
-function judgeStatus(start: string): Judgement {
+function judgeStatus(start: string) {
   const completed = start + STATUS.slice(start.length);
   if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
   if (start.length < STATUS.length) return "more";
   return /^.{9}[23]/.test(start) ? "passed" : "wrong";
 }
 
-/** One check of one server. */
 export interface CheckOrder {
   readonly address: Address;
   readonly host: string; // as it is configured, for Host and SNI
@@ -1340,9 +1278,6 @@ const isOpen = ({ draining, spec }: Server): boolean =>
   !draining && spec.weight > 0 && spec.resolved;
 const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
 
-/** The servers that one kind of client may go to; `free` are those of them with a place. */
-type Choices = { readonly serving: readonly Server[]; readonly free: readonly Server[] };
-
 export class Places<G extends Guest> {
   #primaries: readonly Server[] = [];
   #backups: readonly Server[] = [];
@@ -1351,7 +1286,8 @@ export class Places<G extends Guest> {
     throw new Error("no algorithm yet");
   };
   #sticky = false;
-  #usual: Choices | undefined; // for who has not failed anywhere; undefined: to be made anew
+  #serving: readonly Server[] | undefined; // for who has not failed anywhere, until `refresh`
+  #free: readonly Server[] | undefined; // those of them with a place; undefined: to be found anew
   readonly #line = new Map<G, Server | undefined>(); // those that wait, in order
   readonly #lines = new Map<Server, Set<G>>(); // if sticky, also by the server each belongs to
 
@@ -1375,7 +1311,8 @@ export class Places<G extends Guest> {
 
   /** To be called when a server may take clients now, or not any more, or weighs something else. */
   refresh(): void {
-    this.#usual = undefined;
+    this.#serving = undefined;
+    this.#free = undefined;
     this.#lines.clear();
     if (!this.#sticky) return;
     for (const guest of this.#line.keys()) this.#wait(guest, this.#choose(guest));
@@ -1392,7 +1329,7 @@ export class Places<G extends Guest> {
 
   /** Gives up a place at `server`. Somebody in line may be admitted then. */
   leave(server: Server): void {
-    if (server.open === this.#limit) this.#usual = undefined;
+    if (server.open === this.#limit) this.#free = undefined;
     server.open -= 1;
   }
 
@@ -1425,7 +1362,7 @@ export class Places<G extends Guest> {
   #take(server: Server): Server {
     server.open += 1;
     server.stats.total += 1;
-    if (server.open === this.#limit) this.#usual = undefined;
+    if (server.open === this.#limit) this.#free = undefined;
     return server;
   }
 
@@ -1439,24 +1376,27 @@ export class Places<G extends Guest> {
 
   /** A server, which may be full: then `guest` waits for it; or else for `anybody` of several. */
   #choose(guest: G): Server | "anybody" | "none" {
-    const { serving, free } = this.#choicesFor(guest);
+    const serving = this.#servingFor(guest);
     if (serving.length === 0 || guest.tried.length >= MOST_TRIED) return "none";
-    const candidates = this.#sticky ? serving : free;
+    const candidates = this.#sticky ? serving : this.#freeOf(serving);
     if (candidates.length === 0) return "anybody";
     const server: Server | undefined = this.#pick(candidates, guest.clientAddress);
     if (server === undefined) throw new TypeError("the algorithm picked no server"); // a bug
     return server;
   }
 
-  #choicesFor({ tried }: G): Choices {
-    if (tried.length > 0) return this.#newChoices(tried);
-    this.#usual ??= this.#newChoices(tried);
-    return this.#usual;
+  #freeOf(serving: readonly Server[]): readonly Server[] {
+    if (this.#limit === Infinity) return serving;
+    if (serving === this.#serving && this.#free !== undefined) return this.#free;
+    const free = serving.filter(({ open }) => open < this.#limit);
+    if (serving === this.#serving) this.#free = free;
+    return free;
   }
 
   /** Backups are for those who have failed at all others, and for the time when no other serves.
    *  With no server left up, one that is down may still be better than none. */
-  #newChoices(tried: readonly Attempt[]): Choices {
+  #servingFor({ tried }: G): readonly Server[] {
+    if (tried.length === 0 && this.#serving !== undefined) return this.#serving;
     const isTried = (server: Server): boolean => tried.some((attempt) => attempt.server === server);
     const among = (servers: readonly Server[], mayServe: (server: Server) => boolean): Server[] =>
       servers.filter((server) => mayServe(server) && !isTried(server));
@@ -1466,8 +1406,8 @@ export class Places<G extends Guest> {
     if (serving.length === 0) serving = among(this.#backups, takesClients);
     if (serving.length === 0) serving = among(this.#primaries, isOpen);
     if (serving.length === 0) serving = among(this.#backups, isOpen);
-    if (this.#limit === Infinity) return { serving, free: serving };
-    return { serving, free: serving.filter(({ open }) => open < this.#limit) };
+    if (tried.length === 0) this.#serving = serving;
+    return serving;
   }
 }
 
@@ -1487,14 +1427,12 @@ export function proxyHeader(from: Address, to: Address): string {
   const families = hosts.map(isIP);
   if (families.includes(0)) return PROXY_UNKNOWN;
   const family = families.includes(6) ? 6 : 4;
-  const [source, target] = hosts.map((host) => (isIP(host) < family ? mappedHost(host) : host));
+  const [source, target] = hosts.map((host) => {
+    if (isIP(host) >= family) return host;
+    const [a = 0, b = 0, c = 0, d = 0] = host.split(".").map(Number);
+    return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`; // without dots
+  });
   return `PROXY TCP${family} ${source} ${target} ${from.port} ${to.port}\r\n`;
-}
-
-/** 10.0.0.1 as `::ffff:a00:1`: the protocol knows no dots in an IPv6 address. */
-function mappedHost(host: string): string {
-  const [a = 0, b = 0, c = 0, d = 0] = host.split(".").map(Number);
-  return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
 }
 
 /** What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
@@ -1600,22 +1538,19 @@ export const cidrList: Kind<BlockList> = {
   expected: "networks such as 10.0.0.0/8,fd00::/8,192.0.2.7",
   read(text) {
     const list = new BlockList();
-    const isRead = text.split(",").every((entry) => addNetwork(list, entry.trim()));
-    return isRead ? list : undefined;
+    for (const entry of text.split(",")) {
+      const [written = "", digits, rest] = entry.trim().split("/");
+      const host = plainHost(written);
+      if (isIP(host) === 0 || host.includes("%") || rest !== undefined) return undefined;
+      const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
+      const most = shift + (isIP(host) === 4 ? 32 : 128);
+      const prefix = digits === undefined ? most : wholeNumber(shift, most).read(digits);
+      if (prefix === undefined) return undefined;
+      list.addSubnet(host, prefix - shift, familyOf(host));
+    }
+    return list;
   },
 };
-
-/** Returns false for what is no network. */
-function addNetwork(list: BlockList, entry: string): boolean {
-  const [written = "", digits, rest] = entry.split("/");
-  const host = plainHost(written);
-  if (isIP(host) === 0 || host.includes("%") || rest !== undefined) return false;
-  const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
-  const most = shift + (isIP(host) === 4 ? 32 : 128);
-  const prefix = digits === undefined ? most : wholeNumber(shift, most).read(digits);
-  if (prefix !== undefined) list.addSubnet(host, prefix - shift, familyOf(host));
-  return prefix !== undefined;
-}
 
 /** Whether `host`, an address, is in one of the networks. */
 export function isWithin(list: BlockList, host: string): boolean {
