@@ -86,14 +86,12 @@ const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 const FINE_BUCKETS = Array.from({ length: 52 }, (_, i) => Math.min(10, 0.001 * 1.2 ** i));
 
 /** How many samples were at most each bound and above the one before; the last, above all. */
-const newHistogram = (bounds: readonly number[]) => ({
-  bounds,
-  counts: new Array<number>(bounds.length + 1).fill(0),
-  sum: 0,
-});
-export type Histogram = ReturnType<typeof newHistogram>;
+const newHistogram = (bounds: readonly number[]) => {
+  const counts = new Array<number>(bounds.length + 1).fill(0);
+  return { bounds, counts, sum: 0 };
+};
 
-function count(histogram: Histogram, seconds: number): void {
+function count(histogram: ReturnType<typeof newHistogram>, seconds: number): void {
   const { bounds, counts } = histogram;
   let low = 0;
   let high = bounds.length;
@@ -110,7 +108,6 @@ function count(histogram: Histogram, seconds: number): void {
 const smooth = (mean: number | null, sample: number): number =>
   mean === null ? sample : mean + (sample - mean) / 8;
 
-/** A server as it is configured. */
 export type ServerSpec = Address & {
   readonly weight: number; // 0 drains it
   readonly backup: boolean; // only for when no other is left
@@ -118,7 +115,6 @@ export type ServerSpec = Address & {
   readonly resolved: boolean; // false: `host` is a name without an address, and never dialled
 };
 
-const serverWeight = wholeNumber(0, 1000);
 const serverSpec: Kind<ServerSpec> = {
   expected:
     'host:port, host:port*weight, or either with " backup" behind it, ' +
@@ -127,7 +123,7 @@ const serverSpec: Kind<ServerSpec> = {
     const [, place = "", stars = "1", backup] =
       /^([^\s*]+)(?:\*(\S*))?(\s+backup)?$/.exec(text) ?? [];
     const address = parseAddress(place);
-    const weight = serverWeight.read(stars);
+    const weight = wholeNumber(0, 1000).read(stars);
     if (address === undefined || address.port === 0 || weight === undefined) return undefined;
     const resolved = isIP(address.host) !== 0;
     const isBackup = backup !== undefined;
@@ -171,12 +167,10 @@ function serversIn(file: string, text: string | RunError): ServerSpec[] | RunErr
   return specs.size > 0 ? [...specs.values()] : new RunError(`${file}:1: ${expected}`);
 }
 
-/** Finds all addresses of a host name. */
 export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/** What is known of a name in the list of servers. */
 type KnownName = ReturnType<typeof newName>;
 const newName = (name: string) => ({
   name,
@@ -187,10 +181,9 @@ const newName = (name: string) => ({
   isFailing: false, // and that was said
 });
 
-/** Who hears of changes, and of a complaint about the file; undefined: it is good again. */
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
-  readonly fileRead: (complaint: string | undefined) => void;
+  readonly fileRead: (complaint: string | undefined) => void; // undefined: it is good again
 };
 
 /** Seconds between two looks at the file, between two look-ups, and from which on one is slow. */
@@ -212,14 +205,10 @@ export class Directory {
   #listener: DirectoryListener | undefined;
   #isClosed = false;
 
-  constructor(specs: readonly ServerSpec[], resolve: Resolver, seconds: typeof DIRECTORY_SECONDS) {
+  constructor(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
     this.#configured = specs;
     this.#resolve = resolve;
     this.#seconds = seconds;
-  }
-
-  static of(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
-    return new Directory(specs, resolve, seconds);
   }
 
   /** With the servers of a file, which must be good. Throws a RunError that names the line. */
@@ -247,7 +236,6 @@ export class Directory {
     return [...servers.values()];
   }
 
-  /** Begins to look at names and file, at once and then now and then. Waits for nothing. */
   follow(listener: DirectoryListener): void {
     this.#listener = listener;
     this.#takeNames();
@@ -279,30 +267,23 @@ export class Directory {
     this.#isReading = true;
     while (this.#isReadAgain && !this.#isClosed) {
       this.#isReadAgain = false;
-      this.#takeText(this.#file, await textOf(this.#file));
+      const text = await textOf(this.#file);
+      // the text and not the time of its last change: that misses a second one within a moment, and
+      // a symbolic link on the way that was turned
+      if (this.#isClosed || String(text) === this.#lastRead) continue;
+      this.#lastRead = String(text);
+      const specs = serversIn(this.#file, text);
+      const isBad = specs instanceof RunError;
+      if (isBad) console.error(`${specs.message}; the servers stay as they were`);
+      this.#listener?.fileRead(isBad ? specs.message : undefined);
+      if (isBad || JSON.stringify(specs) === JSON.stringify(this.#configured)) continue;
+      this.#configured = specs;
+      this.#listener?.changed(this.specs, "file");
+      this.#takeNames();
     }
     this.#isReading = false;
   }
 
-  /** Compares the text, not the time of its last change: so no change is missed, be it a second one
-   *  within a moment, or a symbolic link on the way to it that was turned. */
-  #takeText(file: string, text: string | RunError): void {
-    if (this.#isClosed || String(text) === this.#lastRead) return;
-    this.#lastRead = String(text);
-    const specs = serversIn(file, text);
-    if (specs instanceof RunError) {
-      console.error(`${specs.message}; the servers stay as they were`);
-      this.#listener?.fileRead(specs.message);
-      return;
-    }
-    this.#listener?.fileRead(undefined);
-    if (JSON.stringify(specs) === JSON.stringify(this.#configured)) return;
-    this.#configured = specs;
-    this.#listener?.changed(this.specs, "file");
-    this.#takeNames();
-  }
-
-  /** Forgets names that are configured no longer, and asks for new ones. */
   #takeNames(): void {
     const hosts = new Set(this.#configured.map(({ host }) => host));
     for (const name of this.#names.keys()) if (!hosts.has(name)) this.#names.delete(name);
@@ -343,8 +324,8 @@ export class Directory {
     const wasFailing = known.isFailing;
     known.isFailing = answer.length === 0;
     if (known.isFailing) {
-      const next =
-        known.addresses.length > 0 ? "its last addresses stay" : "no connection goes there";
+      const isNew = known.addresses.length === 0;
+      const next = isNew ? "no connection goes there" : "its last addresses stay";
       if (!wasFailing) console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
       return;
     }
@@ -372,8 +353,7 @@ export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress:
 /** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
 
-/** Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
- *  made when a configured weight changes: whoever takes turns begins anew. */
+/** Each makes a fresh picker: for each balancer, and when a configured weight has changed. */
 export const algorithms = {
   "round-robin": (sources) => {
     const shareOf = newTurns(sources);
@@ -401,8 +381,7 @@ export const algorithms = {
       const share = shareOf(servers);
       let best = at(servers, 0);
       for (const server of servers) {
-        // per weight, without dividing
-        const difference = server.open * best.weight - best.open * server.weight;
+        const difference = server.open * best.weight - best.open * server.weight; // per weight
         if (difference > 0) continue;
         if (difference < 0) best = server;
         else if (owed(server, share) > owed(best, share) + TIE) best = server;
@@ -462,23 +441,19 @@ function at<T>(items: readonly T[], place: number): T {
   return item;
 }
 
-// --- taking turns ---
-
 const TIE = 1e-9; // credits that differ by less are equal: they are sums of fractions
 
 /** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
 const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
 
 /** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
- *  b c. At each pick everyone is owed its share of one connection, and who is owed most gets it. We
- *  count in connections, not in units of weight as nginx: they mean the same after a weight has
- *  changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
- *  step. Returns which part of a connection one unit of weight is due at a pick. */
+ *  b c. At each pick everyone is owed its share of one connection, and who is owed most gets it.
+ *  Unlike nginx's units of weight, connections mean the same after a weight has changed. The begin
+ *  is drawn, or balancers would go in step. Returns what one unit of weight is due at a pick. */
 function newTurns({ random }: Sources) {
   const creditor = {};
   let known: readonly Candidate[] | undefined;
   let share = 0;
-
   return (servers: readonly Candidate[]): number => {
     if (servers === known) return share;
     share = 1 / totalWeight(servers);
@@ -514,8 +489,6 @@ function beginAt(phase: number, servers: readonly Candidate[]): void {
 const totalWeight = (servers: readonly Candidate[]): number =>
   servers.reduce((sum, { weight }) => sum + weight, 0);
 
-// --- drawing by weight ---
-
 /** Draws places in a list by the weights there, in constant time however many there are: a table
  *  says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). */
 function newDraws() {
@@ -524,7 +497,6 @@ function newDraws() {
   let starts = new Uint32Array(0);
   let total = 0;
   let partsPerWeight = 0;
-
   const endOf = (place: number): number => ends[place] ?? 0;
 
   function meet(servers: readonly Candidate[]): void {
@@ -569,8 +541,6 @@ function newDraws() {
   };
 }
 
-// --- hashing ---
-
 /** Weighted rendezvous hashing (Thaler & Ravishankar 1998; weights: Schindelhauer & Schomaker
  *  2005): each server scores each client, so that one that leaves takes only its own clients with
  *  it. The highest -weight / ln(u) wins, which for equal weights is the highest u. */
@@ -604,9 +574,7 @@ function mix(value: number): number {
   return (value ^ (value >>> 16)) >>> 0;
 }
 
-// --- what least-latency knows of a server ---
-
-/** All times are on one monotonic clock, in seconds. */
+/** What `least-latency` knows of a server. All times are on one monotonic clock, in seconds. */
 export type Cost = ReturnType<typeof newCost>;
 export const newCost = () => ({
   seconds: 0, // peak EWMA of its turns, as it was at `shownAt`; 0 without history
@@ -656,9 +624,8 @@ function show(cost: Cost, began: number, seconds: number, now: number): void {
   cost.shownAt = now;
 }
 
-/** The cost of a server now, in seconds; `unknown` without history. It decays while only read.
- *  Silence counts as it stands: a server that hangs is slow before its answer proves it. But only
- *  silence towards everybody, and within bounds: no silent client speaks for a server. */
+/** The cost now, in seconds; `unknown` without history. A server that hangs is slow before its
+ *  answer proves it: silence counts, but only towards everybody, and within bounds. */
 export function costOf(cost: Cost, now: number, unknown: number): number {
   const isKnown = cost.seconds > 0;
   const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
@@ -681,21 +648,16 @@ function lowestKnown(servers: readonly Candidate[], now: number): number {
   return lowest === Infinity ? DEFAULT_COST : lowest;
 }
 
-/** Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
- *  silent for longer than it needs. A silence is tested each time that it has doubled. */
-function isDue(cost: Cost, now: number): boolean {
-  const left = now - cost.pickedAt; // alone
-  if (left < PATIENCE) return false;
-  if (left >= TRY_AGAIN) return true;
-  const isSilent = cost.waiting > 0 && now - cost.silentSince > Math.max(PATIENCE, cost.seconds);
-  return isSilent && left >= cost.pickedAt - cost.silentSince;
-}
-
-/** The first that is due, from the place `start` on and round. */
+/** The first from `start` on and round that is due whatever its cost: not picked for long, or silent
+ *  for longer than it needs. A silence is tested each time that it has doubled. */
 function findDue<S extends Candidate>(servers: readonly S[], start: number, now: number) {
   for (let i = 0; i < servers.length; i += 1) {
     const server = turned(servers, start, i);
-    if (isDue(server.cost, now)) return server;
+    const { pickedAt, waiting, silentSince, seconds } = server.cost;
+    const left = now - pickedAt; // alone
+    if (left < PATIENCE) continue;
+    const isSilent = waiting > 0 && now - silentSince > Math.max(PATIENCE, seconds);
+    if (left >= TRY_AGAIN || (isSilent && left >= pickedAt - silentSince)) return server;
   }
   return undefined;
 }
@@ -892,16 +854,14 @@ type Finding =
 export type Teller = "check" | "client"; // who told that a server is up or down
 const HOLD = 0.2; // the longest that a check which looks closely holds its connection, in seconds
 
-/** How the balancer asks, beside the rules. */
 export interface HealthSettings extends HealthRules {
   readonly asks: boolean; // it sends or expects something; a bare connect holds, when in doubt
   readonly elsewhere: boolean; // at another port, where it cannot tell whether the server accepts
 }
 
-/** Who hears that a server went up or down, and that a check of one that is down failed again. */
-export interface HealthEvents {
-  readonly changed: (server: Server, by: Teller) => void;
-  readonly stillDown: (server: Server) => void;
+interface HealthEvents {
+  readonly changed: (server: Server, by: Teller) => void; // it went up or down
+  readonly stillDown: (server: Server) => void; // one more check of it has failed
 }
 
 /** Watches servers: one check at a time for each, an interval after the last one began. */
@@ -923,7 +883,6 @@ export class Health {
     return Math.min(HOLD, this.#settings.interval / 2);
   }
 
-  /** Watches `server` from now on; its first check is due in `delay` seconds. */
   watch(server: Server, delay: number): void {
     const { health } = server;
     health.begunAt = this.#clock.now() + delay - this.#settings.interval;
@@ -1025,7 +984,6 @@ export class Health {
 }
 
 const COLDEST = 0.05; // the share of its weight with which a slow start begins
-
 /** How much of its weight a server gets that has been back since `since`. */
 export function warmth(since: number, now: number, slowStart: number): number {
   if (slowStart === 0) return 1;
@@ -1060,7 +1018,6 @@ export type CheckSpec = Readonly<
 
 const MOST_ANSWER = 64 * 1024; // bytes of an answer are looked at
 const ESCAPES: Readonly<Record<string, string>> = { r: "\r", n: "\n", t: "\t" };
-
 export const readCheck: Kind<CheckSpec> = {
   expected:
     "tcp, ping, http[s][:[PORT][/PATH]], none, or SEND=>EXPECT with a text to expect, " +
@@ -1099,11 +1056,9 @@ function bytesOf(text: string): Buffer | undefined {
 /** The port that the check itself names: then --check-port must not name one, too. */
 export const ownPortOf = (spec: CheckSpec): number | undefined =>
   spec.kind === "http" ? spec.port : undefined;
-
 /** Whether the check wants an answer; `tcp` and `none` only want a connection. */
 export const asks = (spec: CheckSpec): boolean => spec.kind === "http" || spec.kind === "exchange";
 
-/** What the check says to a server that is configured as `host`. */
 export function questionOf(spec: CheckSpec, host: string): Buffer {
   if (spec.kind === "exchange") return spec.send;
   if (spec.kind !== "http") return Buffer.alloc(0);
@@ -1111,25 +1066,23 @@ export function questionOf(spec: CheckSpec, host: string): Buffer {
   return Buffer.from(`GET ${spec.path} HTTP/1.0\r\nHost: ${name}\r\n\r\n`);
 }
 
+const STATUS = "HTTP/1.1 200 "; // any 2xx or 3xx passes, once the character behind it has come
 /** What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
  *  that came are a wrong answer, and no byte is none. */
 export function judge(spec: CheckSpec, answer: Buffer): "more" | "passed" | "wrong" {
-  if (spec.kind === "http") return judgeStatus(answer.toString("latin1", 0, STATUS.length));
+  if (spec.kind === "http") {
+    const start = answer.toString("latin1", 0, STATUS.length);
+    const completed = start + STATUS.slice(start.length);
+    if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
+    if (start.length < STATUS.length) return "more";
+    return /^.{9}[23]/.test(start) ? "passed" : "wrong";
+  }
   if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
   const { expect, isAnchored } = spec;
   const seen = answer.subarray(0, isAnchored ? expect.length : MOST_ANSWER);
   if (seen.includes(expect)) return "passed";
   const mayCome = isAnchored ? beginsLike(seen, expect) : seen.length < MOST_ANSWER;
   return mayCome ? "more" : "wrong";
-}
-
-const STATUS = "HTTP/1.1 200 ";
-/** Any status 2xx or 3xx passes, as soon as the character behind it has come. */
-function judgeStatus(start: string) {
-  const completed = start + STATUS.slice(start.length);
-  if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
-  if (start.length < STATUS.length) return "more";
-  return /^.{9}[23]/.test(start) ? "passed" : "wrong";
 }
 
 export interface CheckOrder {
@@ -1211,7 +1164,12 @@ class CheckRun {
     this.#isAccepted = true;
     if (prefix !== "") this.#plain.write(prefix);
     if (!asks(spec) && holdSeconds === 0) return this.#finish(PASSED);
-    if (spec.kind === "http" && spec.isSecure) this.#secure(host);
+    if (spec.kind === "http" && spec.isSecure) {
+      const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
+      // the certificate is not verified: the check asks who answers
+      this.#socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
+      this.#socket.on("error", (error) => this.#failed(error));
+    }
     const closed = (): void => this.#unanswered("accepted, and closed without a byte", "close");
     this.#socket.on("data", (chunk: Buffer) => this.#read(chunk));
     this.#socket.on("end", closed).on("close", closed);
@@ -1220,13 +1178,6 @@ class CheckRun {
     if (question.length > 0) this.#socket.write(question);
     const left = Math.max(0, this.#deadline - performance.now());
     this.#wait(left, () => this.#unanswered("no answer in time", "time-out"));
-  }
-
-  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
-  #secure(host: string): void {
-    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
-    this.#socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
-    this.#socket.on("error", (error) => this.#failed(error));
   }
 
   #read(chunk: Buffer): void {
@@ -1267,8 +1218,7 @@ const isSelfConnected = (socket: Socket): boolean =>
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
 // which order. Pure: it sees no socket and no clock. A place is taken at the pick and left once.
 
-/** A dial that failed: at which server, and why. */
-export type Attempt = { readonly server: Server; readonly why: string };
+export type Attempt = { readonly server: Server; readonly why: string }; // a dial that failed
 /** A client that wants a place, and where it has failed already. */
 export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
 const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
@@ -1282,18 +1232,15 @@ export class Places<G extends Guest> {
   #primaries: readonly Server[] = [];
   #backups: readonly Server[] = [];
   readonly #limit: number;
-  #pick: Picker = () => {
-    throw new Error("no algorithm yet");
-  };
+  #pick: Picker | undefined;
   #sticky = false;
   #serving: readonly Server[] | undefined; // for who has not failed anywhere, until `refresh`
   #free: readonly Server[] | undefined; // those of them with a place; undefined: to be found anew
   readonly #line = new Map<G, Server | undefined>(); // those that wait, in order
   readonly #lines = new Map<Server, Set<G>>(); // if sticky, also by the server each belongs to
 
-  /** `limit`: connections per server at once, 0 for no limit. */
   constructor(limit: number) {
-    this.#limit = limit || Infinity;
+    this.#limit = limit || Infinity; // connections per server at once; 0 is no limit
   }
 
   /** Picks by `pick` from now on; `sticky`: it is always the same server for the same client. */
@@ -1333,7 +1280,6 @@ export class Places<G extends Guest> {
     server.open -= 1;
   }
 
-  /** `guest` waits no longer. */
   forget(guest: G): void {
     const server = this.#line.get(guest);
     this.#line.delete(guest);
@@ -1380,7 +1326,7 @@ export class Places<G extends Guest> {
     if (serving.length === 0 || guest.tried.length >= MOST_TRIED) return "none";
     const candidates = this.#sticky ? serving : this.#freeOf(serving);
     if (candidates.length === 0) return "anybody";
-    const server: Server | undefined = this.#pick(candidates, guest.clientAddress);
+    const server: Server | undefined = this.#pick?.(candidates, guest.clientAddress);
     if (server === undefined) throw new TypeError("the algorithm picked no server"); // a bug
     return server;
   }
@@ -1416,7 +1362,6 @@ export class Places<G extends Guest> {
 // write version 1 and read both. Pure: bytes and addresses in, a verdict out.
 
 export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
-
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
@@ -1460,38 +1405,32 @@ function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
   return bytes.subarray(0, length).equals(wanted.subarray(0, length));
 }
 
-const V4_LETTERS = /^[\d.]{0,15}$/;
-const V6_LETTERS = /^[\da-fA-F:.]{0,45}$/;
 const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
 
-/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. */
+/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each is
+ *  judged as it comes, the last one by what may still become of it. */
 function readV1(text: string): ProxyReading {
   if (text.length < SIGNATURE_V1.length) return MORE;
   const end = text.indexOf("\r\n");
   if (end < 0 && text.length === LONGEST_V1) return BAD;
   const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end); // CR ends the last word, too
+  const isCut = line === text;
   const [, name = "", ...words] = line.split(" ");
   const isUnknown = name === "UNKNOWN"; // whatever stands behind it
-  if (!isUnknown && !isGood(name, words, line === text ? "so far" : "whole")) return BAD;
+  if (isUnknown) return end < 0 ? MORE : { kind: "done", length: end + 2, client: undefined };
+  const mayBecome = ["TCP4", "TCP6", "UNKNOWN"].some((known) => known.startsWith(name));
+  if (isCut && words.length === 0) return mayBecome ? MORE : BAD;
+  if (!/^TCP[46]$/.test(name) || words.length > 4 || (!isCut && words.length < 4)) return BAD;
+  const letters = name === "TCP4" ? /^[\d.]{0,15}$/ : /^[\da-fA-F:.]{0,45}$/;
+  const areGood = words.every((word, place) => {
+    const mayGoOn = isCut && place === words.length - 1;
+    if (place >= 2) return isPort(word) || (mayGoOn && word === "");
+    return letters.test(word) && (mayGoOn || `TCP${isIP(word)}` === name);
+  });
+  if (!areGood) return BAD;
   if (end < 0) return MORE;
   const [host = "", , port] = words;
-  const client = isUnknown ? undefined : clientAt(host, Number(port));
-  return { kind: "done", length: end + 2, client };
-}
-
-/** Judges each word as it comes, the last one `so far` by what may still become of it. */
-function isGood(name: string, words: readonly string[], extent: "so far" | "whole"): boolean {
-  const names = ["TCP4", "TCP6", "UNKNOWN"];
-  const isNameCut = extent === "so far" && words.length === 0;
-  if (isNameCut) return names.some((known) => known.startsWith(name));
-  const isComplete = extent === "so far" || words.length === 4;
-  if (!names.includes(name) || words.length > 4 || !isComplete) return false;
-  const letters = name === "TCP4" ? V4_LETTERS : V6_LETTERS;
-  return words.every((text, place) => {
-    const isCut = extent === "so far" && place === words.length - 1;
-    if (place >= 2) return isPort(text) || (isCut && text === "");
-    return letters.test(text) && (isCut || `TCP${isIP(text)}` === name);
-  });
+  return { kind: "done", length: end + 2, client: clientAt(host, Number(port)) };
 }
 
 /** The name of an address' family, as Node has it. */
@@ -1521,16 +1460,14 @@ function readV2(bytes: Buffer): ProxyReading {
   if (size < least) return BAD;
   const length = HEAD_V2 + size;
   if (bytes.length < length) return MORE;
-  return { kind: "done", length, client: isLocal ? undefined : clientIn(bytes, transport) };
-}
-
-/** The source of a whole header, where it is one of TCP: 0x11 over IPv4, 0x21 over IPv6. */
-function clientIn(bytes: Buffer, transport: number): Address | undefined {
-  if (transport === 0x11)
-    return clientAt(bytes.subarray(HEAD_V2, HEAD_V2 + 4).join("."), bytes.readUInt16BE(24));
-  if (transport !== 0x21) return undefined;
-  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(HEAD_V2 + 2 * i));
-  return clientAt(groups.map((group) => group.toString(16)).join(":"), bytes.readUInt16BE(48));
+  const isTcp = !isLocal && (transport === 0x11 || transport === 0x21); // over IPv4, IPv6
+  if (!isTcp) return { kind: "done", length, client: undefined };
+  const hostBytes = transport === 0x11 ? 4 : 16;
+  const source = bytes.subarray(HEAD_V2, HEAD_V2 + hostBytes);
+  const groups = source.toString("hex").replace(/(....)(?=.)/g, "$1:"); // as in an IPv6 address
+  const port = bytes.readUInt16BE(HEAD_V2 + 2 * hostBytes); // behind both hosts
+  const client = clientAt(transport === 0x11 ? source.join(".") : groups, port);
+  return { kind: "done", length, client };
 }
 
 /** The networks whose clients must begin with a header: `10.0.0.0/8,fd00::/8,192.0.2.7`. */
@@ -1552,7 +1489,6 @@ export const cidrList: Kind<BlockList> = {
   },
 };
 
-/** Whether `host`, an address, is in one of the networks. */
 export function isWithin(list: BlockList, host: string): boolean {
   const plain = plainHost(host).replace(/%.*$/, "");
   return isIP(plain) !== 0 && list.check(plain, familyOf(plain));
@@ -3337,7 +3273,7 @@ export async function startLoadBalancer(wanted: SomeOptions) {
   const options = completed(wanted);
   const { servers, serversFile, inherited, admin } = options;
   const isListed = serversFile === undefined;
-  const directory = isListed ? Directory.of(servers) : await Directory.ofFile(serversFile);
+  const directory = isListed ? new Directory(servers) : await Directory.ofFile(serversFile);
   const { specs } = directory;
   const problem = inherited === undefined ? complaintAboutItself(specs, options) : undefined;
   if (problem !== undefined) throw isListed ? new UsageError(problem) : new RunError(problem);
