@@ -2,9 +2,8 @@
 /**
  * load_balancer.ts - spread TCP connections over a set of servers.
  *
- * Picks a server for each client connection and copies bytes both ways until both sides have
- * finished. It never reads the bytes, so it carries any protocol over TCP; it does not cache, pool
- * or encrypt.
+ * Picks a server for each client connection and copies bytes both ways. It never reads them, so it
+ * carries any protocol over TCP; it does not cache, pool or encrypt.
  *
  *   tsx load_balancer.ts round-robin
  *   tsx load_balancer.ts least-connections --port 8080 --servers 10.0.0.1:80,10.0.0.2:80*2
@@ -12,8 +11,8 @@
  * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
  * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
  * from stage to stage. Balancer carries out what those decide, with sockets and timers. Each
- * time-out is a constant at the top of the section that waits, or an option at the end. What it
- * promises about bytes, half-closes, resets, retries and limits is listed in README.md.
+ * time-out is a constant at the top of the section that waits, or an option. README.md lists what
+ * it promises about bytes, half-closes, resets, retries and limits.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
@@ -104,7 +103,7 @@ function count(histogram: ReturnType<typeof newHistogram>, seconds: number): voi
   histogram.sum += seconds;
 }
 
-/** Gives a new sample an eighth of the weight, as TCP does with round trips (RFC 6298). */
+/** A new sample has an eighth of the weight, as with TCP's round trips (RFC 6298). */
 const smooth = (mean: number | null, sample: number): number =>
   mean === null ? sample : mean + (sample - mean) / 8;
 
@@ -345,11 +344,9 @@ export class Directory {
 /** What a picker sees of a server. */
 type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost";
 export type Candidate = Pick<Server, Seen>;
-
 /** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
  *  in the same order, and is the same array until its members or their weights change. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
-
 /** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
 
@@ -442,7 +439,6 @@ function at<T>(items: readonly T[], place: number): T {
 }
 
 const TIE = 1e-9; // credits that differ by less are equal: they are sums of fractions
-
 /** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
 const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
 
@@ -549,7 +545,10 @@ export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress
   let best = at(servers, 0);
   let highest = 0;
   for (const server of servers) {
-    const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
+    let mixed = client ^ server.hash; // MurmurHash3's finalizer spreads each bit over all 32
+    mixed = Math.imul(mixed ^ (mixed >>> 16), 0x85ebca6b);
+    mixed = Math.imul(mixed ^ (mixed >>> 13), 0xc2b2ae35);
+    const u = (((mixed ^ (mixed >>> 16)) >>> 0) + 0.5) / 2 ** 32;
     if (server.weight === best.weight) {
       if (u <= highest) continue;
     } else if (Math.log(u) / server.weight <= Math.log(highest) / best.weight) continue;
@@ -565,13 +564,6 @@ export function hash(text: string): number {
   for (let i = 0; i < text.length; i += 1)
     value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
   return value >>> 0;
-}
-
-/** Spreads every bit of a hash over all 32 (MurmurHash3's finalizer). */
-function mix(value: number): number {
-  value = Math.imul(value ^ (value >>> 16), 0x85ebca6b);
-  value = Math.imul(value ^ (value >>> 13), 0xc2b2ae35);
-  return (value ^ (value >>> 16)) >>> 0;
 }
 
 /** What `least-latency` knows of a server. All times are on one monotonic clock, in seconds. */
@@ -624,8 +616,8 @@ function show(cost: Cost, began: number, seconds: number, now: number): void {
   cost.shownAt = now;
 }
 
-/** The cost now, in seconds; `unknown` without history. A server that hangs is slow before its
- *  answer proves it: silence counts, but only towards everybody, and within bounds. */
+/** The cost now, in seconds; `unknown` without history. Silence counts before an answer proves it,
+ *  but only towards everybody, and within bounds: no silent client speaks for a server. */
 export function costOf(cost: Cost, now: number, unknown: number): number {
   const isKnown = cost.seconds > 0;
   const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
@@ -648,8 +640,8 @@ function lowestKnown(servers: readonly Candidate[], now: number): number {
   return lowest === Infinity ? DEFAULT_COST : lowest;
 }
 
-/** The first from `start` on and round that is due whatever its cost: not picked for long, or silent
- *  for longer than it needs. A silence is tested each time that it has doubled. */
+/** The first from `start` on and round that is due whatever its cost: not picked for long, or
+ *  silent for longer than it needs. A silence is tested each time that it has doubled. */
 function findDue<S extends Candidate>(servers: readonly S[], start: number, now: number) {
   for (let i = 0; i < servers.length; i += 1) {
     const server = turned(servers, start, i);
@@ -745,7 +737,6 @@ type CheckSight =
 type ClientSight =
   | { readonly kind: "dial failed"; readonly why: string; readonly dialledAt: number }
   | { readonly kind: "dial accepted" | "first byte"; readonly dialledAt: number };
-
 export type Sight = CheckSight | ClientSight;
 
 /** Takes in one sight. Says whether the server went up or down by it. */
@@ -918,7 +909,7 @@ export class Health {
     this.#schedule(server);
   }
 
-  /** Whether a connection's first byte may tell anything now; asked for each, so it is cheap. */
+  /** Whether a first byte may tell anything now; asked for each connection, so it is cheap. */
   caresForFirstBytes({ health }: Server): boolean {
     return health.silent > 0 || health.cancelCheck !== undefined;
   }
@@ -1149,8 +1140,7 @@ class CheckRun {
     this.#cancelWait();
     const due = performance.now() + ms;
     const timer = setTimeout(() => {
-      const isLate = performance.now() - due > STOOD_STILL * 1000;
-      if (isLate) return this.#finish({ kind: "late" });
+      if (performance.now() - due > STOOD_STILL * 1000) return this.#finish({ kind: "late" });
       const immediate = setImmediate(verdict);
       this.#cancelWait = () => clearImmediate(immediate);
     }, ms);
@@ -1171,20 +1161,18 @@ class CheckRun {
       this.#socket.on("error", (error) => this.#failed(error));
     }
     const closed = (): void => this.#unanswered("accepted, and closed without a byte", "close");
-    this.#socket.on("data", (chunk: Buffer) => this.#read(chunk));
+    this.#socket.on("data", (chunk: Buffer) => {
+      this.#answer = Buffer.concat([this.#answer, chunk]);
+      const judgement = judge(spec, this.#answer);
+      if (judgement === "passed") this.#finish(PASSED);
+      if (judgement === "wrong") this.#unanswered("", "close");
+    });
     this.#socket.on("end", closed).on("close", closed);
     if (!asks(spec)) return this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
     const question = questionOf(spec, host);
     if (question.length > 0) this.#socket.write(question);
     const left = Math.max(0, this.#deadline - performance.now());
     this.#wait(left, () => this.#unanswered("no answer in time", "time-out"));
-  }
-
-  #read(chunk: Buffer): void {
-    this.#answer = Buffer.concat([this.#answer, chunk]);
-    const judgement = judge(this.#order.spec, this.#answer);
-    if (judgement === "passed") this.#finish(PASSED);
-    if (judgement === "wrong") this.#unanswered("", "close");
   }
 
   /** Nothing more will come: what has come so far is a wrong answer, else there was none. */
@@ -1222,7 +1210,6 @@ export type Attempt = { readonly server: Server; readonly why: string }; // a di
 /** A client that wants a place, and where it has failed already. */
 export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
 const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
-
 /** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
 const isOpen = ({ draining, spec }: Server): boolean =>
   !draining && spec.weight > 0 && spec.resolved;
@@ -1392,7 +1379,6 @@ const BAD: ProxyReading = { kind: "bad" };
 const SIGNATURE_V1 = Buffer.from("PROXY ");
 const SIGNATURE_V2 = Buffer.from("\r\n\r\n\0\r\nQUIT\n");
 const LONGEST_V1 = 107; // bytes of version 1, with its line end
-
 /** Reads a PROXY header, as far as it has come; what is malformed is bad as soon as it shows. */
 export function readProxyHeader(bytes: Buffer): ProxyReading {
   if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.toString("latin1", 0, LONGEST_V1));
@@ -1406,9 +1392,8 @@ function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
 }
 
 const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
-
-/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each is
- *  judged as it comes, the last one by what may still become of it. */
+/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each
+ *  is judged as it comes, the last one by what may still become of it. */
 function readV1(text: string): ProxyReading {
   if (text.length < SIGNATURE_V1.length) return MORE;
   const end = text.indexOf("\r\n");
@@ -1435,7 +1420,6 @@ function readV1(text: string): ProxyReading {
 
 /** The name of an address' family, as Node has it. */
 const familyOf = (host: string): "ipv4" | "ipv6" => (isIP(host) === 6 ? "ipv6" : "ipv4");
-
 /** The client, its address in the one way in which sockets write it. */
 function clientAt(address: string, port: number): Address {
   const { address: host } = new SocketAddress({ address, family: familyOf(address) });
@@ -1444,7 +1428,6 @@ function clientAt(address: string, port: number): Address {
 
 const HEAD_V2 = 16; // bytes before the addresses
 const ADDRESS_BYTES = [0, 12, 36, 216]; // by family: none, IPv4, IPv6, UNIX
-
 /** Version 2 is binary: the signature, version and command, family and transport, the length of the
  *  rest. Behind the addresses may stand more (TLVs), which is skipped. */
 function readV2(bytes: Buffer): ProxyReading {
