@@ -2,9 +2,8 @@
 /**
  * load_balancer.ts - spread TCP connections over a set of servers.
  *
- * Picks a server for each client connection and copies bytes both ways until both sides have
- * finished. It never reads the bytes, so it carries any protocol over TCP; it does not cache, pool
- * or encrypt.
+ * Picks a server for each client connection and copies bytes both ways. It never reads them, so it
+ * carries any protocol over TCP; it does not cache, pool or encrypt.
  *
  *   tsx load_balancer.ts round-robin
  *   tsx load_balancer.ts least-connections --port 8080 --servers 10.0.0.1:80,10.0.0.2:80*2
@@ -12,74 +11,34 @@
  * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
  * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
  * from stage to stage. Balancer carries out what those decide, with sockets and timers. Each
- * time-out is a constant at the top of the section that waits, or an option at the end. What it
- * promises about bytes, half-closes, resets, retries and limits is listed in README.md.
+ * time-out is a constant at the top of the section that waits, or an option. README.md lists what
+ * it promises about bytes, half-closes, resets, retries and limits.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
 import { readdirSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import {
-  createServer as createHttpServer,
-  type IncomingMessage,
-  type ServerResponse,
-} from "node:http";
-import {
-  BlockList,
-  connect,
-  createServer,
-  isIP,
-  type Server as Listener,
-  SocketAddress,
-  type Socket,
-  type TcpNetConnectOpts,
-} from "node:net";
+import { createServer as createHttpServer } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { BlockList, connect, createServer, isIP, SocketAddress } from "node:net";
+import type { Server as Listener, Socket, TcpNetConnectOpts } from "node:net";
 import { networkInterfaces } from "node:os";
 import { connect as secure } from "node:tls";
 import { isatty } from "node:tty";
-import {
-  type Address,
-  amount,
-  anyText,
-  formatAddress,
-  hostName,
-  isMain,
-  type Kind,
-  LineWriter,
-  listen,
-  LONGEST_TIMER,
-  mulberry32,
-  oneOf,
-  onStopSignals,
-  type Options,
-  parseAddress,
-  parseCommandLine,
-  portNumber,
-  readValue,
-  reasonOf,
-  RunError,
-  runScript,
-  seedNumber,
-  someSeconds,
-  UsageError,
-  type Values,
-  wholeNumber,
-} from "./lib.ts";
+import { type Address, formatAddress, hostName, listen, parseAddress, portNumber } from "./lib.ts";
+import { amount, anyText, type Kind, oneOf, readValue, someSeconds, wholeNumber } from "./lib.ts";
+import { isMain, onStopSignals, type Options, parseCommandLine, type Values } from "./lib.ts";
+import { LineWriter, LONGEST_TIMER, mulberry32, seedNumber } from "./lib.ts";
+import { reasonOf, RunError, runScript, UsageError } from "./lib.ts";
 
 /** The servers to balance over, when --servers names no others. */
-const SERVERS = [
-  "127.0.0.1:65433",
-  "127.0.0.1:65434",
-  "127.0.0.1:65435",
-  "127.0.0.1:65436",
-  "127.0.0.1:65437",
-];
+const SERVERS = [65433, 65434, 65435, 65436, 65437].map((port) => `127.0.0.1:${port}`);
 
 // ─── Servers ─────────────────────────────────────────────────────────────────
 // What the balancer knows of a server, by who writes it: places, algorithms, health, or nobody but
 // the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
-/** A server. What is not marked otherwise is written by the balancer section. */
+/** What is not marked otherwise is written by the balancer section. */
 export class Server {
   readonly name: string;
   readonly hash: number; // of its name, for `source-hash`
@@ -109,7 +68,7 @@ export class Server {
 
 export const newServer = (spec: ServerSpec, now: number): Server => new Server(spec, now);
 
-export class Stats {
+class Stats {
   total = 0;
   connectErrors = 0;
   checkFailures = 0;
@@ -126,14 +85,12 @@ const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 const FINE_BUCKETS = Array.from({ length: 52 }, (_, i) => Math.min(10, 0.001 * 1.2 ** i));
 
 /** How many samples were at most each bound and above the one before; the last, above all. */
-const newHistogram = (bounds: readonly number[]) => ({
-  bounds,
-  counts: new Array<number>(bounds.length + 1).fill(0),
-  sum: 0,
-});
-export type Histogram = ReturnType<typeof newHistogram>;
+const newHistogram = (bounds: readonly number[]) => {
+  const counts = new Array<number>(bounds.length + 1).fill(0);
+  return { bounds, counts, sum: 0 };
+};
 
-function count(histogram: Histogram, seconds: number): void {
+function count(histogram: ReturnType<typeof newHistogram>, seconds: number): void {
   const { bounds, counts } = histogram;
   let low = 0;
   let high = bounds.length;
@@ -146,11 +103,10 @@ function count(histogram: Histogram, seconds: number): void {
   histogram.sum += seconds;
 }
 
-/** Gives a new sample an eighth of the weight, as TCP does with round trips (RFC 6298). */
+/** A new sample has an eighth of the weight, as with TCP's round trips (RFC 6298). */
 const smooth = (mean: number | null, sample: number): number =>
   mean === null ? sample : mean + (sample - mean) / 8;
 
-/** A server as it is configured. */
 export type ServerSpec = Address & {
   readonly weight: number; // 0 drains it
   readonly backup: boolean; // only for when no other is left
@@ -158,7 +114,6 @@ export type ServerSpec = Address & {
   readonly resolved: boolean; // false: `host` is a name without an address, and never dialled
 };
 
-const serverWeight = wholeNumber(0, 1000);
 const serverSpec: Kind<ServerSpec> = {
   expected:
     'host:port, host:port*weight, or either with " backup" behind it, ' +
@@ -167,7 +122,7 @@ const serverSpec: Kind<ServerSpec> = {
     const [, place = "", stars = "1", backup] =
       /^([^\s*]+)(?:\*(\S*))?(\s+backup)?$/.exec(text) ?? [];
     const address = parseAddress(place);
-    const weight = serverWeight.read(stars);
+    const weight = wholeNumber(0, 1000).read(stars);
     if (address === undefined || address.port === 0 || weight === undefined) return undefined;
     const resolved = isIP(address.host) !== 0;
     const isBackup = backup !== undefined;
@@ -190,7 +145,6 @@ function addServer(specs: Map<string, ServerSpec>, text: string): void {
   specs.set(name, spec);
 }
 
-/** The text of `file`, or why it cannot be read. */
 const textOf = (file: string): Promise<string | RunError> =>
   readFile(file, "utf8").catch(
     (error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`),
@@ -208,17 +162,14 @@ function serversIn(file: string, text: string | RunError): ServerSpec[] | RunErr
       return new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
   }
-  if (specs.size > 0) return [...specs.values()];
-  const expected = "expected one host:port[*weight] [backup] a line";
-  return new RunError(`${file}:1: no server in the file: ${expected}`);
+  const expected = "no server in the file: expected one host:port[*weight] [backup] a line";
+  return specs.size > 0 ? [...specs.values()] : new RunError(`${file}:1: ${expected}`);
 }
 
-/** All addresses of a host name. */
 export type Resolver = (name: string) => Promise<readonly string[]>;
 const systemResolver: Resolver = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/** What is known of a name in the list of servers. */
 type KnownName = ReturnType<typeof newName>;
 const newName = (name: string) => ({
   name,
@@ -229,15 +180,13 @@ const newName = (name: string) => ({
   isFailing: false, // and that was said
 });
 
-/** Who hears of changes, and of a complaint about the file; undefined: it is good again. */
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
-  readonly fileRead: (complaint: string | undefined) => void;
+  readonly fileRead: (complaint: string | undefined) => void; // undefined: it is good again
 };
 
-/** Seconds between two looks at the file, between two look-ups, and what is a slow look-up. */
+/** Seconds between two looks at the file, between two look-ups, and from which on one is slow. */
 const DIRECTORY_SECONDS = { file: 1, names: 10, slow: 2 };
-type DirectorySeconds = typeof DIRECTORY_SECONDS;
 
 /** What the configured servers are at the moment. A name is looked up here and not for each
  *  connection, so that DNS can be the directory; when that fails its last good answer stays. Node
@@ -245,7 +194,7 @@ type DirectorySeconds = typeof DIRECTORY_SECONDS;
 export class Directory {
   #configured: readonly ServerSpec[];
   readonly #resolve: Resolver;
-  readonly #seconds: DirectorySeconds;
+  readonly #seconds: typeof DIRECTORY_SECONDS;
   readonly #names = new Map<string, KnownName>();
   #timers: NodeJS.Timeout[] = [];
   #file: string | undefined;
@@ -255,15 +204,10 @@ export class Directory {
   #listener: DirectoryListener | undefined;
   #isClosed = false;
 
-  constructor(specs: readonly ServerSpec[], resolve: Resolver, seconds: DirectorySeconds) {
+  constructor(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
     this.#configured = specs;
     this.#resolve = resolve;
     this.#seconds = seconds;
-  }
-
-  /** With the servers of --servers. */
-  static of(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
-    return new Directory(specs, resolve, seconds);
   }
 
   /** With the servers of a file, which must be good. Throws a RunError that names the line. */
@@ -291,7 +235,6 @@ export class Directory {
     return [...servers.values()];
   }
 
-  /** Begins to look at names and file, at once and then now and then. Waits for nothing. */
   follow(listener: DirectoryListener): void {
     this.#listener = listener;
     this.#takeNames();
@@ -323,30 +266,23 @@ export class Directory {
     this.#isReading = true;
     while (this.#isReadAgain && !this.#isClosed) {
       this.#isReadAgain = false;
-      this.#takeText(this.#file, await textOf(this.#file));
+      const text = await textOf(this.#file);
+      // the text and not the time of its last change: that misses a second one within a moment, and
+      // a symbolic link on the way that was turned
+      if (this.#isClosed || String(text) === this.#lastRead) continue;
+      this.#lastRead = String(text);
+      const specs = serversIn(this.#file, text);
+      const isBad = specs instanceof RunError;
+      if (isBad) console.error(`${specs.message}; the servers stay as they were`);
+      this.#listener?.fileRead(isBad ? specs.message : undefined);
+      if (isBad || JSON.stringify(specs) === JSON.stringify(this.#configured)) continue;
+      this.#configured = specs;
+      this.#listener?.changed(this.specs, "file");
+      this.#takeNames();
     }
     this.#isReading = false;
   }
 
-  /** The text is compared, not the time of its last change: so no change is missed, be it a second
-   *  one within a moment, or a symbolic link on the way to it that was turned. */
-  #takeText(file: string, text: string | RunError): void {
-    if (this.#isClosed || String(text) === this.#lastRead) return;
-    this.#lastRead = String(text);
-    const specs = serversIn(file, text);
-    if (specs instanceof RunError) {
-      console.error(`${specs.message}; the servers stay as they were`);
-      this.#listener?.fileRead(specs.message);
-      return;
-    }
-    this.#listener?.fileRead(undefined);
-    if (JSON.stringify(specs) === JSON.stringify(this.#configured)) return;
-    this.#configured = specs;
-    this.#listener?.changed(this.specs, "file");
-    this.#takeNames();
-  }
-
-  /** Forgets names that are configured no longer, and asks for new ones. */
   #takeNames(): void {
     const hosts = new Set(this.#configured.map(({ host }) => host));
     for (const name of this.#names.keys()) if (!hosts.has(name)) this.#names.delete(name);
@@ -384,8 +320,14 @@ export class Directory {
     known.isAsked = false;
     known.isSlow = performance.now() - known.askedAt > this.#seconds.slow * 1000;
     if (wasSlow && !known.isSlow) this.#askNextSlow(); // the resolver is back
-    if (answer.length === 0) return sayFailure(known, why);
-    known.isFailing = false;
+    const wasFailing = known.isFailing;
+    known.isFailing = answer.length === 0;
+    if (known.isFailing) {
+      const isNew = known.addresses.length === 0;
+      const next = isNew ? "no connection goes there" : "its last addresses stay";
+      if (!wasFailing) console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
+      return;
+    }
     const isV4 = answer.some((address) => isIP(address) === 4); // else both families would count
     const chosen = answer.filter((address) => isIP(address) === (isV4 ? 4 : 6));
     const addresses = [...new Set(chosen)].sort();
@@ -395,14 +337,6 @@ export class Directory {
   }
 }
 
-/** Once, until it is found again. */
-function sayFailure(known: KnownName, why: string): void {
-  if (known.isFailing) return;
-  known.isFailing = true;
-  const next = known.addresses.length > 0 ? "its last addresses stay" : "no connection goes there";
-  console.error(`Cannot look up ${known.name}: ${why}; ${next}`);
-}
-
 // ─── Algorithms ──────────────────────────────────────────────────────────────
 // Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the
 // table: help, validation, tests and the laboratory derive from it.
@@ -410,16 +344,13 @@ function sayFailure(known: KnownName, why: string): void {
 /** What a picker sees of a server. */
 type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost";
 export type Candidate = Pick<Server, Seen>;
-
 /** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
  *  in the same order, and is the same array until its members or their weights change. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
-
 /** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
 
-/** Each entry makes a fresh picker, so that two balancers never share anything. A fresh one is also
- *  made when a configured weight changes: whoever takes turns begins anew. */
+/** Each makes a fresh picker: for each balancer, and when a configured weight has changed. */
 export const algorithms = {
   "round-robin": (sources) => {
     const shareOf = newTurns(sources);
@@ -447,8 +378,7 @@ export const algorithms = {
       const share = shareOf(servers);
       let best = at(servers, 0);
       for (const server of servers) {
-        // per weight, without dividing
-        const difference = server.open * best.weight - best.open * server.weight;
+        const difference = server.open * best.weight - best.open * server.weight; // per weight
         if (difference > 0) continue;
         if (difference < 0) best = server;
         else if (owed(server, share) > owed(best, share) + TIE) best = server;
@@ -497,10 +427,8 @@ export const algorithms = {
 } satisfies Record<string, (sources: Sources) => Picker>;
 
 export type Algorithm = keyof typeof algorithms;
-export const ALGORITHMS = Object.keys(algorithms).filter(
-  (name): name is Algorithm => name in algorithms,
-);
-
+const isAlgorithm = (name: string): name is Algorithm => name in algorithms;
+export const ALGORITHMS = Object.keys(algorithms).filter(isAlgorithm);
 /** Those by which a client belongs to one server, and waits for it when it is full. */
 export const STICKY: ReadonlySet<Algorithm> = new Set(["source-hash"]);
 
@@ -510,23 +438,18 @@ function at<T>(items: readonly T[], place: number): T {
   return item;
 }
 
-// --- taking turns ---
-
 const TIE = 1e-9; // credits that differ by less are equal: they are sums of fractions
-
 /** What a server is owed at a pick that gives each unit of weight `share` of a connection. */
 const owed = (server: Candidate, share: number): number => server.credit + server.weight * share;
 
 /** Smooth weighted round robin, as nginx does it: weights 5, 1, 1 give a a b a c a a, not a a a a a
- *  b c. At each pick everyone is owed its share of one connection, and who is owed most gets it. We
- *  count in connections, not in units of weight as nginx: they mean the same after a weight has
- *  changed. Where the turns begin is drawn: balancers that all begin with the first server go on in
- *  step. Returns which part of a connection one unit of weight is due at a pick. */
+ *  b c. At each pick everyone is owed its share of one connection, and who is owed most gets it.
+ *  Unlike nginx's units of weight, connections mean the same after a weight has changed. The begin
+ *  is drawn, or balancers would go in step. Returns what one unit of weight is due at a pick. */
 function newTurns({ random }: Sources) {
   const creditor = {};
   let known: readonly Candidate[] | undefined;
   let share = 0;
-
   return (servers: readonly Candidate[]): number => {
     if (servers === known) return share;
     share = 1 / totalWeight(servers);
@@ -562,8 +485,6 @@ function beginAt(phase: number, servers: readonly Candidate[]): void {
 const totalWeight = (servers: readonly Candidate[]): number =>
   servers.reduce((sum, { weight }) => sum + weight, 0);
 
-// --- drawing by weight ---
-
 /** Draws places in a list by the weights there, in constant time however many there are: a table
  *  says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). */
 function newDraws() {
@@ -572,7 +493,6 @@ function newDraws() {
   let starts = new Uint32Array(0);
   let total = 0;
   let partsPerWeight = 0;
-
   const endOf = (place: number): number => ends[place] ?? 0;
 
   function meet(servers: readonly Candidate[]): void {
@@ -617,8 +537,6 @@ function newDraws() {
   };
 }
 
-// --- hashing ---
-
 /** Weighted rendezvous hashing (Thaler & Ravishankar 1998; weights: Schindelhauer & Schomaker
  *  2005): each server scores each client, so that one that leaves takes only its own clients with
  *  it. The highest -weight / ln(u) wins, which for equal weights is the highest u. */
@@ -627,7 +545,10 @@ export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress
   let best = at(servers, 0);
   let highest = 0;
   for (const server of servers) {
-    const u = (mix(client ^ server.hash) + 0.5) / 2 ** 32;
+    let mixed = client ^ server.hash; // MurmurHash3's finalizer spreads each bit over all 32
+    mixed = Math.imul(mixed ^ (mixed >>> 16), 0x85ebca6b);
+    mixed = Math.imul(mixed ^ (mixed >>> 13), 0xc2b2ae35);
+    const u = (((mixed ^ (mixed >>> 16)) >>> 0) + 0.5) / 2 ** 32;
     if (server.weight === best.weight) {
       if (u <= highest) continue;
     } else if (Math.log(u) / server.weight <= Math.log(highest) / best.weight) continue;
@@ -645,16 +566,7 @@ export function hash(text: string): number {
   return value >>> 0;
 }
 
-/** Spreads every bit of a hash over all 32 (MurmurHash3's finalizer). */
-function mix(value: number): number {
-  value = Math.imul(value ^ (value >>> 16), 0x85ebca6b);
-  value = Math.imul(value ^ (value >>> 13), 0xc2b2ae35);
-  return (value ^ (value >>> 16)) >>> 0;
-}
-
-// --- what least-latency knows of a server ---
-
-/** All times are on one monotonic clock, in seconds. */
+/** What `least-latency` knows of a server. All times are on one monotonic clock, in seconds. */
 export type Cost = ReturnType<typeof newCost>;
 export const newCost = () => ({
   seconds: 0, // peak EWMA of its turns, as it was at `shownAt`; 0 without history
@@ -704,9 +616,8 @@ function show(cost: Cost, began: number, seconds: number, now: number): void {
   cost.shownAt = now;
 }
 
-/** The cost of a server now, in seconds; `unknown` without history. It decays while only read.
- *  Silence counts as it stands: a server that hangs is slow before its answer proves it. But only
- *  silence towards everybody, and within bounds: no silent client speaks for a server. */
+/** The cost now, in seconds; `unknown` without history. Silence counts before an answer proves it,
+ *  but only towards everybody, and within bounds: no silent client speaks for a server. */
 export function costOf(cost: Cost, now: number, unknown: number): number {
   const isKnown = cost.seconds > 0;
   const known = isKnown ? cost.seconds * Math.exp((cost.shownAt - now) / DECAY) : unknown;
@@ -729,21 +640,16 @@ function lowestKnown(servers: readonly Candidate[], now: number): number {
   return lowest === Infinity ? DEFAULT_COST : lowest;
 }
 
-/** Whether a server is to be tried whatever its cost: nobody was sent there for long, or it is
+/** The first from `start` on and round that is due whatever its cost: not picked for long, or
  *  silent for longer than it needs. A silence is tested each time that it has doubled. */
-function isDue(cost: Cost, now: number): boolean {
-  const left = now - cost.pickedAt; // alone
-  if (left < PATIENCE) return false;
-  if (left >= TRY_AGAIN) return true;
-  const isSilent = cost.waiting > 0 && now - cost.silentSince > Math.max(PATIENCE, cost.seconds);
-  return isSilent && left >= cost.pickedAt - cost.silentSince;
-}
-
-/** The first server that is due, from the place `start` on and round. */
 function findDue<S extends Candidate>(servers: readonly S[], start: number, now: number) {
   for (let i = 0; i < servers.length; i += 1) {
     const server = turned(servers, start, i);
-    if (isDue(server.cost, now)) return server;
+    const { pickedAt, waiting, silentSince, seconds } = server.cost;
+    const left = now - pickedAt; // alone
+    if (left < PATIENCE) continue;
+    const isSilent = waiting > 0 && now - silentSince > Math.max(PATIENCE, seconds);
+    if (left >= TRY_AGAIN || (isSilent && left >= pickedAt - silentSince)) return server;
   }
   return undefined;
 }
@@ -831,14 +737,11 @@ type CheckSight =
 type ClientSight =
   | { readonly kind: "dial failed"; readonly why: string; readonly dialledAt: number }
   | { readonly kind: "dial accepted" | "first byte"; readonly dialledAt: number };
-
 export type Sight = CheckSight | ClientSight;
-type Change = "up" | "down" | undefined;
 
 /** Takes in one sight. Says whether the server went up or down by it. */
-export function learn(state: HealthState, sight: Sight, now: number, rules: HealthRules): Change {
-  if ("dialledAt" in sight) learnOfClient(state, sight, now, rules);
-  else learnOfCheck(state, sight, now, rules);
+export function learn(state: HealthState, sight: Sight, now: number, rules: HealthRules) {
+  takeIn(state, sight, now, rules);
   const goesUp = !state.up && state.passed >= rules.rise;
   const goesDown = state.up && Math.max(state.refused, state.silent) >= rules.fall;
   if (goesUp || goesDown) {
@@ -850,8 +753,11 @@ export function learn(state: HealthState, sight: Sight, now: number, rules: Heal
   return goesDown ? "down" : undefined;
 }
 
-function learnOfCheck(state: HealthState, sight: CheckSight, now: number, rules: HealthRules) {
-  state.failing = sight.kind === "refused" || sight.kind === "silent";
+/** While a server is down, clients' sights count for nothing; a dial from before never does. */
+function takeIn(state: HealthState, sight: Sight, now: number, rules: HealthRules): void {
+  const isOfClient = "dialledAt" in sight;
+  const counts = !isOfClient || (state.up && sight.dialledAt >= state.since);
+  if (!isOfClient) state.failing = sight.kind === "refused" || sight.kind === "silent";
   switch (sight.kind) {
     case "passed":
       state.refused = 0;
@@ -869,21 +775,17 @@ function learnOfCheck(state: HealthState, sight: CheckSight, now: number, rules:
       if (rules.clears === "any silence") state.clearableSince = now;
       if (rules.clears === "a closed check" && sight.by === "close") state.clearableSince = now;
       return countFailure(state, "silent", sight.why);
+    case "dial failed":
+      if (!counts || now - state.dialCountedAt < rules.interval / rules.fall) return;
+      state.dialCountedAt = now;
+      return countFailure(state, "refused", sight.why);
+    case "dial accepted":
+      state.reached = true;
+      if (counts) state.refused = 0;
+      return;
+    case "first byte":
+      if (counts && sight.dialledAt >= state.clearableSince && !state.wrong) clearSilence(state);
   }
-}
-
-/** While a server is down, clients' sights count for nothing; a dial from before never does. */
-function learnOfClient(state: HealthState, sight: ClientSight, now: number, rules: HealthRules) {
-  const { kind, dialledAt } = sight;
-  if (kind === "dial accepted") state.reached = true;
-  if (!state.up || dialledAt < state.since) return;
-  if (kind === "dial accepted") state.refused = 0;
-  const isRefuted = dialledAt >= state.clearableSince && !state.wrong;
-  if (kind === "first byte" && isRefuted) clearSilence(state);
-  const isTooSoon = now - state.dialCountedAt < rules.interval / rules.fall;
-  if (kind !== "dial failed" || isTooSoon) return;
-  state.dialCountedAt = now;
-  countFailure(state, "refused", sight.why);
 }
 
 function clearSilence(state: HealthState): void {
@@ -922,7 +824,7 @@ function nextCheckAt(state: HealthState, { interval, fall, onlyWhoFailed }: Heal
   return Math.min(Math.max(afterDial, begunAt + soon), hurried);
 }
 
-/** Time that is given, monotonic, in seconds. The result of `after` takes its action back. */
+/** Monotonic time, in seconds. The result of `after` takes its action back. */
 export interface Clock {
   readonly now: () => number;
   readonly after: (seconds: number, action: () => void) => () => void;
@@ -943,16 +845,14 @@ type Finding =
 export type Teller = "check" | "client"; // who told that a server is up or down
 const HOLD = 0.2; // the longest that a check which looks closely holds its connection, in seconds
 
-/** How the balancer asks, beside the rules. */
 export interface HealthSettings extends HealthRules {
   readonly asks: boolean; // it sends or expects something; a bare connect holds, when in doubt
   readonly elsewhere: boolean; // at another port, where it cannot tell whether the server accepts
 }
 
-/** Who hears that a server went up or down, and that a check of one that is down failed again. */
-export interface HealthEvents {
-  readonly changed: (server: Server, by: Teller) => void;
-  readonly stillDown: (server: Server) => void;
+interface HealthEvents {
+  readonly changed: (server: Server, by: Teller) => void; // it went up or down
+  readonly stillDown: (server: Server) => void; // one more check of it has failed
 }
 
 /** Watches servers: one check at a time for each, an interval after the last one began. */
@@ -974,7 +874,6 @@ export class Health {
     return Math.min(HOLD, this.#settings.interval / 2);
   }
 
-  /** Watches `server` from now on; its first check is due in `delay` seconds. */
   watch(server: Server, delay: number): void {
     const { health } = server;
     health.begunAt = this.#clock.now() + delay - this.#settings.interval;
@@ -1010,7 +909,7 @@ export class Health {
     this.#schedule(server);
   }
 
-  /** Whether a connection's first byte may tell anything now; asked for each, so it is cheap. */
+  /** Whether a first byte may tell anything now; asked for each connection, so it is cheap. */
   caresForFirstBytes({ health }: Server): boolean {
     return health.silent > 0 || health.cancelCheck !== undefined;
   }
@@ -1059,18 +958,14 @@ export class Health {
     if (!hasPassed) server.stats.checkFailures += 1;
     if (hasPassed && asks) health.provedAt = now;
     if ((beside || !elsewhere) && result.kind !== "refused") health.reached = true;
-    this.#learn(server, this.#sightOf(result, health, beside), "check");
-    if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
-    this.#schedule(server);
-  }
-
-  #sightOf(result: Finding, health: HealthState, beside: boolean): Sight {
-    const { asks, elsewhere } = this.#settings;
     const leavesOpen = elsewhere && !beside && health.refused > 0;
-    if (result.kind === "passed") return { kind: leavesOpen ? "answered" : "passed" };
     const isFull = asks && !elsewhere && health.lineMoved && !health.overtaken;
     const isQueued = isFull && result.kind === "silent" && result.by === "time-out";
-    return isQueued ? { kind: "queued" } : result;
+    let sight: Sight = isQueued ? { kind: "queued" } : result;
+    if (hasPassed && leavesOpen) sight = { kind: "answered" };
+    this.#learn(server, sight, "check");
+    if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
+    this.#schedule(server);
   }
 
   #learn(server: Server, sight: Sight, by: Teller): void {
@@ -1080,7 +975,6 @@ export class Health {
 }
 
 const COLDEST = 0.05; // the share of its weight with which a slow start begins
-
 /** How much of its weight a server gets that has been back since `since`. */
 export function warmth(since: number, now: number, slowStart: number): number {
   if (slowStart === 0) return 1;
@@ -1115,7 +1009,6 @@ export type CheckSpec = Readonly<
 
 const MOST_ANSWER = 64 * 1024; // bytes of an answer are looked at
 const ESCAPES: Readonly<Record<string, string>> = { r: "\r", n: "\n", t: "\t" };
-
 export const readCheck: Kind<CheckSpec> = {
   expected:
     "tcp, ping, http[s][:[PORT][/PATH]], none, or SEND=>EXPECT with a text to expect, " +
@@ -1124,13 +1017,20 @@ export const readCheck: Kind<CheckSpec> = {
     if (text === "tcp" || text === "none") return { kind: text, text };
     const exchange = text === "ping" ? "PING!=>^PONG!" : text;
     const arrow = exchange.indexOf("=>"); // the first counts; one in SEND is written =\x3e
-    if (arrow < 0) return readHttp(text);
-    const wanted = exchange.slice(arrow + 2);
-    const isAnchored = wanted.startsWith("^");
-    const send = bytesOf(exchange.slice(0, arrow));
-    const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
-    if (send === undefined || expect === undefined || expect.length === 0) return undefined;
-    return { kind: "exchange", text, send, expect, isAnchored };
+    if (arrow >= 0) {
+      const wanted = exchange.slice(arrow + 2);
+      const isAnchored = wanted.startsWith("^");
+      const send = bytesOf(exchange.slice(0, arrow));
+      const expect = bytesOf(isAnchored ? wanted.slice(1) : wanted);
+      if (send === undefined || expect === undefined || expect.length === 0) return undefined;
+      return { kind: "exchange", text, send, expect, isAnchored };
+    }
+    const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
+    if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
+    const [, letter, digits, path = "/"] = match;
+    const port = digits === undefined ? undefined : Number(digits);
+    if (port === 0 || (port ?? 0) > 65535) return undefined;
+    return { kind: "http", text, isSecure: letter === "s", port, path };
   },
 };
 
@@ -1144,23 +1044,12 @@ function bytesOf(text: string): Buffer | undefined {
   return Buffer.from(replaced, "latin1");
 }
 
-function readHttp(text: string): CheckSpec | undefined {
-  const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
-  if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
-  const [, letter, digits, path = "/"] = match;
-  const port = digits === undefined ? undefined : Number(digits);
-  if (port === 0 || (port ?? 0) > 65535) return undefined;
-  return { kind: "http", text, isSecure: letter === "s", port, path };
-}
-
 /** The port that the check itself names: then --check-port must not name one, too. */
 export const ownPortOf = (spec: CheckSpec): number | undefined =>
   spec.kind === "http" ? spec.port : undefined;
-
 /** Whether the check wants an answer; `tcp` and `none` only want a connection. */
 export const asks = (spec: CheckSpec): boolean => spec.kind === "http" || spec.kind === "exchange";
 
-/** What the check says to a server that is configured as `host`. */
 export function questionOf(spec: CheckSpec, host: string): Buffer {
   if (spec.kind === "exchange") return spec.send;
   if (spec.kind !== "http") return Buffer.alloc(0);
@@ -1168,12 +1057,17 @@ export function questionOf(spec: CheckSpec, host: string): Buffer {
   return Buffer.from(`GET ${spec.path} HTTP/1.0\r\nHost: ${name}\r\n\r\n`);
 }
 
-export type Judgement = "more" | "passed" | "wrong";
-
+const STATUS = "HTTP/1.1 200 "; // any 2xx or 3xx passes, once the character behind it has come
 /** What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
  *  that came are a wrong answer, and no byte is none. */
-export function judge(spec: CheckSpec, answer: Buffer): Judgement {
-  if (spec.kind === "http") return judgeStatus(answer.toString("latin1", 0, STATUS.length));
+export function judge(spec: CheckSpec, answer: Buffer): "more" | "passed" | "wrong" {
+  if (spec.kind === "http") {
+    const start = answer.toString("latin1", 0, STATUS.length);
+    const completed = start + STATUS.slice(start.length);
+    if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
+    if (start.length < STATUS.length) return "more";
+    return /^.{9}[23]/.test(start) ? "passed" : "wrong";
+  }
   if (spec.kind !== "exchange") return answer.length > 0 ? "passed" : "more";
   const { expect, isAnchored } = spec;
   const seen = answer.subarray(0, isAnchored ? expect.length : MOST_ANSWER);
@@ -1182,17 +1076,6 @@ export function judge(spec: CheckSpec, answer: Buffer): Judgement {
   return mayCome ? "more" : "wrong";
 }
 
-const STATUS = "HTTP/1.1 200 ";
-
-/** Any status 2xx or 3xx passes, as soon as the character behind it has come. */
-function judgeStatus(start: string): Judgement {
-  const completed = start + STATUS.slice(start.length);
-  if (!/^HTTP\/\d\.\d \d{3}[ \r\n]$/.test(completed)) return "wrong";
-  if (start.length < STATUS.length) return "more";
-  return /^.{9}[23]/.test(start) ? "passed" : "wrong";
-}
-
-/** One check of one server. */
 export interface CheckOrder {
   readonly address: Address;
   readonly host: string; // as it is configured, for Host and SNI
@@ -1257,8 +1140,7 @@ class CheckRun {
     this.#cancelWait();
     const due = performance.now() + ms;
     const timer = setTimeout(() => {
-      const isLate = performance.now() - due > STOOD_STILL * 1000;
-      if (isLate) return this.#finish({ kind: "late" });
+      if (performance.now() - due > STOOD_STILL * 1000) return this.#finish({ kind: "late" });
       const immediate = setImmediate(verdict);
       this.#cancelWait = () => clearImmediate(immediate);
     }, ms);
@@ -1272,29 +1154,25 @@ class CheckRun {
     this.#isAccepted = true;
     if (prefix !== "") this.#plain.write(prefix);
     if (!asks(spec) && holdSeconds === 0) return this.#finish(PASSED);
-    if (spec.kind === "http" && spec.isSecure) this.#secure(host);
+    if (spec.kind === "http" && spec.isSecure) {
+      const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
+      // the certificate is not verified: the check asks who answers
+      this.#socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
+      this.#socket.on("error", (error) => this.#failed(error));
+    }
     const closed = (): void => this.#unanswered("accepted, and closed without a byte", "close");
-    this.#socket.on("data", (chunk: Buffer) => this.#read(chunk));
+    this.#socket.on("data", (chunk: Buffer) => {
+      this.#answer = Buffer.concat([this.#answer, chunk]);
+      const judgement = judge(spec, this.#answer);
+      if (judgement === "passed") this.#finish(PASSED);
+      if (judgement === "wrong") this.#unanswered("", "close");
+    });
     this.#socket.on("end", closed).on("close", closed);
     if (!asks(spec)) return this.#wait(holdSeconds * 1000, () => this.#finish(PASSED));
     const question = questionOf(spec, host);
     if (question.length > 0) this.#socket.write(question);
     const left = Math.max(0, this.#deadline - performance.now());
     this.#wait(left, () => this.#unanswered("no answer in time", "time-out"));
-  }
-
-  /** TLS over the connection. The certificate is not verified: the check asks who answers. */
-  #secure(host: string): void {
-    const name = isIP(host) === 0 ? { servername: host } : {}; // SNI is for names only
-    this.#socket = secure({ socket: this.#plain, rejectUnauthorized: false, ...name });
-    this.#socket.on("error", (error) => this.#failed(error));
-  }
-
-  #read(chunk: Buffer): void {
-    this.#answer = Buffer.concat([this.#answer, chunk]);
-    const judgement = judge(this.#order.spec, this.#answer);
-    if (judgement === "passed") this.#finish(PASSED);
-    if (judgement === "wrong") this.#unanswered("", "close");
   }
 
   /** Nothing more will come: what has come so far is a wrong answer, else there was none. */
@@ -1328,35 +1206,28 @@ const isSelfConnected = (socket: Socket): boolean =>
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
 // which order. Pure: it sees no socket and no clock. A place is taken at the pick and left once.
 
-/** A dial that failed: at which server, and why. */
-export type Attempt = { readonly server: Server; readonly why: string };
+export type Attempt = { readonly server: Server; readonly why: string }; // a dial that failed
 /** A client that wants a place, and where it has failed already. */
 export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
 const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
-
 /** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
 const isOpen = ({ draining, spec }: Server): boolean =>
   !draining && spec.weight > 0 && spec.resolved;
 const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
 
-/** The servers that one kind of client may go to; `free` are those of them with a place. */
-type Choices = { readonly serving: readonly Server[]; readonly free: readonly Server[] };
-
 export class Places<G extends Guest> {
   #primaries: readonly Server[] = [];
   #backups: readonly Server[] = [];
   readonly #limit: number;
-  #pick: Picker = () => {
-    throw new Error("no algorithm yet");
-  };
+  #pick: Picker | undefined;
   #sticky = false;
-  #usual: Choices | undefined; // for who has not failed anywhere; undefined: to be made anew
+  #serving: readonly Server[] | undefined; // for who has not failed anywhere, until `refresh`
+  #free: readonly Server[] | undefined; // those of them with a place; undefined: to be found anew
   readonly #line = new Map<G, Server | undefined>(); // those that wait, in order
   readonly #lines = new Map<Server, Set<G>>(); // if sticky, also by the server each belongs to
 
-  /** `limit`: connections per server at once, 0 for no limit. */
   constructor(limit: number) {
-    this.#limit = limit || Infinity;
+    this.#limit = limit || Infinity; // connections per server at once; 0 is no limit
   }
 
   /** Picks by `pick` from now on; `sticky`: it is always the same server for the same client. */
@@ -1374,7 +1245,8 @@ export class Places<G extends Guest> {
 
   /** To be called when a server may take clients now, or not any more, or weighs something else. */
   refresh(): void {
-    this.#usual = undefined;
+    this.#serving = undefined;
+    this.#free = undefined;
     this.#lines.clear();
     if (!this.#sticky) return;
     for (const guest of this.#line.keys()) this.#wait(guest, this.#choose(guest));
@@ -1391,11 +1263,10 @@ export class Places<G extends Guest> {
 
   /** Gives up a place at `server`. Somebody in line may be admitted then. */
   leave(server: Server): void {
-    if (server.open === this.#limit) this.#usual = undefined;
+    if (server.open === this.#limit) this.#free = undefined;
     server.open -= 1;
   }
 
-  /** `guest` waits no longer. */
   forget(guest: G): void {
     const server = this.#line.get(guest);
     this.#line.delete(guest);
@@ -1424,7 +1295,7 @@ export class Places<G extends Guest> {
   #take(server: Server): Server {
     server.open += 1;
     server.stats.total += 1;
-    if (server.open === this.#limit) this.#usual = undefined;
+    if (server.open === this.#limit) this.#free = undefined;
     return server;
   }
 
@@ -1438,24 +1309,27 @@ export class Places<G extends Guest> {
 
   /** A server, which may be full: then `guest` waits for it; or else for `anybody` of several. */
   #choose(guest: G): Server | "anybody" | "none" {
-    const { serving, free } = this.#choicesFor(guest);
+    const serving = this.#servingFor(guest);
     if (serving.length === 0 || guest.tried.length >= MOST_TRIED) return "none";
-    const candidates = this.#sticky ? serving : free;
+    const candidates = this.#sticky ? serving : this.#freeOf(serving);
     if (candidates.length === 0) return "anybody";
-    const server: Server | undefined = this.#pick(candidates, guest.clientAddress);
+    const server: Server | undefined = this.#pick?.(candidates, guest.clientAddress);
     if (server === undefined) throw new TypeError("the algorithm picked no server"); // a bug
     return server;
   }
 
-  #choicesFor({ tried }: G): Choices {
-    if (tried.length > 0) return this.#newChoices(tried);
-    this.#usual ??= this.#newChoices(tried);
-    return this.#usual;
+  #freeOf(serving: readonly Server[]): readonly Server[] {
+    if (this.#limit === Infinity) return serving;
+    if (serving === this.#serving && this.#free !== undefined) return this.#free;
+    const free = serving.filter(({ open }) => open < this.#limit);
+    if (serving === this.#serving) this.#free = free;
+    return free;
   }
 
   /** Backups are for those who have failed at all others, and for the time when no other serves.
    *  With no server left up, one that is down may still be better than none. */
-  #newChoices(tried: readonly Attempt[]): Choices {
+  #servingFor({ tried }: G): readonly Server[] {
+    if (tried.length === 0 && this.#serving !== undefined) return this.#serving;
     const isTried = (server: Server): boolean => tried.some((attempt) => attempt.server === server);
     const among = (servers: readonly Server[], mayServe: (server: Server) => boolean): Server[] =>
       servers.filter((server) => mayServe(server) && !isTried(server));
@@ -1465,8 +1339,8 @@ export class Places<G extends Guest> {
     if (serving.length === 0) serving = among(this.#backups, takesClients);
     if (serving.length === 0) serving = among(this.#primaries, isOpen);
     if (serving.length === 0) serving = among(this.#backups, isOpen);
-    if (this.#limit === Infinity) return { serving, free: serving };
-    return { serving, free: serving.filter(({ open }) => open < this.#limit) };
+    if (tried.length === 0) this.#serving = serving;
+    return serving;
   }
 }
 
@@ -1475,7 +1349,6 @@ export class Places<G extends Guest> {
 // write version 1 and read both. Pure: bytes and addresses in, a verdict out.
 
 export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
-
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
@@ -1486,14 +1359,12 @@ export function proxyHeader(from: Address, to: Address): string {
   const families = hosts.map(isIP);
   if (families.includes(0)) return PROXY_UNKNOWN;
   const family = families.includes(6) ? 6 : 4;
-  const [source, target] = hosts.map((host) => (isIP(host) < family ? mappedHost(host) : host));
+  const [source, target] = hosts.map((host) => {
+    if (isIP(host) >= family) return host;
+    const [a = 0, b = 0, c = 0, d = 0] = host.split(".").map(Number);
+    return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`; // without dots
+  });
   return `PROXY TCP${family} ${source} ${target} ${from.port} ${to.port}\r\n`;
-}
-
-/** 10.0.0.1 as `::ffff:a00:1`: the protocol knows no dots in an IPv6 address. */
-function mappedHost(host: string): string {
-  const [a = 0, b = 0, c = 0, d = 0] = host.split(".").map(Number);
-  return `::ffff:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
 }
 
 /** What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
@@ -1508,7 +1379,6 @@ const BAD: ProxyReading = { kind: "bad" };
 const SIGNATURE_V1 = Buffer.from("PROXY ");
 const SIGNATURE_V2 = Buffer.from("\r\n\r\n\0\r\nQUIT\n");
 const LONGEST_V1 = 107; // bytes of version 1, with its line end
-
 /** Reads a PROXY header, as far as it has come; what is malformed is bad as soon as it shows. */
 export function readProxyHeader(bytes: Buffer): ProxyReading {
   if (beginsLike(bytes, SIGNATURE_V1)) return readV1(bytes.toString("latin1", 0, LONGEST_V1));
@@ -1521,43 +1391,35 @@ function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
   return bytes.subarray(0, length).equals(wanted.subarray(0, length));
 }
 
-const V4_LETTERS = /^[\d.]{0,15}$/;
-const V6_LETTERS = /^[\da-fA-F:.]{0,45}$/;
 const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
-
-/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. */
+/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each
+ *  is judged as it comes, the last one by what may still become of it. */
 function readV1(text: string): ProxyReading {
   if (text.length < SIGNATURE_V1.length) return MORE;
   const end = text.indexOf("\r\n");
   if (end < 0 && text.length === LONGEST_V1) return BAD;
   const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end); // CR ends the last word, too
+  const isCut = line === text;
   const [, name = "", ...words] = line.split(" ");
   const isUnknown = name === "UNKNOWN"; // whatever stands behind it
-  if (!isUnknown && !isGood(name, words, line === text ? "so far" : "whole")) return BAD;
+  if (isUnknown) return end < 0 ? MORE : { kind: "done", length: end + 2, client: undefined };
+  const mayBecome = ["TCP4", "TCP6", "UNKNOWN"].some((known) => known.startsWith(name));
+  if (isCut && words.length === 0) return mayBecome ? MORE : BAD;
+  if (!/^TCP[46]$/.test(name) || words.length > 4 || (!isCut && words.length < 4)) return BAD;
+  const letters = name === "TCP4" ? /^[\d.]{0,15}$/ : /^[\da-fA-F:.]{0,45}$/;
+  const areGood = words.every((word, place) => {
+    const mayGoOn = isCut && place === words.length - 1;
+    if (place >= 2) return isPort(word) || (mayGoOn && word === "");
+    return letters.test(word) && (mayGoOn || `TCP${isIP(word)}` === name);
+  });
+  if (!areGood) return BAD;
   if (end < 0) return MORE;
   const [host = "", , port] = words;
-  const client = isUnknown ? undefined : clientAt(host, Number(port));
-  return { kind: "done", length: end + 2, client };
-}
-
-/** Judges each word as it comes, the last one `so far` by what may still become of it. */
-function isGood(name: string, words: readonly string[], extent: "so far" | "whole"): boolean {
-  const names = ["TCP4", "TCP6", "UNKNOWN"];
-  const isNameCut = extent === "so far" && words.length === 0;
-  if (isNameCut) return names.some((known) => known.startsWith(name));
-  const isComplete = extent === "so far" || words.length === 4;
-  if (!names.includes(name) || words.length > 4 || !isComplete) return false;
-  const letters = name === "TCP4" ? V4_LETTERS : V6_LETTERS;
-  return words.every((text, place) => {
-    const isCut = extent === "so far" && place === words.length - 1;
-    if (place >= 2) return isPort(text) || (isCut && text === "");
-    return letters.test(text) && (isCut || `TCP${isIP(text)}` === name);
-  });
+  return { kind: "done", length: end + 2, client: clientAt(host, Number(port)) };
 }
 
 /** The name of an address' family, as Node has it. */
 const familyOf = (host: string): "ipv4" | "ipv6" => (isIP(host) === 6 ? "ipv6" : "ipv4");
-
 /** The client, its address in the one way in which sockets write it. */
 function clientAt(address: string, port: number): Address {
   const { address: host } = new SocketAddress({ address, family: familyOf(address) });
@@ -1566,7 +1428,6 @@ function clientAt(address: string, port: number): Address {
 
 const HEAD_V2 = 16; // bytes before the addresses
 const ADDRESS_BYTES = [0, 12, 36, 216]; // by family: none, IPv4, IPv6, UNIX
-
 /** Version 2 is binary: the signature, version and command, family and transport, the length of the
  *  rest. Behind the addresses may stand more (TLVs), which is skipped. */
 function readV2(bytes: Buffer): ProxyReading {
@@ -1582,16 +1443,14 @@ function readV2(bytes: Buffer): ProxyReading {
   if (size < least) return BAD;
   const length = HEAD_V2 + size;
   if (bytes.length < length) return MORE;
-  return { kind: "done", length, client: isLocal ? undefined : clientIn(bytes, transport) };
-}
-
-/** The source of a whole header, where it is one of TCP: 0x11 over IPv4, 0x21 over IPv6. */
-function clientIn(bytes: Buffer, transport: number): Address | undefined {
-  if (transport === 0x11)
-    return clientAt(bytes.subarray(HEAD_V2, HEAD_V2 + 4).join("."), bytes.readUInt16BE(24));
-  if (transport !== 0x21) return undefined;
-  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(HEAD_V2 + 2 * i));
-  return clientAt(groups.map((group) => group.toString(16)).join(":"), bytes.readUInt16BE(48));
+  const isTcp = !isLocal && (transport === 0x11 || transport === 0x21); // over IPv4, IPv6
+  if (!isTcp) return { kind: "done", length, client: undefined };
+  const hostBytes = transport === 0x11 ? 4 : 16;
+  const source = bytes.subarray(HEAD_V2, HEAD_V2 + hostBytes);
+  const groups = source.toString("hex").replace(/(....)(?=.)/g, "$1:"); // as in an IPv6 address
+  const port = bytes.readUInt16BE(HEAD_V2 + 2 * hostBytes); // behind both hosts
+  const client = clientAt(transport === 0x11 ? source.join(".") : groups, port);
+  return { kind: "done", length, client };
 }
 
 /** The networks whose clients must begin with a header: `10.0.0.0/8,fd00::/8,192.0.2.7`. */
@@ -1599,24 +1458,20 @@ export const cidrList: Kind<BlockList> = {
   expected: "networks such as 10.0.0.0/8,fd00::/8,192.0.2.7",
   read(text) {
     const list = new BlockList();
-    const isRead = text.split(",").every((entry) => addNetwork(list, entry.trim()));
-    return isRead ? list : undefined;
+    for (const entry of text.split(",")) {
+      const [written = "", digits, rest] = entry.trim().split("/");
+      const host = plainHost(written);
+      if (isIP(host) === 0 || host.includes("%") || rest !== undefined) return undefined;
+      const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
+      const most = shift + (isIP(host) === 4 ? 32 : 128);
+      const prefix = digits === undefined ? most : wholeNumber(shift, most).read(digits);
+      if (prefix === undefined) return undefined;
+      list.addSubnet(host, prefix - shift, familyOf(host));
+    }
+    return list;
   },
 };
 
-/** Returns false for what is no network. */
-function addNetwork(list: BlockList, entry: string): boolean {
-  const [written = "", digits, rest] = entry.split("/");
-  const host = plainHost(written);
-  if (isIP(host) === 0 || host.includes("%") || rest !== undefined) return false;
-  const shift = host === written ? 0 : 96; // ::ffff:10.0.0.0/104 is 10.0.0.0/8
-  const most = shift + (isIP(host) === 4 ? 32 : 128);
-  const prefix = digits === undefined ? most : wholeNumber(shift, most).read(digits);
-  if (prefix !== undefined) list.addSubnet(host, prefix - shift, familyOf(host));
-  return prefix !== undefined;
-}
-
-/** Whether `host`, an address, is in one of the networks. */
 export function isWithin(list: BlockList, host: string): boolean {
   const plain = plainHost(host).replace(/%.*$/, "");
   return isIP(plain) !== 0 && list.check(plain, familyOf(plain));
@@ -3217,7 +3072,7 @@ export async function startLoadBalancer(wanted: SomeOptions) {
   const options = completed(wanted);
   const { servers, serversFile, inherited, admin } = options;
   const isListed = serversFile === undefined;
-  const directory = isListed ? Directory.of(servers) : await Directory.ofFile(serversFile);
+  const directory = isListed ? new Directory(servers) : await Directory.ofFile(serversFile);
   const { specs } = directory;
   const problem = inherited === undefined ? complaintAboutItself(specs, options) : undefined;
   if (problem !== undefined) throw isListed ? new UsageError(problem) : new RunError(problem);

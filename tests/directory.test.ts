@@ -265,7 +265,7 @@ const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resol
 
 names("each answer is taken as it comes, while the others are awaited", async () => {
   const { resolve, answer, asked } = byHand();
-  const directory = Directory.of(parseServers(["a:80*2", "b:80 backup", "10.0.0.9:80"]), resolve);
+  const directory = new Directory(parseServers(["a:80*2", "b:80 backup", "10.0.0.9:80"]), resolve);
   const { changes } = following(directory);
   assert.equal(asked(), ["a", "b"]);
   answer("b", ["10.0.0.2", "10.0.0.1", "10.0.0.2"]);
@@ -281,7 +281,7 @@ names("each answer is taken as it comes, while the others are awaited", async ()
 
 names("an IPv6 address counts only where the name has no other", async () => {
   const { resolve, answer } = byHand();
-  const directory = Directory.of(parseServers(["both:80", "six:80"]), resolve);
+  const directory = new Directory(parseServers(["both:80", "six:80"]), resolve);
   following(directory);
   answer("both", ["2001:db8::1", "10.0.0.1"]);
   answer("six", ["2001:db8::2"]);
@@ -291,7 +291,7 @@ names("an IPv6 address counts only where the name has no other", async () => {
 
 names("the same address counts once, by the first that has it", async () => {
   const { resolve, answer } = byHand();
-  const directory = Directory.of(parseServers(["a:80*2", "10.0.0.1:80", "10.0.0.1:81"]), resolve);
+  const directory = new Directory(parseServers(["a:80*2", "10.0.0.1:80", "10.0.0.1:81"]), resolve);
   following(directory);
   answer("a", ["10.0.0.1"]);
   await settled();
@@ -300,7 +300,7 @@ names("the same address counts once, by the first that has it", async () => {
 
 names("a name on several ports is asked for once, and is as many servers", async () => {
   const { resolve, answer, asked } = byHand();
-  const directory = Directory.of(parseServers(["a:80", "a:81"]), resolve);
+  const directory = new Directory(parseServers(["a:80", "a:81"]), resolve);
   following(directory);
   assert.equal(asked(), ["a"]);
   answer("a", ["10.0.0.1"]);
@@ -310,7 +310,7 @@ names("a name on several ports is asked for once, and is as many servers", async
 
 names("a name that never answers is asked for once, and holds up nobody", async () => {
   const { resolve, answer, asked } = byHand();
-  const directory = Directory.of(parseServers(["dead:80", "a:80"]), resolve, OFTEN);
+  const directory = new Directory(parseServers(["dead:80", "a:80"]), resolve, OFTEN);
   const { changes } = following(directory);
   for (const address of ["10.0.0.1", "10.0.0.2", "10.0.0.3"]) {
     await until(() => asked().includes("a"), "the next look-up");
@@ -326,7 +326,7 @@ names("a name that never answers is asked for once, and holds up nobody", async 
 
 names("the order of an answer is no change", async () => {
   const { resolve, answer, asked } = byHand();
-  const { changes } = following(Directory.of(parseServers(["a:80"]), resolve, OFTEN));
+  const { changes } = following(new Directory(parseServers(["a:80"]), resolve, OFTEN));
   for (const addresses of [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.1"], ["10.0.0.2"]]) {
     await until(() => asked().length > 0, "the next look-up");
     answer("a", addresses);
@@ -337,7 +337,7 @@ names("the order of an answer is no change", async () => {
 
 names("a failed look-up keeps the last good answer, and is said once a failure", async () => {
   const { resolve, answer, asked } = byHand();
-  const directory = Directory.of(parseServers(["a:80"]), resolve, OFTEN);
+  const directory = new Directory(parseServers(["a:80"]), resolve, OFTEN);
   const { changes, said } = following(directory);
   const failure = new Error("it is broken");
   const answers = [["10.0.0.1"], failure, failure, [], ["10.0.0.1"], []];
@@ -355,7 +355,7 @@ names("a failed look-up keeps the last good answer, and is said once a failure",
 
 names("a name without an address so far stays unresolved, and that is said once", async () => {
   const { resolve, answer, asked } = byHand();
-  const directory = Directory.of(parseServers(["a:80"]), resolve, OFTEN);
+  const directory = new Directory(parseServers(["a:80"]), resolve, OFTEN);
   const { changes, said } = following(directory);
   for (let times = 0; times < 2; times += 1) {
     await until(() => asked().length > 0, "the next look-up");
@@ -372,7 +372,7 @@ names(
   async () => {
     const { resolve, answer, asked } = byHand();
     const seconds = { ...NEVER, slow: 0 }; // every answer is a slow one
-    const directory = Directory.of(parseServers(["a:80", "b:80", "c:80"]), resolve, seconds);
+    const directory = new Directory(parseServers(["a:80", "b:80", "c:80"]), resolve, seconds);
     following(directory);
     for (const name of ["c", "b", "a"]) answer(name, new Error("late"));
     await settled();
@@ -410,7 +410,7 @@ names(
 
 names("an answer that comes after the end changes nothing", async () => {
   const { resolve, answer } = byHand();
-  const directory = Directory.of(parseServers(["a:80"]), resolve);
+  const directory = new Directory(parseServers(["a:80"]), resolve);
   const { changes } = following(directory);
   directory.close();
   answer("a", ["10.0.0.1"]);
@@ -419,7 +419,7 @@ names("an answer that comes after the end changes nothing", async () => {
 });
 
 names("the system's own resolver knows localhost, by its IPv4 address", async () => {
-  const directory = Directory.of(parseServers(["localhost:80"]));
+  const directory = new Directory(parseServers(["localhost:80"]));
   const { changes } = following(directory);
   await until(() => changes.length > 0, "the look-up of localhost");
   assert.equal(directory.specs.map(shortly), ["127.0.0.1:80*1"]);

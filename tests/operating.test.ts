@@ -255,7 +255,7 @@ names(
     const { address, port: serverPort } = await echoing();
     const book = new Map<string, readonly string[]>();
     const resolve = async (name: string): Promise<readonly string[]> => book.get(name) ?? [];
-    const directory = Directory.of(parseServers([`later.invalid:${serverPort}`]), resolve);
+    const directory = new Directory(parseServers([`later.invalid:${serverPort}`]), resolve);
     later(() => directory.close());
     const { balancer, port } = await startBalancer([], {
       servers: directory.specs,
