@@ -223,6 +223,20 @@ keeping("the lock of a call that was killed locks nothing", async () => {
   assert.match(await whole(folder, "--name", "R"), "Written: data/R.json");
 });
 
+for (const [what, make] of [
+  ["a link in a circle", (file: string) => symlinkSync("R.json", file)],
+  ["a folder in place of the lock", (file: string) => mkdirSync(`${file}.lock`)],
+] as const) {
+  keeping(`${what} is one line before the start`, async () => {
+    const folder = await temporaryFolder();
+    mkdirSync(join(folder, "data"));
+    make(join(folder, "data/R.json"));
+    const { code, stderr } = await run("stress_test.ts", ["1", "1", "--name", "R"], folder);
+    assert.is(code, 1);
+    assert.match(stderr, /^Cannot write data\/R\.json: [^\n]+\n$/);
+  });
+}
+
 keeping.run();
 
 // ─── runs.json ───────────────────────────────────────────────────────────────
