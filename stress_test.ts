@@ -1862,9 +1862,13 @@ function keepElsewhere(draft: string, text: string): string {
  * Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
  * the returned function is called, or this process has gone. Throws RunError.
  */
-function reserve(file: string): () => void {
+function reserve(file: string, moreTries = 0): () => void {
   const lock = `${file}.lock`;
   const problem = problemWith(() => claim(file, lock));
+  if (problem && moreTries > 0) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // milliseconds
+    return reserve(file, moreTries - 1);
+  }
   if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
   return () => fs.rmSync(lock, { force: true });
 }
@@ -1930,7 +1934,7 @@ function addRecord(folder: string, { name, runs, ...asked }: Measured, made: Rec
       answered: times.reduce((sum, of) => sum + of.length, 0),
     })),
   };
-  const release = reserve(file);
+  const release = reserve(file, 50); // another call may be writing its record just now
   try {
     const others = Object.entries(readRecords(folder)).filter(
       ([other]) => other !== name && fs.existsSync(join(folder, `${other}.json`)),

@@ -223,6 +223,18 @@ keeping("the lock of a call that was killed locks nothing", async () => {
   assert.match(await whole(folder, "--name", "R"), "Written: data/R.json");
 });
 
+keeping("a call that writes its record while another does so waits for it", async () => {
+  const folder = await temporaryFolder();
+  mkdirSync(join(folder, "data"));
+  const lock = join(folder, "data/runs.json.lock");
+  writeFileSync(lock, String(process.pid));
+  const written = whole(folder, "--name", "R");
+  await until(() => existsSync(join(folder, "data/R.json")), "the times");
+  rmSync(lock);
+  await written;
+  assert.is(readJson(join(folder, "data/runs.json")).R.runs[0].clients, 3);
+});
+
 for (const [what, make] of [
   ["a link in a circle", (file: string) => symlinkSync("R.json", file)],
   ["a folder in place of the lock", (file: string) => mkdirSync(`${file}.lock`)],
