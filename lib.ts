@@ -166,7 +166,7 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
   if (argv.includes("--help")) return console.log(helpOf(script));
   try {
     const { positionals, values } = parseCommandLine(script.options, argv);
-    process.exitCode = await script.main(positionals, values);
+    process.exitCode = (await script.main(positionals, values)) || process.exitCode;
   } catch (error) {
     if (!(error instanceof UsageError || error instanceof RunError)) throw error;
     const isUsage = error instanceof UsageError;

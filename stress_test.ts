@@ -883,7 +883,7 @@ async function startEntry(children: Children, entry: Entry, lab: Lab, nextSeed: 
   const balancerSeed = nextSeed();
   const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
   const commands = needed.map(({ mean, sd, slots, slow }) => {
-    const phase = slow ? ` --slow ${slow.from}-${slow.to}:${slow.mean}` : "";
+    const phase = slow ? ` --slow ${slowText(slow)}` : "";
     const work = `--mean ${mean} --sd ${sd}${phase} --max-connections ${slots}`;
     return `--log none ${work} --seed ${nextSeed()}`.split(" ");
   });
@@ -907,12 +907,17 @@ function schedule(children: Children, last: LastServer, { fail, hang }: Workload
   const timers: NodeJS.Timeout[] = [];
   const at = (seconds: number, act: () => unknown): void =>
     void timers.push(setTimeout(act, seconds * 1000));
-  const complain = (error: unknown): void =>
-    console.error(`${last.label} did not come back: ${reasonOf(error)}`);
+  let isOver = false; // and with it the server, which may be starting still
+  const complain = (error: unknown): void => {
+    if (!isOver) console.error(`${last.label} did not come back: ${reasonOf(error)}`);
+  };
   if (fail) at(fail.from, () => children.find(last.label)?.process.kill("SIGKILL"));
   if (fail) at(fail.to, () => last.restart().catch(complain));
   if (hang) at(hang.from, () => children.hang(last.label, hang.to - hang.from));
-  return () => timers.forEach(clearTimeout);
+  return () => {
+    isOver = true;
+    timers.forEach(clearTimeout);
+  };
 }
 
 // ─── In virtual time ─────────────────────────────────────────────────────────
@@ -1857,20 +1862,28 @@ function keepElsewhere(draft: string, text: string): string {
  * Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
  * the returned function is called, or this process has gone. Throws RunError.
  */
-function reserve(file: string): () => void {
-  const path = `${file}.lock`;
-  const probe = `${file}.${process.pid}.tmp`;
-  const problem = problemWith(() => writeDraft(probe, ""));
+function reserve(file: string, moreTries = 0): () => void {
+  const lock = `${file}.lock`;
+  const problem = problemWith(() => claim(file, lock));
+  if (problem && moreTries > 0) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // milliseconds
+    return reserve(file, moreTries - 1);
+  }
   if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
+  return () => fs.rmSync(lock, { force: true });
+}
+
+function claim(file: string, lock: string): void {
+  const probe = `${file}.${process.pid}.tmp`;
+  writeDraft(probe, "");
   fs.rmSync(probe);
   if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
-    throw new RunError(`Cannot write ${file}: it is a folder`);
-  const owner = (fs.existsSync(path) && Number(fs.readFileSync(path, "utf8"))) || process.pid;
+    throw new Error("it is a folder");
+  const owner = (fs.existsSync(lock) && Number(fs.readFileSync(lock, "utf8"))) || process.pid;
   const hasGone = reasonOf(problemWith(() => process.kill(owner, 0))) === "no such process";
-  const what = `process ${owner} is measuring under this name (if it is not, remove ${path})`;
-  if (owner !== process.pid && !hasGone) throw new RunError(`Cannot write ${file}: ${what}`);
-  fs.writeFileSync(path, String(process.pid));
-  return () => fs.rmSync(path, { force: true });
+  const what = `process ${owner} is measuring under this name (if it is not, remove ${lock})`;
+  if (owner !== process.pid && !hasGone) throw new Error(what);
+  writeDraft(lock, String(process.pid));
 }
 
 const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
@@ -1921,7 +1934,7 @@ function addRecord(folder: string, { name, runs, ...asked }: Measured, made: Rec
       answered: times.reduce((sum, of) => sum + of.length, 0),
     })),
   };
-  const release = reserve(file);
+  const release = reserve(file, 50); // another call may be writing its record just now
   try {
     const others = Object.entries(readRecords(folder)).filter(
       ([other]) => other !== name && fs.existsSync(join(folder, `${other}.json`)),
@@ -1992,9 +2005,12 @@ function displayOf(runs: number): Show {
     return left + usual * (runs - done - 1);
   };
   return (name, run, lastArrival) => {
+    const begunAt = performance.now();
     const show = (): void => {
       const { progress } = run;
-      const place = { name, run: done + 1, runs, left: leftOf(progress, lastArrival) };
+      const seconds = (performance.now() - begunAt) / 1000; // ours, not those of a simulated run
+      const left = leftOf({ ...progress, seconds }, lastArrival);
+      const place = { name, run: done + 1, runs, left };
       if (!isLive) return console.error(liveLine(place, progress, Infinity));
       const line = liveLine(place, progress, process.stderr.columns || USUAL_COLUMNS);
       process.stderr.write(`\r\x1b[K${paint(line)}`);
@@ -2153,7 +2169,7 @@ class Session {
       balancerSeed: nextSeed(),
     });
     this.#run = run;
-    const hide = this.#show(entry.name, run, drawn.arrivals.at(-1) ?? 0);
+    const hide = this.#show(entry.name, run, 0); // virtual arrivals do not say when we are done
     while (!run.advance(EVENTS_AT_ONCE)) await new Promise(setImmediate);
     this.#run = undefined;
     hide();
@@ -2277,6 +2293,8 @@ const slowOrNot: Kind<Slow | null> = {
   expected: slowPhase.expected,
   read: (text) => (text === "-" ? null : slowPhase.read(text)),
 };
+const slowText = (slow: Slow | null): string =>
+  slow ? `${slow.from}-${slow.to}:${slow.mean}` : "-";
 /** As the balancer reads it, who gets the text. */
 const adminAddress: Kind<string> = {
   expected: BALANCER_OPTIONS.admin.kind.expected,
@@ -2408,7 +2426,8 @@ function labOf(values: Given): Lab {
   for (const [name, list] of Object.entries({ mean, sd, slots, weights, slow })) {
     const isBad = list.length !== 1 && list.length !== servers;
     const expected = `one value, or one for each of ${servers} servers`;
-    refuseIf(isBad, `--${name} "${list.join()}"`, expected);
+    const texts = list.map((value) => (typeof value === "number" ? value : slowText(value)));
+    refuseIf(isBad, `--${name} "${texts.join()}"`, expected);
   }
   const at = <T>(list: readonly T[], place: number): T => list[place % list.length]!;
   const phaseOf = (place: number): Slow | null =>

@@ -2,6 +2,7 @@
 import { spawnSync } from "node:child_process";
 import { closeSync, existsSync, openSync } from "node:fs";
 import { createServer } from "node:net";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
@@ -33,6 +34,7 @@ import {
   run,
   start,
   startNode,
+  temporaryFolder,
   within,
 } from "./helpers.ts";
 
@@ -198,13 +200,20 @@ lines("says in one line that its output cannot be written, and goes on", async (
   if (!existsSync("/dev/full")) return; // not on every system
   const full = openSync("/dev/full", "w");
   later(() => closeSync(full));
-  const { status, stderr } = spawnSync(
-    process.execPath,
-    ["--import", "tsx", "client.ts", "--help"],
-    { stdio: ["ignore", full, "pipe"], encoding: "utf8", timeout: 20_000 },
-  );
-  assert.match(stderr, /^Cannot write the output: no space left on device\n$/);
-  assert.is(status, 1);
+  const picture = join(await temporaryFolder(), "a.svg");
+  for (const args of [
+    ["client.ts", "--help"],
+    ["generate_graphs.ts", "--out", picture], // it has more to do then
+  ]) {
+    const { status, stderr } = spawnSync(process.execPath, ["--import", "tsx", ...args], {
+      stdio: ["ignore", full, "pipe"],
+      encoding: "utf8",
+      timeout: 20_000,
+    });
+    assert.match(stderr, /^Cannot write the output: no space left on device\n$/);
+    assert.is(status, 1);
+  }
+  assert.ok(existsSync(picture));
 });
 
 lines.run();

@@ -880,6 +880,10 @@ const badInput: [args: string, complaint: string][] = [
     "5 5 --compare baseline --servers 3 --weights 1,2,3,4",
     'Bad --weights "1,2,3,4": expected one value, or one for each of 3 servers',
   ],
+  [
+    "5 5 --compare baseline --slow -,1-2:.5",
+    'Bad --slow "-,1-2:0.5": expected one value, or one for each of 5 servers',
+  ],
 ];
 
 for (const [args, complaint] of badInput) {

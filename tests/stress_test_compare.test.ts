@@ -123,6 +123,13 @@ runs("the balancer of every entry of a seed has the same seed, and the admin add
   assert.not(one.interrupted);
 });
 
+runs("what is left of simulated runs is told in our time, not in theirs", async () => {
+  const args = "2000 1 --rate 10 --compare random --runs 2 --simulate";
+  const { stderr } = await compared(args, await temporaryFolder());
+  assert.match(stderr, /run 1 of 2 .* \d{3}\.\d s/);
+  assert.not.match(stderr, "min left");
+});
+
 runs.run();
 
 // ─── Faults ──────────────────────────────────────────────────────────────────
@@ -167,6 +174,14 @@ faults("a run that ends before its server does hang no longer waits for it", asy
   const args = "1 1 --mean 0.4 --timeout 0.6 --compare baseline --hang 0.1-500";
   const { exited } = compare(args, folder);
   assert.is(await within(exited, "the run", 15), 1);
+});
+
+faults("a server that is starting again when the run ends is no complaint", async () => {
+  const folder = await temporaryFolder();
+  const args = "2 1 --servers 2 --mean 0.3 --compare round-robin --fail 0-0.2";
+  const { exited, output } = compare(args, folder);
+  await within(exited, "the run", 60);
+  assert.not.match(output.stderr, "did not come back");
 });
 
 faults.run();

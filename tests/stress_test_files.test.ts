@@ -223,6 +223,32 @@ keeping("the lock of a call that was killed locks nothing", async () => {
   assert.match(await whole(folder, "--name", "R"), "Written: data/R.json");
 });
 
+keeping("a call that writes its record while another does so waits for it", async () => {
+  const folder = await temporaryFolder();
+  mkdirSync(join(folder, "data"));
+  const lock = join(folder, "data/runs.json.lock");
+  writeFileSync(lock, String(process.pid));
+  const written = whole(folder, "--name", "R");
+  await until(() => existsSync(join(folder, "data/R.json")), "the times");
+  rmSync(lock);
+  await written;
+  assert.is(readJson(join(folder, "data/runs.json")).R.runs[0].clients, 3);
+});
+
+for (const [what, make] of [
+  ["a link in a circle", (file: string) => symlinkSync("R.json", file)],
+  ["a folder in place of the lock", (file: string) => mkdirSync(`${file}.lock`)],
+] as const) {
+  keeping(`${what} is one line before the start`, async () => {
+    const folder = await temporaryFolder();
+    mkdirSync(join(folder, "data"));
+    make(join(folder, "data/R.json"));
+    const { code, stderr } = await run("stress_test.ts", ["1", "1", "--name", "R"], folder);
+    assert.is(code, 1);
+    assert.match(stderr, /^Cannot write data\/R\.json: [^\n]+\n$/);
+  });
+}
+
 keeping.run();
 
 // ─── runs.json ───────────────────────────────────────────────────────────────
