@@ -1,7 +1,5 @@
-/**
- * lib.ts - what more than one of the five scripts needs, and nothing else:
- * command lines, addresses, listening, signals and random numbers.
- */
+/** lib.ts - what more than one of the five scripts needs, and nothing else:
+ *  command lines, addresses, listening, signals and random numbers. */
 import { once } from "node:events";
 import { existsSync, realpathSync } from "node:fs";
 import { isIP, type ListenOptions, type Server } from "node:net";
@@ -228,6 +226,7 @@ export function onStopSignals(
     if (first === undefined) stop();
     else if (performance.now() - first > 1000) stopNow();
     first ??= performance.now();
+    setTimeout(() => undefined, 100); // who ends at once must not be killed by the repeat
   };
   for (const signal of signals) process.on(signal, onSignal);
 }

@@ -10,9 +10,8 @@
  *
  * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
  * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
- * from stage to stage. Balancer carries out what those decide, with sockets and timers. Each
- * time-out is a constant at the top of the section that waits, or an option. README.md lists what
- * it promises about bytes, half-closes, resets, retries and limits.
+ * from stage to stage. Balancer carries out what those decide, with sockets and timers. A time-out
+ * is an option, or a constant of the section that waits. README.md lists what it promises.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
@@ -54,7 +53,6 @@ export class Server {
   warmSince = -Infinity; // since when its slow start counts
   readonly health: HealthState; // written by the health section
   readonly stats = new Stats(); // counted for people to see; nothing decides by it
-
   constructor(spec: ServerSpec, now: number) {
     this.name = formatAddress(spec);
     this.address = { host: spec.host, port: spec.port };
@@ -203,7 +201,6 @@ export class Directory {
   #isReadAgain = false;
   #listener: DirectoryListener | undefined;
   #isClosed = false;
-
   constructor(specs: readonly ServerSpec[], resolve = systemResolver, seconds = DIRECTORY_SECONDS) {
     this.#configured = specs;
     this.#resolve = resolve;
@@ -267,8 +264,7 @@ export class Directory {
     while (this.#isReadAgain && !this.#isClosed) {
       this.#isReadAgain = false;
       const text = await textOf(this.#file);
-      // the text and not the time of its last change: that misses a second one within a moment, and
-      // a symbolic link on the way that was turned
+      // the text, not its time of change: that misses a second one at once, and a turned link
       if (this.#isClosed || String(text) === this.#lastRead) continue;
       this.#lastRead = String(text);
       const specs = serversIn(this.#file, text);
@@ -369,9 +365,7 @@ export const algorithms = {
       return best;
     };
   },
-
-  // Ties fall to whom round-robin would owe most. Who was too busy to take its turn has no claim to
-  // it later: it is owed no more than the one who was picked.
+  // Ties fall to whom round-robin owes most. Who was too busy for its turn has no claim later.
   "least-connections": (sources) => {
     const shareOf = newTurns(sources);
     return (servers) => {
@@ -394,9 +388,7 @@ export const algorithms = {
     const draws = newDraws();
     return (servers) => at(servers, draws.place(servers, random()));
   },
-
-  // Mitzenmacher 2001: the second choice takes nearly all of the gain. The two must differ, or one
-  // pick in n is blind.
+  // Mitzenmacher 2001: the second takes nearly all of the gain. It must differ, or 1 in n is blind.
   "two-choices": ({ random }) => {
     const draws = newDraws();
     return (servers) => {
@@ -519,7 +511,6 @@ function newDraws() {
     while (place < last && endOf(place) <= point) place += 1;
     return place;
   }
-
   return {
     place(servers: readonly Candidate[], luck: number): number {
       if (servers !== known) meet(servers);
@@ -710,7 +701,6 @@ export class HealthState {
   overtaken = false; // and one dialled after it did
   cancelCheck: (() => void) | undefined = undefined; // of the one under way
   cancelTimer: (() => void) | undefined = undefined; // of the next one; none: it is not watched
-
   constructor(now: number) {
     this.since = now;
   }
@@ -834,8 +824,7 @@ type Report = (result: CheckResult) => void;
 /** Does one check and reports once, or is cancelled by the function returned. */
 export type Probe = (server: Server, hold: number, beside: boolean, report: Report) => () => void;
 
-/** How a check went. Two tell nothing: `late`, when we stood still ourselves, and `short`, when
- *  this machine had no descriptor or no port for it. */
+/** How a check went. `late` (we stood still) and `short` (of descriptors, ports) tell nothing. */
 export type CheckResult = { readonly kind: "late" } | { readonly kind: "short" } | Finding;
 type Finding =
   | { readonly kind: "passed" }
@@ -861,7 +850,6 @@ export class Health {
   readonly #clock: Clock;
   readonly #probe: Probe;
   readonly #events: HealthEvents;
-
   constructor(settings: HealthSettings, clock: Clock, probe: Probe, events: HealthEvents) {
     this.#settings = settings;
     this.#clock = clock;
@@ -1058,8 +1046,7 @@ export function questionOf(spec: CheckSpec, host: string): Buffer {
 }
 
 const STATUS = "HTTP/1.1 200 "; // any 2xx or 3xx passes, once the character behind it has come
-/** What the answer so far amounts to. When the stream ends, or time is over, at "more", then bytes
- *  that came are a wrong answer, and no byte is none. */
+/** What the answer so far amounts to. At the end, "more" is a wrong answer, or none of no bytes. */
 export function judge(spec: CheckSpec, answer: Buffer): "more" | "passed" | "wrong" {
   if (spec.kind === "http") {
     const start = answer.toString("latin1", 0, STATUS.length);
@@ -1108,7 +1095,6 @@ class CheckRun {
   #answer: Buffer = NOTHING;
   #cancelWait = (): void => undefined;
   #isOver = false;
-
   constructor(order: CheckOrder, report: Report) {
     this.#order = order;
     this.#report = report;
@@ -1134,8 +1120,7 @@ class CheckRun {
     this.#report(result);
   }
 
-  /** Pronounces `verdict` in `ms`, and a turn of the loop later: so that what lay in the kernel
-   *  while we stood still is read first. */
+  /** Pronounces `verdict` in `ms` and a loop's turn later: what lay in the kernel is read first. */
   #wait(ms: number, verdict: () => void): void {
     this.#cancelWait();
     const due = performance.now() + ms;
@@ -1225,7 +1210,6 @@ export class Places<G extends Guest> {
   #free: readonly Server[] | undefined; // those of them with a place; undefined: to be found anew
   readonly #line = new Map<G, Server | undefined>(); // those that wait, in order
   readonly #lines = new Map<Server, Set<G>>(); // if sticky, also by the server each belongs to
-
   constructor(limit: number) {
     this.#limit = limit || Infinity; // connections per server at once; 0 is no limit
   }
@@ -1549,7 +1533,6 @@ export class Connection implements Guest {
   #isRereading = false;
   #clientClosed = false;
   #endsUnanswered = false;
-
   constructor(owner: Owner, client: Wire, source: Address) {
     this.owner = owner;
     this.client = client;
@@ -1931,9 +1914,8 @@ function onError(this: Socket, error: Error): void {
   else connection?.serverLost(error);
 }
 
-/** Before libuv 1.52 (Node 20 and 22), data and a reset that arrive together are reported as data
- *  and a clean end. A write of nothing asks the kernel for the error; on a socket that has been
- *  ended, only a later read does. */
+/** Before libuv 1.52 (Node 20, 22), a reset that arrives with data looks like a clean end. A write
+ *  of nothing asks the kernel for the error; on a socket that has been ended, only a later read. */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
 /** Reading of a client must stop behind a chunk that is put back to be read once more. */
@@ -2011,9 +1993,8 @@ export class ReadBuffers {
 }
 
 // ─── Balancer ────────────────────────────────────────────────────────────────
-// Accepts clients, gives each a place, dials, keeps the time, and knows when to stop. It carries
-// out what the sections above decide. Everything that changes while it runs is here, in a
-// `Connection`, in `Places` or in a `Server`.
+// Accepts clients, gives each a place, dials, keeps the time, and knows when to stop. What changes
+// while it runs is here, in a `Connection`, in `Places` or in a `Server`.
 
 type Dial = TcpNetConnectOpts & { readonly highWaterMark?: number };
 export type World = { readonly clock: Clock; readonly connect: (options: Dial) => Socket };
@@ -2086,7 +2067,6 @@ export class LoadBalancer {
   readonly #ended = { ...NO_ENDS };
   #allGone: () => void = () => undefined;
   #endDelay: () => void = () => undefined;
-
   constructor(options: LoadBalancerOptions, log: Log, world = realWorld) {
     const { connectTimeout, queueTimeout, retryFor } = options;
     this.options = options;
@@ -2295,7 +2275,6 @@ export class LoadBalancer {
     return true;
   }
 
-  // --- what connections ask for ---
   headerFor({ source, client }: Connection): string {
     if (!this.options.sendProxy) return "";
     const { localAddress = "", localPort = 0 } = client;
@@ -2570,7 +2549,6 @@ const mostTelling = (results: readonly CheckResult[]): CheckResult =>
 /** Things that wait equally long, and until when: the first in expires first, so one timer does. */
 class Deadlines<T> extends Map<T, number> {
   readonly add: (item: T) => void;
-
   constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
     let isAlarmSet = false;
@@ -2608,7 +2586,6 @@ export class Patients<P extends Patient> {
   readonly #spent = new WeakSet<P>();
   readonly waiting = new Set<P>();
   #scout: P | undefined;
-
   constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock?: Clock) {
     this.#owner = owner;
     this.#isAllowed = seconds > 0;
@@ -2708,23 +2685,23 @@ const EVENTS = {
 
 const rounded = (seconds: number): number => Number(seconds.toFixed(6)); // to microseconds
 /** Shows control characters as \x1b, so that nothing in a line can end it or move the cursor. */
-const escapeControls = (text: string): string =>
-  text.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${Buffer.from(c, "latin1").toString("hex")}`);
+const escapeControls = (text: string, sign: string): string =>
+  text.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => sign + Buffer.from(c, "latin1").toString("hex"));
 
 export class Log {
   readonly #format: (typeof LOGS)[number];
   readonly #lines = new LineWriter();
   readonly flush = (): void => this.#lines.flush();
-
   constructor(format: (typeof LOGS)[number]) {
     this.#format = format;
   }
 
   /** Without words it is for programs only, without an event for people only. */
   say(words: string, event = "", fields: object = {}): void {
-    if (this.#format === "text" && words !== "") this.#lines.write(escapeControls(words));
+    if (this.#format === "text" && words !== "") this.#lines.write(escapeControls(words, "\\x"));
     if (this.#format !== "json" || event === "") return;
-    this.#lines.write(JSON.stringify({ time: new Date().toISOString(), event, ...fields }));
+    const line = JSON.stringify({ time: new Date().toISOString(), event, ...fields });
+    this.#lines.write(escapeControls(line, "\\u00")); // JSON has escaped those below a blank
   }
 
   /** Said whatever the format is: whoever started us waits for it. */
@@ -2750,9 +2727,8 @@ export class Log {
     const afterwards = attempts === "" ? "" : ` (tried ${attempts})`;
     const server = reached === undefined ? "no server" : `server ${reached.name}`;
     const end = `ended after ${seconds.toFixed(3)} s: ${reason}${afterwards}`;
-    const words = `Connection of client ${client} to ${server} ${end}`;
     // HAProxy calls the parts of the time Tw (queued), Tc and Tr
-    this.say(words, "end", {
+    this.say(`Connection of client ${client} to ${server} ${end}`, "end", {
       client,
       server: reached?.name ?? null,
       seconds: rounded(seconds),
@@ -2837,7 +2813,7 @@ function adminOf(balancer: LoadBalancer, mayWrite: boolean): (request: IncomingM
 
 function healthOf({ isDraining, servers }: LoadBalancer): Answer {
   if (isDraining) return plain(503, "draining");
-  return servers.some(takesClients) ? plain(200, "ok") : plain(503, "no server is up");
+  return servers.some(takesClients) ? plain(200, "ok") : plain(503, "no server takes clients");
 }
 
 function decoded(text: string): string {
@@ -2909,7 +2885,6 @@ function inTurn(answer: (request: IncomingMessage) => Answer) {
   };
 }
 
-// --- metrics, in Prometheus' text format ---
 function family(name: string, help: string, lines: readonly string[], kind = "gauge"): string {
   const type = name.endsWith("_total") ? "counter" : kind;
   const samples = lines.map((line) => `balancer_${name}${line}\n`).join("");

@@ -437,7 +437,7 @@ switches("healthz is 200 with a server up, and 503 without", async () => {
   assert.equal(await plainOf(admin, "/healthz"), {
     code: 503,
     type: "text/plain; charset=utf-8",
-    body: "no server is up\n",
+    body: "no server takes clients\n",
   });
 });
 

@@ -395,6 +395,17 @@ logs("escapes in text whatever could move a terminal's cursor, also above U+0080
   assert.is(answer, String.raw`\x9b2J\x7f\u001b[1m`);
 });
 
+logs("and in json, where the text is the same again once it is read", async () => {
+  const odd = await listening((socket) => {
+    socket.write(Buffer.from("\x9b2J\x7f", "latin1"));
+  });
+  const checks = ["--check", "ping", "--check-interval", "0.1", "--fall", "1", "--log", "json"];
+  const program = await startProgram([odd.address], checks);
+  const [line] = await program.printed(/.*"state":"down".*/);
+  assert.not.match(line, /[\x7f-\x9f]/);
+  assert.match(JSON.parse(line).why, /\x9b2J/);
+});
+
 /** The code that a POST is answered with. */
 async function post(admin: number, path: string): Promise<number> {
   const client = await dial(admin);
@@ -645,6 +656,18 @@ signals(
     assert.is(program.output.stdout.match(/ended after .*: drain_forced/g)?.length, 2);
   },
 );
+
+signals("a repeat that comes while an idle one is ending already changes nothing", async () => {
+  const { address } = await echoing();
+  await Promise.all(
+    [2, 5, 8, 11].map(async (delay) => {
+      const program = await startProgram([address]);
+      program.child.kill("SIGTERM");
+      setTimeout(() => program.child.kill("SIGTERM"), delay);
+      assert.is(await exitOf(program), 0);
+    }),
+  );
+});
 
 signals("a second one ends it at once, but not a repeat within a second", async () => {
   const program = await startProgram([(await echoing()).address]);
