@@ -91,6 +91,11 @@ readme("links to what is there, and the index to every journal", async () => {
   assert.equal(missing, []);
 });
 
+readme("has a row for each algorithm", async () => {
+  const rows = (await linesOf("README.md")).map((line) => /^\| `([\w-]+)` \|/.exec(line)?.[1]);
+  for (const name of ALGORITHMS) assert.ok(rows.includes(name), name);
+});
+
 readme("has no gap left to be filled in", async () => {
   assert.not.match(await readFile(new URL("../README.md", import.meta.url), "utf8"), /@@/);
 });
