@@ -2,6 +2,7 @@
 import { access, readdir, readFile } from "node:fs/promises";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { ALGORITHMS } from "../load_balancer.ts";
 import { cleanUp, coverNoChildren, runEach } from "./helpers.ts";
 
 coverNoChildren();
