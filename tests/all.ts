@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 const FOLDER = fileURLToPath(new URL(".", import.meta.url));
 const UVU = fileURLToPath(new URL("../node_modules/uvu/bin.js", import.meta.url));
 /** Keeps two cores busy; more would make those late that look at the clock. */
-const AT_ONCE = 3;
+const AT_ONCE = 4;
 /** A file that takes longer hangs: uvu itself has no time-out. */
 const LONGEST_MS = 120_000;
 
