@@ -265,8 +265,9 @@ answers("the same number costs the same on two servers, whoever was there before
   const backwards = await askNumbers(other.port, numbers.toReversed());
   for (const number of numbers) {
     const ms = sleepOfNumber(work, number, 0) * 1000;
-    for (const taken of [forwards.get(number), backwards.get(number)])
-      assert.ok(Math.abs((taken ?? 0) - ms) < 25, `${number}: ${taken} ms, drawn ${ms} ms`);
+    for (const taken of [forwards.get(number) ?? 0, backwards.get(number) ?? 0])
+      // never early; a busy machine may be late
+      assert.ok(taken > ms - 2 && taken < ms + 200, `${number}: ${taken} ms, drawn ${ms} ms`);
   }
 });
 
