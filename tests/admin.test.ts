@@ -12,6 +12,8 @@ import {
   assertEnded,
   checkOf,
   cleanUp,
+  CONNECTIONS,
+  crowd,
   DEAD,
   dial,
   echoing,
@@ -539,26 +541,15 @@ switches(
   },
 );
 
-/** By hand: CONNECTIONS=10000. */
-const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1500);
-
 switches("under a crowd, algorithms that change all the time lose nobody", async () => {
   const servers = await Promise.all(Array.from({ length: 3 }, () => echoing()));
   const { balancer, port, admin } = await startBalancer(
     servers.map(({ address }) => address),
     { admin: ADMIN, serverConnections: 1 },
   );
-  let left = CONNECTIONS;
-  const outcomes = new Map<string, number>();
-  const churn = async (): Promise<void> => {
-    while ((left -= 1) >= 0) {
-      const outcome = await ask(port);
-      outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
-    }
-  };
-  const clients = Promise.all(Array.from({ length: 40 }, churn));
+  const { left, outcomes } = crowd(port, 40);
   let [looks, queued] = [0, 0];
-  for (; left > 0; looks += 1) {
+  for (; left() > 0; looks += 1) {
     const name = ALGORITHMS[looks % ALGORITHMS.length] ?? "random";
     if (looks % 10 > 0) balancer.setAlgorithm(name);
     else assert.is(await codeOf(admin, `/algorithm/${name}`, "POST"), 200);
@@ -568,8 +559,7 @@ switches("under a crowd, algorithms that change all the time lose nobody", async
     if (look.queued > 0) queued += 1;
     await new Promise((resolve) => setImmediate(resolve));
   }
-  await within(clients, "all clients", 60);
-  assert.equal([...outcomes], [["hello", CONNECTIONS]]);
+  assert.equal(await within(outcomes, "all clients", 60), [["hello", CONNECTIONS]]);
   assert.ok(queued > 100, `somebody queued at ${queued} of ${looks} looks`);
   await assertEnded(balancer, { ok: CONNECTIONS });
 });

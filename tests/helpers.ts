@@ -5,6 +5,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import {
   connect,
@@ -102,6 +103,8 @@ export async function temporaryFolder(): Promise<string> {
   later(() => rm(folder, { recursive: true, force: true }));
   return folder;
 }
+
+export const readJson = (file: string) => JSON.parse(readFileSync(file, "utf8"));
 
 // ─── Scripts as child processes ──────────────────────────────────────────────
 
@@ -327,6 +330,26 @@ export async function ask(port: number, text = "hello"): Promise<string> {
   client.socket.end(text);
   const outcome = await outcomeOf(client);
   return outcome === "end" ? client.bytes().toString() : outcome;
+}
+
+/** The clients of a crowd. By hand: CONNECTIONS=10000. */
+export const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1500);
+
+/** `CONNECTIONS` clients that ask, `atOnce` of them side by side. */
+export function crowd(
+  port: number,
+  atOnce: number,
+): { left: () => number; outcomes: Promise<[string, number][]> } {
+  let left = CONNECTIONS;
+  const outcomes = new Map<string, number>();
+  const churn = async (): Promise<void> => {
+    while ((left -= 1) >= 0) {
+      const outcome = await ask(port);
+      outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
+    }
+  };
+  const all = Promise.all(Array.from({ length: atOnce }, churn));
+  return { left: () => left, outcomes: all.then(() => [...outcomes]) };
 }
 
 /** Has the next `times` attempts of balancers to connect (clients' or checks') fail with `code`. */

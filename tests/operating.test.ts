@@ -15,7 +15,9 @@ import {
   assertEnded,
   checkOf,
   cleanUp,
+  CONNECTIONS,
   coverNoChildren,
+  crowd,
   DEAD,
   dial,
   echoing,
@@ -208,35 +210,23 @@ files("that holds the balancer itself at the start gets one line and no balancer
   );
 });
 
-/** By hand: CONNECTIONS=10000. */
-const CONNECTIONS = Number(process.env["CONNECTIONS"] ?? 1500);
-
 files(
   "may be replaced again and again under continuous new connections without losing one",
   async () => {
     const servers = await Promise.all(Array.from({ length: 4 }, () => echoing()));
     const names = servers.map(({ address }) => address);
     const { child, port, file, output } = await following(names.slice(0, 2), ["--seed", "1"]);
-    let left = CONNECTIONS;
-    const outcomes = new Map<string, number>();
-    const churn = async (): Promise<void> => {
-      while ((left -= 1) >= 0) {
-        const outcome = await ask(port);
-        outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
-      }
-    };
-    const clients = Promise.all(Array.from({ length: 20 }, churn));
+    const { left, outcomes } = crowd(port, 20);
     let reloads = 0;
-    for (; left > 0; reloads += 1) {
+    for (; left() > 0; reloads += 1) {
       await replace(file, names.filter((_, i) => i !== reloads % 4).join("\n"));
       child.kill("SIGHUP");
       await until(
-        () => output.stdout.split("was added").length > reloads + 1 || left <= 0,
+        () => output.stdout.split("was added").length > reloads + 1 || left() <= 0,
         "the reload",
       );
     }
-    await within(clients, "all clients", 60);
-    assert.equal([...outcomes], [["hello", CONNECTIONS]]);
+    assert.equal(await within(outcomes, "all clients", 60), [["hello", CONNECTIONS]]);
     assert.ok(reloads >= 4, `${reloads} reloads`);
     assert.is(output.stderr, "");
   },

@@ -44,6 +44,7 @@ import {
   coverNoGrandchildren,
   later,
   listening,
+  readJson,
   run,
   runEach,
   start,
@@ -76,8 +77,6 @@ const everyByte =
   (act: (socket: Socket) => void) =>
   (socket: Socket): void =>
     void socket.on("data", () => act(socket));
-const readJson = (file: string): unknown => JSON.parse(readFileSync(file, "utf8"));
-
 // ─── Plan ────────────────────────────────────────────────────────────────────
 
 const plans = suite("stress test: plan");

@@ -12,6 +12,7 @@ import {
   cleanUp,
   coverNoChildren,
   later,
+  readJson,
   type Running,
   start,
   startNode,
@@ -21,8 +22,6 @@ import {
 } from "./helpers.ts";
 
 coverNoChildren();
-
-const readJson = (file: string) => JSON.parse(readFileSync(file, "utf8"));
 
 /** One quick server unless `args` say otherwise. */
 const compare = (args: string, folder: string): Running =>

@@ -26,6 +26,7 @@ import {
   coverNoChildren,
   later,
   listening,
+  readJson,
   run,
   type Running,
   start,
@@ -35,8 +36,6 @@ import {
 } from "./helpers.ts";
 
 coverNoChildren();
-
-const readJson = (file: string) => JSON.parse(readFileSync(file, "utf8"));
 
 /** A server that answers the first `answers` requests, and those after them once it is told to. */
 async function answering(answers: number): Promise<{ port: string; asked: () => number }> {
