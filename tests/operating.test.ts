@@ -272,6 +272,7 @@ names("in a servers file that is read again give the same servers, with their co
   const { port: serverPort, address } = await echoing();
   const program = await following([`localhost:${serverPort}`], ["--admin", "0"]);
   const [, admin] = await program.printed(/Admin on http:\/\/127\.0\.0\.1:(\d+)\/\n/);
+  await program.printed(new RegExp(`Server ${address} was added`)); // the start waits for no name
   assert.is(await ask(program.port), "hello");
   const added = await naming();
   await replace(program.file, `localhost:${serverPort}\n${added}\n`);
