@@ -2016,8 +2016,7 @@ const patientClock: Clock = {
 
 const SWEEP = 1; // seconds between two looks at everything that merely must not be forgotten
 const REMEMBER = 600; // seconds that a server is known which has vanished from the file or from DNS
-/** Checks begin spread over so many moments of the interval: a few at a time wake us less often. */
-const CHECK_MOMENTS = 20;
+const CHECK_MOMENTS = 20; // of an interval, at which checks begin: together they wake us less often
 /** When the first check is due of a server that stands at `phase`, in [0, 1), of the list. */
 export const firstCheckIn = (phase: number, interval: number): number =>
   (Math.floor(phase * CHECK_MOMENTS) / CHECK_MOMENTS) * interval;
@@ -2046,6 +2045,7 @@ export class LoadBalancer {
   readonly now = (): number => this.#world.clock.now();
   readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
+  readonly #socketOptions: ReturnType<typeof socketOptions>;
   readonly #random: () => number;
   /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
@@ -2068,10 +2068,10 @@ export class LoadBalancer {
   #allGone: () => void = () => undefined;
   #endDelay: () => void = () => undefined;
   constructor(options: LoadBalancerOptions, log: Log, world = realWorld) {
-    const { connectTimeout, queueTimeout, retryFor } = options;
     this.options = options;
     this.log = log;
     this.#world = world;
+    this.#socketOptions = socketOptions(options);
     this.#startedAt = this.now();
     this.#random = mulberry32(options.seed);
     this.algorithm = options.algorithm;
@@ -2081,13 +2081,13 @@ export class LoadBalancer {
       stillDown: (server) => this.#resetConnectionsOf(server),
     });
     this.settings = { abortOnClose: options.abortOnClose, hold: this.health.hold };
-    this.#queue = new Deadlines(queueTimeout, (late) => late.close("queue_timeout"));
-    this.#greeting = new Deadlines(connectTimeout, (connection, late) => {
+    this.#queue = new Deadlines(options.queueTimeout, (late) => late.close("queue_timeout"));
+    this.#greeting = new Deadlines(options.connectTimeout, (connection, late) => {
       if (connection.stage === "greeting") return connection.close("bad_proxy");
       connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
     });
-    this.#patients = new Patients(Math.min(retryFor, queueTimeout), this);
-    const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
+    this.#patients = new Patients(Math.min(options.retryFor, options.queueTimeout), this);
+    const listening = { ...this.#socketOptions, highWaterMark: CLIENT_HIGH_WATER_MARK };
     this.#listener = createServer(listening, (client) => this.#accept(client));
     this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
@@ -2257,7 +2257,7 @@ export class LoadBalancer {
     if (connection.tried.length > 0) this.#counts.retries += 1;
     const upstream = this.#world.connect({
       ...server.address,
-      ...socketOptions(this.options),
+      ...this.#socketOptions,
       onread: this.buffers.onread,
       autoSelectFamily: false,
       highWaterMark: BUFFER_SIZE,
