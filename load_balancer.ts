@@ -2045,7 +2045,7 @@ export class LoadBalancer {
   readonly now = (): number => this.#world.clock.now();
   readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
-  readonly #socketOptions: ReturnType<typeof socketOptions>;
+  readonly #dialOptions: Omit<Dial, "host" | "port">;
   readonly #random: () => number;
   /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
@@ -2071,7 +2071,12 @@ export class LoadBalancer {
     this.options = options;
     this.log = log;
     this.#world = world;
-    this.#socketOptions = socketOptions(options);
+    this.#dialOptions = {
+      ...socketOptions(options),
+      onread: this.buffers.onread,
+      autoSelectFamily: false,
+      highWaterMark: BUFFER_SIZE,
+    };
     this.#startedAt = this.now();
     this.#random = mulberry32(options.seed);
     this.algorithm = options.algorithm;
@@ -2087,7 +2092,7 @@ export class LoadBalancer {
       connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
     });
     this.#patients = new Patients(Math.min(options.retryFor, options.queueTimeout), this);
-    const listening = { ...this.#socketOptions, highWaterMark: CLIENT_HIGH_WATER_MARK };
+    const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
     this.#listener = createServer(listening, (client) => this.#accept(client));
     this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
@@ -2255,13 +2260,8 @@ export class LoadBalancer {
       return;
     }
     if (connection.tried.length > 0) this.#counts.retries += 1;
-    const upstream = this.#world.connect({
-      ...server.address,
-      ...this.#socketOptions,
-      onread: this.buffers.onread,
-      autoSelectFamily: false,
-      highWaterMark: BUFFER_SIZE,
-    });
+    const { host, port } = server.address;
+    const upstream = this.#world.connect({ ...this.#dialOptions, host, port });
     handled(upstream, connection).on("connect", onConnect);
     connection.dial(server, upstream);
     this.#greeting.add(connection);
@@ -2547,7 +2547,7 @@ const mostTelling = (results: readonly CheckResult[]): CheckResult =>
   results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
 
 /** Things that wait equally long, and until when: the first in expires first, so one timer does. */
-class Deadlines<T> extends Map<T, number> {
+export class Deadlines<T> extends Map<T, number> {
   readonly add: (item: T) => void;
   constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
     super();
