@@ -10,7 +10,7 @@
  *
  * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
  * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
- * from stage to stage. Balancer carries out what those decide, with sockets and timers. A time-out
+ * from stage to stage. Dispatch sends clients to servers, Balancer adds sockets and timers. A time-out
  * is an option, or a constant of the section that waits. README.md lists what it promises.
  */
 import { execFileSync } from "node:child_process";
@@ -1992,9 +1992,243 @@ export class ReadBuffers {
   }
 }
 
+// ─── Dispatch ────────────────────────────────────────────────────────────────
+// Sends clients to servers: has `Places` find each a place, lets it wait for one, sends it elsewhere
+// when a dial has failed, and heeds what `Health` finds. With sockets and in virtual time alike: how
+// a server is dialled, and checked, is for whoever extends it to say.
+
+type Travels = Pick<Connection, "server" | "countedAs" | "ranShort">;
+export type Traveller = Guest & Patient & Travels & { close(reason: Reason): void };
+
+export abstract class Dispatcher<T extends Traveller> {
+  readonly options: LoadBalancerOptions;
+  readonly now: () => number;
+  servers: readonly Server[] = [];
+  algorithm: Algorithm;
+  readonly health: Health;
+  protected readonly queue: Deadlines<T>;
+  protected readonly patients: Patients<T>;
+  protected readonly places: Places<T>;
+  readonly #random: () => number;
+  readonly #addresses = new Map<string, number>(); // how many connections each address has
+  protected refusedByAddress = 0;
+  protected readonly open = new Set<T>();
+  constructor(options: LoadBalancerOptions, clock: Clock, patience: Clock) {
+    const { queueTimeout, retryFor, seed } = options;
+    this.options = options;
+    this.now = clock.now;
+    this.algorithm = options.algorithm;
+    this.#random = mulberry32(seed);
+    this.places = new Places(options.serverConnections);
+    this.queue = new Deadlines(queueTimeout, patience, (late) => late.close("queue_timeout"));
+    this.patients = new Patients(Math.min(retryFor, queueTimeout), this, patience);
+    const probe: Probe = (...order) => this.probe(...order);
+    this.health = new Health(healthSettings(options), clock, probe, {
+      changed: (server, by) => this.healthChanged(server, by),
+      stillDown: (server) => this.#resetConnectionsOf(server),
+    });
+  }
+
+  protected abstract dial(client: T, server: Server): void;
+  protected abstract probe(...order: Parameters<Probe>): () => void;
+
+  /** Dials a server, or queues or closes; counted once among those of its client's address. */
+  place(client: T): void {
+    const most = this.options.clientConnections;
+    if (most > 0 && client.countedAs === "") {
+      const key = addressKey(client.clientAddress);
+      const open = this.#addresses.get(key) ?? 0;
+      if (open >= most) {
+        this.refusedByAddress += 1;
+        return client.close("limit");
+      }
+      this.#addresses.set(key, open + 1);
+      client.countedAs = key;
+    }
+    const place = this.places.enter(client);
+    if (place !== "waits") return this.#goTo(client, place);
+    client.queue();
+    this.queue.add(client);
+  }
+
+  #goTo(client: T, server: Server | "none"): void {
+    if (server !== "none") return this.dial(client, server);
+    if (client.ranShort) client.close("limit");
+    else if (!this.patients.take(client)) client.close("no_server");
+  }
+
+  #admitOne(server?: Server): boolean {
+    const admission = this.places.admit(server);
+    if (admission === undefined) return false;
+    this.queue.delete(admission.guest);
+    this.#goTo(admission.guest, admission.to);
+    return true;
+  }
+
+  /** It waits for nothing any more. */
+  rest(client: T): void {
+    this.patients.forget(client);
+    this.queue.delete(client);
+    this.places.forget(client);
+  }
+
+  /** It holds its place at `server` no longer; once for each place. */
+  left(_: T, server: Server): void {
+    this.places.leave(server);
+    this.#admitOne(server);
+  }
+
+  gone(client: T): void {
+    const others = (this.#addresses.get(client.countedAs) ?? 1) - 1;
+    if (others > 0) this.#addresses.set(client.countedAs, others);
+    else this.#addresses.delete(client.countedAs);
+    this.open.delete(client);
+    this.patients.forget(client);
+  }
+
+  protected refused(server: Server, why: string, dialledAt: number): void {
+    server.stats.connectErrors += 1;
+    // so that no fast failure looks fast to an algorithm
+    failed(server.cost, dialledAt, this.options.connectTimeout, this.now());
+    this.health.saw(server, { kind: "dial failed", why, dialledAt });
+  }
+
+  protected accepted(server: Server, dialledAt: number): void {
+    if (server.health.refused > 0 || !server.health.reached)
+      this.health.saw(server, { kind: "dial accepted", dialledAt });
+  }
+
+  setAlgorithm(name: Algorithm): void {
+    const make: (sources: Sources) => Picker = algorithms[name];
+    this.algorithm = name;
+    this.places.setPicker(make({ random: this.#random, now: this.now }), STICKY.has(name));
+    this.serversChanged();
+  }
+
+  protected serversChanged(): void {
+    weigh(this.servers, this.now(), this.options.slowStart);
+    this.places.refresh();
+    while (this.#admitOne()) continue;
+  }
+
+  protected healthChanged(server: Server, _: Teller): void {
+    const { up } = server.health;
+    if (up) server.warmSince = this.now();
+    else this.#resetConnectionsOf(server);
+    this.serversChanged();
+    if (up) this.patients.retry();
+  }
+
+  /** With `--on-down reset`, unless the server still gives bytes to somebody. */
+  #resetConnectionsOf(server: Server): void {
+    const { received, receivedBefore } = server.health;
+    if (this.options.onDown !== "reset" || received > receivedBefore) return;
+    for (const client of this.open)
+      if (client.server === server && client.stage === "relaying") client.close("server_reset");
+  }
+
+  /** To be done now and then: see `sweepPeriod`. */
+  protected sweep(): void {
+    const { slowStart } = this.options;
+    if (slowStart > 0 && weigh(this.servers, this.now(), slowStart)) this.places.refresh();
+    this.patients.retry();
+  }
+}
+
+/** Things that wait equally long, and until when: the first in expires first, so one timer does. */
+export class Deadlines<T> extends Map<T, number> {
+  readonly add: (item: T) => void;
+  constructor(seconds: number, clock: Clock, expire: (item: T, late: number) => void) {
+    super();
+    let isAlarmSet = false;
+    const wakeIn = (wait: number): void => {
+      isAlarmSet = true;
+      clock.after(wait, look);
+    };
+    const look = (): void => {
+      const now = clock.now();
+      for (const [item, deadline] of this) {
+        if (deadline > now) break;
+        this.delete(item);
+        expire(item, now - deadline); // which may add to us: the next time is set below
+      }
+      const [next] = this.values();
+      isAlarmSet = false;
+      if (next !== undefined) wakeIn(next - now);
+    };
+    this.add = (item) => {
+      this.set(item, clock.now() + seconds);
+      if (!isAlarmSet) wakeIn(seconds);
+    };
+  }
+}
+
+type Waiting = Pick<Connection, "stage" | "tried" | "queue">;
+export type Patient = Waiting & { close(reason: "no_server"): void };
+
+/** Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
+ *  second, and when a server comes up, the first of them dials; its success releases the others. */
+export class Patients<P extends Patient> {
+  readonly #owner: { readonly place: (patient: P) => void };
+  readonly #isAllowed: boolean;
+  readonly #patience: Deadlines<P>; // all of them, also while they dial
+  readonly #spent = new WeakSet<P>();
+  readonly waiting = new Set<P>();
+  #scout: P | undefined;
+  constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock: Clock) {
+    this.#owner = owner;
+    this.#isAllowed = seconds > 0;
+    const lose = (patient: P): void => {
+      this.#spent.add(patient);
+      if (this.waiting.delete(patient)) patient.close("no_server");
+    };
+    this.#patience = new Deadlines(seconds, clock, lose);
+  }
+
+  /** False when `patient` may not wait, or not any longer. */
+  take(patient: P): boolean {
+    if (!this.#isAllowed || this.#spent.has(patient)) return false;
+    if (!this.#patience.has(patient)) this.#patience.add(patient);
+    if (this.#scout === patient) this.#scout = undefined;
+    this.waiting.add(patient);
+    patient.queue();
+    return true;
+  }
+
+  retry(): void {
+    const [first] = this.waiting;
+    if (first === undefined || this.#scout !== undefined) return;
+    this.#scout = first;
+    this.#send(first);
+    const isInLine = first.stage === "queued" && !this.waiting.has(first);
+    if (isInLine) this.#release();
+  }
+
+  served(patient: P): void {
+    if (this.#patience.delete(patient)) this.#release();
+  }
+
+  forget(patient: P): void {
+    this.#patience.delete(patient);
+    this.waiting.delete(patient);
+    if (this.#scout === patient) this.#scout = undefined;
+  }
+
+  #release(): void {
+    this.#scout = undefined;
+    for (const patient of [...this.waiting]) this.#send(patient);
+  }
+
+  #send(patient: P): void {
+    this.waiting.delete(patient);
+    patient.tried = NO_ATTEMPTS;
+    this.#owner.place(patient);
+  }
+}
+
 // ─── Balancer ────────────────────────────────────────────────────────────────
-// Accepts clients, gives each a place, dials, keeps the time, and knows when to stop. What changes
-// while it runs is here, in a `Connection`, in `Places` or in a `Server`.
+// Accepts clients, dials, checks, keeps the time, and knows when to stop. What changes while it runs
+// is here, in a `Connection`, in `Places` or in a `Server`.
 
 type Dial = TcpNetConnectOpts & { readonly highWaterMark?: number };
 export type World = { readonly clock: Clock; readonly connect: (options: Dial) => Socket };
@@ -2031,44 +2265,33 @@ const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
 });
 export type Editor = "start" | "file" | "names" | "admin"; // who changed which servers there are
 
-export class LoadBalancer {
-  readonly options: LoadBalancerOptions;
+export class LoadBalancer extends Dispatcher<Connection> {
   readonly settings: RelaySettings;
   readonly buffers = new ReadBuffers();
   readonly log: Log;
-  servers: readonly Server[] = [];
-  algorithm: Algorithm;
   isDraining = false; // it is about to stop: `/healthz` says so
   fileError: string | null = null; // why the servers file was refused last, if it was
   readonly turnTimes = newHistogram(FINE_BUCKETS);
   readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
-  readonly now = (): number => this.#world.clock.now();
   readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
   readonly #dialOptions: Omit<Dial, "host" | "port">;
-  readonly #random: () => number;
   /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
-  readonly #places: Places<Connection>;
-  readonly health: Health;
   readonly #listener: Listener;
   #address: Address | undefined; // where it listens, once it does
   readonly #startedAt: number;
-  readonly #open = new Set<Connection>();
-  readonly #queue: Deadlines<Connection>;
   readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
-  readonly #patients: Patients<Connection>;
-  readonly #addresses = new Map<string, number>(); // how many connections each address has
   readonly #resets = newResets(this.now);
   readonly #sweeper: NodeJS.Timeout;
   #later: (Connection | Wire)[] = [];
-  readonly #counts = { accepted: 0, retries: 0, refusedByAddress: 0 };
+  readonly #counts = { accepted: 0, retries: 0 };
   #shortage = { why: "", at: -Infinity }; // what this machine ran short of last, and when
   readonly #ended = { ...NO_ENDS };
   #allGone: () => void = () => undefined;
   #endDelay: () => void = () => undefined;
   constructor(options: LoadBalancerOptions, log: Log, world = realWorld) {
-    this.options = options;
+    super(options, world.clock, patientClock);
     this.log = log;
     this.#world = world;
     this.#dialOptions = {
@@ -2078,23 +2301,14 @@ export class LoadBalancer {
       highWaterMark: BUFFER_SIZE,
     };
     this.#startedAt = this.now();
-    this.#random = mulberry32(options.seed);
-    this.algorithm = options.algorithm;
-    this.#places = new Places(options.serverConnections);
-    this.health = new Health(healthSettings(options), world.clock, this.#probe, {
-      changed: (server, by) => this.#healthChanged(server, by),
-      stillDown: (server) => this.#resetConnectionsOf(server),
-    });
     this.settings = { abortOnClose: options.abortOnClose, hold: this.health.hold };
-    this.#queue = new Deadlines(options.queueTimeout, (late) => late.close("queue_timeout"));
-    this.#greeting = new Deadlines(options.connectTimeout, (connection, late) => {
+    this.#greeting = new Deadlines(options.connectTimeout, patientClock, (connection, late) => {
       if (connection.stage === "greeting") return connection.close("bad_proxy");
       connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
     });
-    this.#patients = new Patients(Math.min(options.retryFor, options.queueTimeout), this);
     const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
     this.#listener = createServer(listening, (client) => this.#accept(client));
-    this.#sweeper = setInterval(() => this.#sweep(), sweepPeriod(options) * 1000);
+    this.#sweeper = setInterval(() => this.sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
     this.setServers(options.servers, "start");
   }
@@ -2145,9 +2359,9 @@ export class LoadBalancer {
       this.log.server(server, "removed", by, rest);
     }
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
-    this.#places.setServers(this.servers);
-    if (isReweighted) this.#renewPicker();
-    this.#serversChanged();
+    this.places.setServers(this.servers);
+    if (isReweighted) super.setAlgorithm(this.algorithm);
+    else this.serversChanged();
     return undefined;
   }
 
@@ -2174,49 +2388,23 @@ export class LoadBalancer {
     if (server.draining === draining) return "done";
     server.draining = draining;
     this.#switched(server, draining ? "draining" : "ready", "admin", "");
-    this.#serversChanged();
+    this.serversChanged();
     return "done";
   }
 
-  #serversChanged(): void {
-    weigh(this.servers, this.now(), this.options.slowStart);
-    this.#places.refresh();
-    while (this.#admitOne()) continue;
-  }
-
-  #healthChanged(server: Server, by: Teller): void {
+  protected override healthChanged(server: Server, by: Teller): void {
     const { up, why, passed } = server.health;
-    if (up) server.warmSince = this.now();
     this.log.server(server, up ? "up" : "down", by, up ? `${passed} checks passed in a row` : why);
     if (!up && !this.servers.some(takesClients))
       this.log.say("No server is left that takes clients");
-    if (!up) this.#resetConnectionsOf(server);
-    this.#serversChanged();
-    if (up) this.#patients.retry();
+    super.healthChanged(server, by);
   }
 
-  /** With `--on-down reset`, unless the server still gives bytes to somebody. */
-  #resetConnectionsOf(server: Server): void {
-    const { received, receivedBefore } = server.health;
-    if (this.options.onDown !== "reset" || received > receivedBefore) return;
-    for (const connection of this.#open)
-      if (connection.server === server && connection.stage === "relaying")
-        connection.close("server_reset");
-  }
-
-  setAlgorithm(name: Algorithm): void {
+  override setAlgorithm(name: Algorithm): void {
     const from = this.algorithm;
     const words = `The algorithm is ${name} now; it was ${from}`;
     if (name !== from) this.log.say(words, "algorithm", { from, to: name });
-    this.algorithm = name;
-    this.#renewPicker();
-    this.#serversChanged();
-  }
-
-  #renewPicker(): void {
-    const make: (sources: Sources) => Picker = algorithms[this.algorithm];
-    const pick = make({ random: this.#random, now: this.now });
-    this.#places.setPicker(pick, STICKY.has(this.algorithm));
+    super.setAlgorithm(name);
   }
 
   #accept(client: Socket): void {
@@ -2225,8 +2413,8 @@ export class LoadBalancer {
     const host = plainHost(client.remoteAddress ?? "unknown"); // it may have gone already
     const connection = new Connection(this, client, { host, port: client.remotePort ?? 0 });
     handled(client, connection).on("data", onClientData);
-    this.#open.add(connection);
-    if (this.#open.size > maxConnections) return connection.close("limit");
+    this.open.add(connection);
+    if (this.open.size > maxConnections) return connection.close("limit");
     if (acceptProxy === undefined) return this.place(connection);
     if (client.remoteAddress === undefined) return connection.close("client_reset"); // but whose?
     if (!isWithin(acceptProxy, host)) return this.place(connection);
@@ -2234,31 +2422,7 @@ export class LoadBalancer {
     this.#greeting.add(connection);
   }
 
-  /** Dials a server, or queues or closes; counted once among those of its client's address. */
-  place(connection: Connection): void {
-    const most = this.options.clientConnections;
-    if (most > 0 && connection.countedAs === "") {
-      const key = addressKey(connection.clientAddress);
-      const open = this.#addresses.get(key) ?? 0;
-      if (open >= most) {
-        this.#counts.refusedByAddress += 1;
-        return connection.close("limit");
-      }
-      this.#addresses.set(key, open + 1);
-      connection.countedAs = key;
-    }
-    const place = this.#places.enter(connection);
-    if (place !== "waits") return this.#goTo(connection, place);
-    connection.queue();
-    this.#queue.add(connection);
-  }
-
-  #goTo(connection: Connection, server: Server | "none"): void {
-    if (server === "none") {
-      if (connection.ranShort) connection.close("limit");
-      else if (!this.#patients.take(connection)) connection.close("no_server");
-      return;
-    }
+  protected dial(connection: Connection, server: Server): void {
     if (connection.tried.length > 0) this.#counts.retries += 1;
     const { host, port } = server.address;
     const upstream = this.#world.connect({ ...this.#dialOptions, host, port });
@@ -2267,31 +2431,19 @@ export class LoadBalancer {
     this.#greeting.add(connection);
   }
 
-  #admitOne(server?: Server): boolean {
-    const admission = this.#places.admit(server);
-    if (admission === undefined) return false;
-    this.#queue.delete(admission.guest);
-    this.#goTo(admission.guest, admission.to);
-    return true;
-  }
-
   headerFor({ source, client }: Connection): string {
     if (!this.options.sendProxy) return "";
     const { localAddress = "", localPort = 0 } = client;
     return proxyHeader(source, { host: localAddress, port: localPort });
   }
 
-  rest(connection: Connection): void {
+  override rest(connection: Connection): void {
     this.#greeting.delete(connection);
-    this.#patients.forget(connection);
-    this.#queue.delete(connection);
-    this.#places.forget(connection);
+    super.rest(connection);
   }
 
-  /** It holds its place at `server` no longer; once for each place. */
-  left(_: Connection, server: Server): void {
-    this.#places.leave(server);
-    this.#admitOne(server);
+  override left(connection: Connection, server: Server): void {
+    super.left(connection, server);
     if (server.open === 0 && this.#past.has(server.name))
       this.log.say(`Server ${server.name} is gone: its last connection has ended`);
   }
@@ -2305,23 +2457,18 @@ export class LoadBalancer {
       this.#shortage = { why, at: this.now() };
       return true;
     }
-    if (error === LATE) return false;
-    server.stats.connectErrors += 1;
-    // so that no fast failure looks fast to an algorithm
-    failed(server.cost, dialledAt, this.options.connectTimeout, this.now());
-    this.health.saw(server, { kind: "dial failed", why, dialledAt });
+    if (error !== LATE) this.refused(server, why, dialledAt);
     return false;
   }
 
   connected(connection: Connection, server: Server): void {
     const { dialledAt, connectedAt } = connection;
-    const { stats, health } = server;
+    const { stats } = server;
     this.#greeting.delete(connection);
-    this.#patients.served(connection);
+    this.patients.served(connection);
     stats.connectTime = smooth(stats.connectTime, connectedAt - dialledAt);
     count(stats.connectTimes, connectedAt - dialledAt);
-    if (health.refused > 0 || !health.reached)
-      this.health.saw(server, { kind: "dial accepted", dialledAt });
+    this.accepted(server, dialledAt);
     this.log.connected(connection);
   }
 
@@ -2340,20 +2487,15 @@ export class LoadBalancer {
     }
   };
 
-  gone(connection: Connection): void {
-    const { reason = "ok", countedAs } = connection;
-    this.#open.delete(connection);
-    this.#ended[reason] += 1;
-    this.#patients.forget(connection);
-    const others = (this.#addresses.get(countedAs) ?? 1) - 1;
-    if (others > 0) this.#addresses.set(countedAs, others);
-    else this.#addresses.delete(countedAs);
+  override gone(connection: Connection): void {
+    super.gone(connection);
+    this.#ended[connection.reason ?? "ok"] += 1;
     this.log.ended(connection, this.now());
-    if (this.#open.size === 0) this.#allGone();
+    if (this.open.size === 0) this.#allGone();
   }
 
   /** At another port a check only shows silence: `beside` it goes a connect to the server's own. */
-  readonly #probe: Probe = (server, hold, beside, report) => {
+  protected probe(...[server, hold, beside, report]: Parameters<Probe>): () => void {
     const { check, checkPort, checkInterval, connectTimeout, sendProxy } = this.options;
     const port = checkPort ?? ownPortOf(check);
     const own: CheckOrder = {
@@ -2377,26 +2519,25 @@ export class LoadBalancer {
       }),
     );
     return () => stops.forEach((stop) => stop());
-  };
+  }
 
-  #sweep(): void {
+  protected override sweep(): void {
     const now = this.now();
-    const { idleTimeout, slowStart } = this.options;
-    for (const connection of this.#open) {
+    const { idleTimeout } = this.options;
+    for (const connection of this.open) {
       const { down, server } = connection;
       connection.askStoppedSide();
       if (down.moved && server !== undefined) provedWell(server.health, now);
       if (connection.isQuietFor(idleTimeout || Infinity, now)) connection.close("idle_timeout");
     }
-    if (slowStart > 0 && weigh(this.servers, now, slowStart)) this.#places.refresh();
     for (const [name, { server, removedAt }] of this.#past)
       if (now - removedAt > REMEMBER && server.open === 0) this.#past.delete(name);
-    this.#patients.retry();
+    super.sweep();
   }
 
   /** For `delay` seconds it only says that it will stop, and still accepts; then it stops. */
   async drain(delay: number, seconds: number): Promise<number> {
-    const open = this.#open.size;
+    const open = this.open.size;
     const words = `Stopping: ${open} ${open === 1 ? "connection is" : "connections are"} open`;
     this.isDraining = true;
     this.log.say(words, "drain", { active: open });
@@ -2416,7 +2557,7 @@ export class LoadBalancer {
     const allGone = new Promise<void>((resolve) => {
       this.#allGone = resolve;
     });
-    if (this.#open.size > 0) await allGone;
+    if (this.open.size > 0) await allGone;
     clearTimeout(deadline);
     clearInterval(this.#sweeper);
     for (const server of this.servers) this.health.forget(server);
@@ -2428,7 +2569,7 @@ export class LoadBalancer {
 
   cut(): void {
     this.#endDelay();
-    for (const connection of this.#open) connection.close("drain_forced");
+    for (const connection of this.open) connection.close("drain_forced");
     this.#resets.allNow();
   }
 
@@ -2436,7 +2577,7 @@ export class LoadBalancer {
   status() {
     const now = this.now();
     const turns = this.#pendingTurns(now);
-    const waiting = [...this.#queue.keys(), ...this.#patients.waiting];
+    const waiting = [...this.queue.keys(), ...this.patients.waiting];
     const removed = [...this.#past.values()].filter(({ server }) => server.open > 0);
     return {
       algorithm: this.algorithm,
@@ -2447,7 +2588,8 @@ export class LoadBalancer {
       maxConnections: this.options.maxConnections, // Infinity, null in JSON: no limit
       serverConnections: this.options.serverConnections, // 0: no limit
       ...this.#counts,
-      active: this.#open.size - waiting.length,
+      refusedByAddress: this.refusedByAddress,
+      active: this.open.size - waiting.length,
       queued: waiting.length,
       waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => {
         return { client: formatAddress(source), seconds: now - acceptedAt };
@@ -2466,7 +2608,7 @@ export class LoadBalancer {
 
   #pendingTurns(now: number): Map<Server, Pending> {
     const pending = new Map<Server, Pending>();
-    for (const { server, askedAt } of this.#open) {
+    for (const { server, askedAt } of this.open) {
       if (server === undefined || askedAt === 0) continue;
       const { unanswered, oldestUnanswered } = pending.get(server) ?? NONE_PENDING;
       const oldest = Math.max(oldestUnanswered ?? 0, now - askedAt);
@@ -2545,97 +2687,6 @@ function judged(result: CheckResult, { address }: CheckOrder, server: Server): C
 const TELLING = ["late", "short", "refused", "silent", "passed"]; // of several, the first counts
 const mostTelling = (results: readonly CheckResult[]): CheckResult =>
   results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
-
-/** Things that wait equally long, and until when: the first in expires first, so one timer does. */
-export class Deadlines<T> extends Map<T, number> {
-  readonly add: (item: T) => void;
-  constructor(seconds: number, expire: (item: T, late: number) => void, clock = patientClock) {
-    super();
-    let isAlarmSet = false;
-    const wakeIn = (wait: number): void => {
-      isAlarmSet = true;
-      clock.after(wait, look);
-    };
-    const look = (): void => {
-      const now = clock.now();
-      for (const [item, deadline] of this) {
-        if (deadline > now) break;
-        this.delete(item);
-        expire(item, now - deadline); // which may add to us: the next time is set below
-      }
-      const [next] = this.values();
-      isAlarmSet = false;
-      if (next !== undefined) wakeIn(next - now);
-    };
-    this.add = (item) => {
-      this.set(item, clock.now() + seconds);
-      if (!isAlarmSet) wakeIn(seconds);
-    };
-  }
-}
-
-type Waiting = Pick<Connection, "stage" | "tried" | "queue">;
-export type Patient = Waiting & { close(reason: "no_server"): void };
-
-/** Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
- *  second, and when a server comes up, the first of them dials; its success releases the others. */
-export class Patients<P extends Patient> {
-  readonly #owner: { readonly place: (patient: P) => void };
-  readonly #isAllowed: boolean;
-  readonly #patience: Deadlines<P>; // all of them, also while they dial
-  readonly #spent = new WeakSet<P>();
-  readonly waiting = new Set<P>();
-  #scout: P | undefined;
-  constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock?: Clock) {
-    this.#owner = owner;
-    this.#isAllowed = seconds > 0;
-    const lose = (patient: P): void => {
-      this.#spent.add(patient);
-      if (this.waiting.delete(patient)) patient.close("no_server");
-    };
-    this.#patience = new Deadlines(seconds, lose, clock);
-  }
-
-  /** False when `patient` may not wait, or not any longer. */
-  take(patient: P): boolean {
-    if (!this.#isAllowed || this.#spent.has(patient)) return false;
-    if (!this.#patience.has(patient)) this.#patience.add(patient);
-    if (this.#scout === patient) this.#scout = undefined;
-    this.waiting.add(patient);
-    patient.queue();
-    return true;
-  }
-
-  retry(): void {
-    const [first] = this.waiting;
-    if (first === undefined || this.#scout !== undefined) return;
-    this.#scout = first;
-    this.#send(first);
-    const isInLine = first.stage === "queued" && !this.waiting.has(first);
-    if (isInLine) this.#release();
-  }
-
-  served(patient: P): void {
-    if (this.#patience.delete(patient)) this.#release();
-  }
-
-  forget(patient: P): void {
-    this.#patience.delete(patient);
-    this.waiting.delete(patient);
-    if (this.#scout === patient) this.#scout = undefined;
-  }
-
-  #release(): void {
-    this.#scout = undefined;
-    for (const patient of [...this.waiting]) this.#send(patient);
-  }
-
-  #send(patient: P): void {
-    this.waiting.delete(patient);
-    patient.tried = NO_ATTEMPTS;
-    this.#owner.place(patient);
-  }
-}
 
 // ─── Status and log ──────────────────────────────────────────────────────────
 // What people and programs are told: one object with everything, and a line for whatever happens.
