@@ -28,13 +28,17 @@ import { amount, anyText, type Kind, readValue, seedNumber, someSeconds } from "
 import { carries, LONGEST_TIMER, mulberry32, quantile, wholeNumber } from "./lib.ts";
 import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from "./lib.ts";
 import { reasonOf, RunError, UsageError } from "./lib.ts";
-import { type Algorithm, ALGORITHMS, algorithms, type Clock } from "./load_balancer.ts";
-import { answered, asked, asks, type Attempt, failed, forgotten, weigh } from "./load_balancer.ts";
+import { ALGORITHMS, answered, asked, asks, type Attempt, type Clock } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
-import { type Guest, newServer, type Patient, Patients, type Picker } from "./load_balancer.ts";
-import { firstCheckIn, Places, type Probe, type Server, type Sources } from "./load_balancer.ts";
-import { Health as HealthWatch, healthSettings, STICKY, sweepPeriod } from "./load_balancer.ts";
+import { completed, Dispatcher, forgotten, newServer } from "./load_balancer.ts";
+import {
+  firstCheckIn,
+  type LoadBalancerOptions,
+  type Probe,
+  sweepPeriod,
+} from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
+import { type Server, type Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 /** Most clients of a run; one without an end keeps as many for its file. */
@@ -583,36 +587,108 @@ function sourceOf(client: number, addresses = 1): { localAddress?: string } {
 }
 
 /** What came of one client's requests. */
-type Account = { readonly times: number[]; hasFailedFirst: boolean };
+type Account = { readonly place: number; readonly times: number[] };
+type Failure = Pick<RequestError, "kind" | "message">;
+
+/** What has become of a run's clients so far. */
+class Tally {
+  readonly clients: number; // of the plan; Infinity: without an end
+  readonly errors = noErrors();
+  arrived = 0;
+  done = 0;
+  #planned: number;
+  #talking = 0;
+  #answered = 0;
+  #firstFailure: string | null = null;
+  readonly #recent: number[] = [];
+  readonly #firstFailed: number[] = []; // places, in the order of arrival
+  readonly #times: number[][] = []; // by place; of a run without an end, the last ones
+  #dropped = 0; // places before them
+  constructor({ clients, planned }: Pick<Visits, "clients" | "planned">) {
+    this.clients = clients;
+    this.#planned = planned;
+  }
+
+  /** A client that will make `requests`. */
+  arrives(requests: number): Account {
+    const account = { place: this.arrived, times: [] };
+    this.#times.push(account.times);
+    this.arrived += 1;
+    if (this.clients < Infinity) return account;
+    this.#planned += requests;
+    if (this.#times.length === 2 * MOST_CLIENTS) {
+      this.#times.splice(0, MOST_CLIENTS);
+      this.#dropped += MOST_CLIENTS;
+    }
+    return account;
+  }
+
+  answered({ times }: Account, seconds: number): void {
+    if (times.length === 0) this.#talking += 1;
+    times.push(Math.round(seconds * 1e6) / 1e6);
+    this.#recent[this.#answered % RECENT] = seconds;
+    this.#answered += 1;
+  }
+
+  failed({ place }: Account, isFirst: boolean, { kind, message }: Failure): void {
+    if (isFirst) this.#firstFailed.push(place);
+    this.errors[kind] += 1;
+    if (kind !== "interrupted") this.#firstFailure ??= message;
+  }
+
+  leaves({ place, times }: Account): void {
+    const index = place - this.#dropped;
+    if (index >= 0) this.#times[index] = times.slice(); // without the room that it had to grow
+    if (times.length > 0) this.#talking -= 1;
+    this.done += 1;
+  }
+
+  progress(seconds: number): Progress {
+    const recent = this.#recent.toSorted((a, b) => a - b);
+    return {
+      planned: this.clients === Infinity ? Infinity : this.#planned,
+      toCome: this.clients - this.arrived,
+      waiting: this.arrived - this.#talking - this.done,
+      talking: this.#talking,
+      done: this.done,
+      answered: this.#answered,
+      failed: countErrors(this.errors),
+      p50: quantile(recent, 0.5),
+      seconds,
+    };
+  }
+
+  results() {
+    const isEndless = this.clients === Infinity;
+    const times = isEndless ? this.#times.slice(-MOST_CLIENTS) : this.#times;
+    while (!isEndless && times.length < this.clients) times.push([]); // of who has not come
+    const gone = Math.max(0, this.arrived - times.length);
+    const firstFailed = this.#firstFailed.map((place) => place - gone);
+    return {
+      times,
+      planned: this.#planned,
+      errors: this.errors,
+      firstFailure: this.#firstFailure,
+      firstFailed: firstFailed.filter((place) => place >= 0).sort((a, b) => a - b),
+    };
+  }
+}
 
 export class Run {
-  /** It should hold no name. */
-  readonly #addresses: readonly Address[];
+  readonly #addresses: readonly Address[]; // they should hold no name
   readonly #visits: Visits;
   readonly #options: RunOptions;
-  readonly #isEndless: boolean;
-  /** By the order of arrival; of a run without an end only the last ones. */
-  readonly #accounts = new Map<number, Account>();
-  /** Who is here, and when it has left. */
-  readonly #present = new Map<Client, Promise<void>>();
-  readonly #errors = noErrors();
-  readonly #recent: number[] = [];
+  readonly #tally: Tally;
+  readonly #present = new Map<Client, Promise<void>>(); // who is here, and when it has left
   readonly #stopping = new AbortController();
-  #planned: number;
-  #firstFailure: string | null = null;
   #startedAt = 0;
   #startLag = 0;
-  #arrived = 0;
-  #talking = 0;
-  #done = 0;
-  #answered = 0;
 
   constructor(addresses: readonly Address[], visits: Visits, options: RunOptions) {
     this.#addresses = addresses;
     this.#visits = visits;
     this.#options = options;
-    this.#planned = visits.planned;
-    this.#isEndless = visits.clients === Infinity;
+    this.#tally = new Tally(visits);
   }
 
   /** Fulfilled when every client has left; never rejected because requests fail. */
@@ -621,17 +697,10 @@ export class Run {
     this.#startedAt = performance.now();
     await this.#admit();
     await Promise.all(this.#present.values());
-    const gone = Math.max(0, this.#arrived - MOST_CLIENTS);
-    const length = this.#isEndless ? this.#arrived - gone : this.#visits.clients;
-    const accounts = Array.from({ length }, (_, place) => this.#accounts.get(gone + place));
     return {
-      times: accounts.map((account) => account?.times ?? []),
-      firstFailed: [...accounts.keys()].filter((place) => accounts[place]?.hasFailedFirst),
-      planned: this.#planned,
-      errors: this.#errors,
-      firstFailure: this.#firstFailure,
+      ...this.#tally.results(),
       seconds: (performance.now() - this.#startedAt) / 1000,
-      interrupted: this.#stopping.signal.aborted && !this.#isEndless,
+      interrupted: this.#stopping.signal.aborted && this.#visits.clients < Infinity,
       tester: { ...stopWatching(), startLag: this.#startLag / 1000 },
     };
   }
@@ -643,18 +712,7 @@ export class Run {
   }
 
   get progress(): Progress {
-    const recent = this.#recent.toSorted((a, b) => a - b);
-    return {
-      planned: this.#isEndless ? Infinity : this.#planned,
-      toCome: this.#visits.clients - this.#arrived,
-      waiting: this.#arrived - this.#talking - this.#done,
-      talking: this.#talking,
-      done: this.#done,
-      answered: this.#answered,
-      failed: countErrors(this.#errors),
-      p50: quantile(recent, 0.5),
-      seconds: (performance.now() - this.#startedAt) / 1000,
-    };
+    return this.#tally.progress((performance.now() - this.#startedAt) / 1000);
   }
 
   /** Lets each client come when it is due. */
@@ -670,7 +728,7 @@ export class Run {
       if (signal.aborted) return;
       const lag = performance.now() - due;
       this.#startLag = Math.max(this.#startLag, lag);
-      const source = sourceOf(this.#arrived, addresses);
+      const source = sourceOf(this.#tally.arrived, addresses);
       const client = new Client(this.#addresses, { timeout, ...source });
       const stay = this.#attend(client, visit.requests, lag < COARSE_MS ? undefined : due);
       const left = stay.finally(() => this.#present.delete(client));
@@ -680,38 +738,23 @@ export class Run {
 
   /** One client from its arrival to its leaving; its first request is timed from `since`. */
   async #attend(client: Client, requests: number, since: number | undefined): Promise<void> {
-    const { luck } = this.#visits;
-    const { signal } = this.#stopping;
-    const nextNumber = this.#options.numbered ? numbersOf(luck, this.#arrived) : () => undefined;
-    const account: Account = { times: [], hasFailedFirst: false };
-    this.#accounts.set(this.#arrived, account);
-    this.#accounts.delete(this.#arrived - MOST_CLIENTS);
-    this.#arrived += 1;
-    if (this.#isEndless) this.#planned += requests;
-    for (let i = 0; i < requests && !signal.aborted; i += 1) {
+    const { numbered, reconnect } = this.#options;
+    const tally = this.#tally;
+    const nextNumber = numbered ? numbersOf(this.#visits.luck, tally.arrived) : () => undefined;
+    const account = tally.arrives(requests);
+    for (let i = 0; i < requests && !this.#stopping.signal.aborted; i += 1) {
       try {
         // From the scheduled arrival, so that a tester that runs late (or a full backlog) hides no
         // waiting: no coordinated omission.
-        const seconds = await client.request(i === 0 ? since : undefined, nextNumber());
-        this.#record(account, seconds);
+        tally.answered(account, await client.request(i === 0 ? since : undefined, nextNumber()));
       } catch (error) {
         if (!(error instanceof RequestError)) throw error;
-        if (i === 0) account.hasFailedFirst = true;
-        this.#errors[error.kind] += 1;
-        if (error.kind !== "interrupted") this.#firstFailure ??= error.message;
+        tally.failed(account, i === 0, error);
       }
-      if (this.#options.reconnect) client.close();
+      if (reconnect) client.close();
     }
     client.close();
-    if (account.times.length > 0) this.#talking -= 1;
-    this.#done += 1;
-  }
-
-  #record({ times }: Account, seconds: number): void {
-    if (times.length === 0) this.#talking += 1;
-    times.push(Math.round(seconds * 1e6) / 1e6);
-    this.#recent[this.#answered % RECENT] = seconds;
-    this.#answered += 1;
+    tally.leaves(account);
   }
 }
 
@@ -930,25 +973,19 @@ function schedule(children: Children, last: LastServer, { fail, hang }: Workload
 type Sleep = (place: number, number: number | undefined, elapsed: number) => number;
 
 /** Whom the plan is carried out against, in which world. */
-export type VirtualSetup = {
+export type VirtualSetup = Readonly<Pick<Workload, "timeout" | "reconnect">> & {
   readonly plan: Pick<Plan, "requests" | "arrivals">;
-  /** The numbers of a client's requests, one after the other. */
-  readonly numbers: (client: number) => () => number;
+  readonly numbers: (client: number) => () => number; // of a client's requests, one after the other
   readonly addressOf: (client: number) => string;
   readonly servers: readonly ServerSetup[];
   readonly entry: Pick<Entry, "algorithm" | "balancerOptions">;
-  /** Balancers that do not know of each other. */
-  readonly balancers: number;
+  readonly balancers: number; // which do not know of each other
   /** The first one's seed, unless the entry gives one to all. The other streams derive from it. */
   readonly balancerSeed: number;
-  readonly timeout: number;
-  readonly reconnect: boolean;
   readonly fail?: Window | null;
   readonly hang?: Window | null;
-  /** In place of the sleeps of server.ts. */
-  readonly sleep?: Sleep;
-  /** Told of each connection that reaches a server. */
-  readonly met?: (client: number, place: number) => void;
+  readonly sleep?: Sleep; // in place of the sleeps of server.ts
+  readonly met?: (client: number, place: number) => void; // told of each one that reaches a server
 };
 
 /** The balancer's options that decide something here. */
@@ -958,7 +995,6 @@ const DECIDING =
   "--on-down";
 
 const optionsOf = (words: readonly string[]) => parseCommandLine(BALANCER_OPTIONS, words).values;
-type VirtualOptions = ReturnType<typeof optionsOf>;
 
 /** What is wrong with an entry's options in virtual time; undefined when nothing is. */
 export function complaintAboutVirtual(balancerOptions: readonly string[]): string | undefined {
@@ -974,13 +1010,8 @@ export function complaintAboutVirtual(balancerOptions: readonly string[]): strin
 
 // --- the clock ---
 
-/** Something that happens: a call of which an answer is due, or any action. */
-interface Happening {
-  happen(): void;
-}
-
-/** When it is to happen, and its turn: at the same time the first added is the first. */
-type Due = Readonly<{ at: number; turn: number; what: Happening }>;
+/** Something that is to happen, and its turn: at the same time the first added is the first. */
+type Due = { readonly at: number; readonly turn: number; readonly action: () => void };
 
 const isBefore = (one: Due, other: Due): boolean =>
   one.at < other.at || (one.at === other.at && one.turn < other.turn);
@@ -1009,20 +1040,16 @@ class Agenda {
   }
 
   at(time: number, action: () => void): void {
-    this.add(time, { happen: action });
-  }
-
-  add(at: number, what: Happening): void {
     const heap = this.#heap;
     let place = heap.length;
     while (place > 0) {
       const above = (place - 1) >> 1;
       const other = heap[above]!;
-      if (other.at <= at) break;
+      if (other.at <= time) break;
       heap[place] = other;
       place = above;
     }
-    heap[place] = { at, turn: this.#added, what };
+    heap[place] = { at: time, turn: this.#added, action };
     this.#added += 1;
   }
 
@@ -1032,7 +1059,7 @@ class Agenda {
     const last = this.#heap.pop()!;
     if (last !== first) this.#sink(last);
     this.time = first.at;
-    first.what.happen();
+    first.action();
   }
 
   /** Puts it where it belongs, beginning at the top, which is empty. */
@@ -1050,67 +1077,28 @@ class Agenda {
   }
 }
 
-/** First in, first out, without those that are gone; an array's `shift` would move all behind. */
-class Line<T extends { readonly isGone: boolean }> {
+/** First in, first out, without those that wait no longer; `shift` would move all that stand behind. */
+class Line<T> {
+  readonly #waits: (item: T) => boolean;
   #items: T[] = [];
   #head = 0;
 
-  get first(): T | undefined {
-    for (; this.#head < this.#items.length; this.#head += 1) {
-      const item = this.#items[this.#head]!;
-      if (!item.isGone) return item;
-    }
-    return undefined;
-  }
-
-  get all(): T[] {
-    return this.#items.slice(this.#head);
+  constructor(waits: (item: T) => boolean) {
+    this.#waits = waits;
   }
 
   add(item: T): void {
-    const isMostlyPast = this.#head > 64 && 2 * this.#head > this.#items.length;
-    if (isMostlyPast) this.#items = this.all;
+    const isMostlyPast = 2 * this.#head > this.#items.length;
+    if (isMostlyPast) this.#items = this.#items.slice(this.#head);
     if (isMostlyPast) this.#head = 0;
     this.#items.push(item);
   }
 
-  removeFirst(): void {
-    this.#head += 1;
+  get first(): T | undefined {
+    while (this.#head < this.#items.length && !this.#waits(this.#items[this.#head]!))
+      this.#head += 1;
+    return this.#items[this.#head];
   }
-}
-
-/** Somebody who waits, and until when; `isGone`: for nothing any more. */
-type Waiting<T> = { readonly who: T; readonly until: number; isGone: boolean };
-type Wait<T> = (who: T) => Waiting<T>;
-
-/**
- * For those who all wait equally long: the first in is the first to give up, so one event serves
- * them all, and to leave costs nothing, however many there are.
- */
-function waitFor<T>(seconds: number, agenda: Agenda, giveUp: (who: T) => void): Wait<T> {
-  const line = new Line<Waiting<T>>();
-  let isAwaited = false;
-  const look = { happen };
-  function happen(): void {
-    isAwaited = false;
-    for (let { first } = line; first && first.until <= agenda.time; first = line.first) {
-      line.removeFirst();
-      giveUp(first.who);
-    }
-    awaitFirst();
-  }
-  function awaitFirst(): void {
-    const { first } = line;
-    if (first === undefined || isAwaited) return;
-    isAwaited = true;
-    agenda.add(first.until, look);
-  }
-  return (who) => {
-    const waiting = { who, until: agenda.time + seconds, isGone: false };
-    line.add(waiting);
-    awaitFirst();
-    return waiting;
-  };
 }
 
 // --- servers ---
@@ -1118,29 +1106,25 @@ function waitFor<T>(seconds: number, agenda: Agenda, giveUp: (who: T) => void): 
 const PONG = "PONG!";
 
 /** A connection to a simulated server. */
-abstract class Call implements Happening {
+abstract class Call {
   target: VirtualServer | undefined = undefined;
-  /** It has left, or been cut: nothing that was to happen happens. */
-  isGone = false;
-  /** It waits for the answer to a ping of this number, or to a plain one. */
-  isAsking = false;
+  hasSlot = false;
+  isGone = false; // it has left, or been cut: nothing that was to happen happens
+  isAsking = false; // it waits for the answer to a ping of this number, or to a plain one
   number: number | undefined = undefined;
   abstract answered(): void;
-  /** The server has died. */
-  abstract cut(): void;
+  abstract cut(): void; // its server has died
 
   enter(target: VirtualServer): void {
     this.target = target;
+    target.calls.add(this);
     target.see(this);
-  }
-
-  happen(): void {
-    if (!this.isGone) this.target?.wake(this);
   }
 
   letGo(): void {
     if (this.isGone) return;
     this.isGone = true;
+    this.target?.calls.delete(this);
     this.target?.see(this);
   }
 }
@@ -1148,18 +1132,15 @@ abstract class Call implements Happening {
 /** A server with slots, as in server.ts: a connection keeps its slot until it leaves. */
 class VirtualServer {
   readonly place: number;
+  readonly calls = new Set<Call>(); // everybody who is connected to it
+  isListening = true;
   readonly #run: VirtualRun;
   readonly #setup: ServerSetup;
-  /** Draws the sleeps of pings without a number. */
-  readonly #random: () => number;
-  readonly #served = new Set<Call>();
-  #line = new Line<Call>();
-  /** Whose doings it has not seen yet, since it hangs. */
-  #unseen: Call[] = [];
+  readonly #random: () => number; // for the sleeps of pings without a number
+  readonly #line = new Line<Call>(({ isGone, hasSlot }) => !isGone && !hasSlot);
+  #busy = 0; // slots
   #startedAt = 0;
-  isListening = true;
-  /** It stands still; 0 while it does not. */
-  hangsUntil = 0;
+  #hangsUntil = 0;
 
   constructor(run: VirtualRun, place: number, seed: number) {
     this.#run = run;
@@ -1168,28 +1149,27 @@ class VirtualServer {
     this.#random = mulberry32(seed);
   }
 
-  /** Everybody who is connected to it. */
-  get calls(): Call[] {
-    const all = new Set([...this.#served, ...this.#line.all, ...this.#unseen]);
-    return [...all].filter(({ isGone }) => !isGone);
+  /** It accepts, as a kernel does, and sees and says nothing. */
+  get hangs(): boolean {
+    return this.#run.agenda.time < this.#hangsUntil;
   }
 
   /** To be told when `call` has come, asks for something, or has left. */
   see(call: Call): void {
-    if (this.hangsUntil > 0) this.#unseen.push(call);
+    if (this.hangs) this.#run.agenda.at(this.#hangsUntil, () => this.see(call));
     else if (call.isGone) this.#release(call);
-    else if (this.#served.size < this.#setup.slots || this.#served.has(call)) this.#serve(call);
+    else if (call.hasSlot || this.#busy < this.#setup.slots) this.#serve(call);
     else this.#line.add(call);
   }
 
   #serve(call: Call): void {
-    this.#served.add(call);
+    if (!call.hasSlot) this.#busy += 1;
+    call.hasSlot = true;
     if (!call.isAsking) return;
     const now = this.#run.agenda.time;
-    const elapsed = now - this.#startedAt;
     const { sleep = this.#sleep } = this.#run.setup;
-    const seconds = sleep(this.place, call.number, elapsed);
-    if (seconds < Infinity) this.#run.agenda.add(now + seconds, call);
+    const seconds = sleep(this.place, call.number, now - this.#startedAt);
+    if (seconds < Infinity) this.#run.agenda.at(now + seconds, () => this.#answer(call));
   }
 
   /** As server.ts does. */
@@ -1199,46 +1179,34 @@ class VirtualServer {
     return drawSleep({ mean, sd, slow: slow ?? undefined }, random, elapsed);
   };
 
-  /** The sleep of `call` is over. */
-  wake(call: Call): void {
-    if (this.hangsUntil > 0) return this.#run.agenda.add(this.hangsUntil, call);
+  #answer(call: Call): void {
+    if (call.isGone) return;
+    if (this.hangs) return this.#run.agenda.at(this.#hangsUntil, () => this.#answer(call));
     call.isAsking = false;
     call.answered();
   }
 
   #release(call: Call): void {
+    if (!call.hasSlot) return;
+    call.hasSlot = false;
+    this.#busy -= 1;
     const { first } = this.#line;
-    if (!this.#served.delete(call) || first === undefined) return;
-    this.#line.removeFirst();
-    this.#serve(first);
+    if (first !== undefined) this.#serve(first);
   }
 
-  /** It still accepts, as a kernel does, and sees and says nothing until then. */
   hang(until: number): void {
-    const { agenda } = this.#run;
-    if (!this.isListening) return;
-    this.hangsUntil = until;
-    const catchUp = (): void => {
-      const unseen = this.#unseen;
-      this.#unseen = [];
-      for (const call of unseen) if (call.isGone) this.see(call);
-      for (const call of unseen) if (!call.isGone) this.see(call);
-    };
-    agenda.at(until, () => {
-      this.hangsUntil = 0;
-      agenda.at(until, catchUp); // what fell due while it hung is said first
-    });
+    if (this.isListening) this.#hangsUntil = until;
   }
 
   die(): void {
-    const { calls } = this;
+    const calls = [...this.calls];
     this.isListening = false;
-    this.hangsUntil = 0;
-    this.#served.clear();
-    this.#line = new Line();
-    this.#unseen = [];
+    this.#hangsUntil = 0;
+    this.#busy = 0;
+    this.calls.clear();
     for (const call of calls) {
       call.isGone = true;
+      call.hasSlot = false;
       call.cut();
     }
   }
@@ -1263,11 +1231,12 @@ function virtualQuestion(check: CheckSpec): Question {
   return { check, pings, isWrong: isSecure || wrong !== undefined };
 }
 
+const REFUSAL = "connection refused";
+const REFUSED: CheckResult = { kind: "refused", why: REFUSAL, code: "ECONNREFUSED" };
 const TIMED_OUT: CheckResult = { kind: "silent", why: "no answer in time", by: "time-out" };
 const WRONG: CheckResult = { kind: "silent", why: "another answer than expected", by: "wrong" };
 const CLOSED: CheckResult = { kind: "silent", why: "accepted, and closed", by: "close" };
-const REFUSAL = "connection refused";
-const REFUSED: CheckResult = { kind: "refused", why: REFUSAL, code: "ECONNREFUSED" };
+const PASSED: CheckResult = { kind: "passed" };
 
 /** One check of a simulated server. It takes a slot there as any connection does. */
 class VirtualCheck extends Call {
@@ -1286,13 +1255,12 @@ class VirtualCheck extends Call {
   /** A bare connection holds for `hold` seconds; a question has `seconds` to be answered. */
   begin(target: VirtualServer, clock: Clock, hold: number, seconds: number): void {
     const { check, isWrong } = this.#question;
-    const verdictIn = (after: number, verdict: CheckResult): void => {
-      this.#cancelAlarm = clock.after(after, () => this.#finish(verdict));
+    const finishIn = (wait: number, result: CheckResult): void => {
+      this.#cancelAlarm = clock.after(wait, () => this.#finish(result));
     };
-    if (!target.isListening) return verdictIn(0, REFUSED);
-    if (isWrong && target.hangsUntil === 0) return verdictIn(0, CLOSED);
-    if (asks(check)) verdictIn(seconds, TIMED_OUT);
-    else verdictIn(hold, { kind: "passed" });
+    if (!target.isListening) return finishIn(0, REFUSED);
+    if (isWrong && !target.hangs) return finishIn(0, CLOSED);
+    finishIn(asks(check) ? seconds : hold, asks(check) ? TIMED_OUT : PASSED);
     this.#ask();
     if (asks(check) || hold > 0) this.enter(target);
   }
@@ -1307,7 +1275,7 @@ class VirtualCheck extends Call {
     if (this.#isOver) return this.letGo();
     this.#answers += 1;
     const judgement = judge(this.#question.check, Buffer.from(PONG.repeat(this.#answers)));
-    if (judgement === "passed") return this.#finish({ kind: "passed" });
+    if (judgement === "passed") return this.#finish(PASSED);
     if (judgement === "wrong") return this.#finish(WRONG);
     this.#ask();
     this.target?.see(this);
@@ -1335,27 +1303,24 @@ class VirtualCheck extends Call {
 // --- balancers ---
 
 /** A client's connection: to a balancer, or to the one server of the baseline. */
-class Passage extends Call implements Guest, Patient {
+class Passage extends Call implements Traveller {
   readonly visitor: Visitor;
+  readonly clientAddress: string;
   readonly #run: VirtualRun;
   stage: ConnectionStage = "queued";
   tried: readonly Attempt[] = NOT_TRIED;
-  /** Where the balancer has given it a place, since when, and since when it awaits its answer. */
-  server: Server | undefined = undefined;
+  server: Server | undefined = undefined; // where the balancer has given it a place
   dialledAt = 0;
-  askedAt = -1;
+  askedAt = -1; // since when it awaits an answer
   hasAnswer = false;
-  /** In the balancer's queue. */
-  waiting: Waiting<Passage> | undefined = undefined;
+  countedAs = "";
+  readonly ranShort = false;
 
   constructor(run: VirtualRun, visitor: Visitor) {
     super();
     this.#run = run;
     this.visitor = visitor;
-  }
-
-  get clientAddress(): string {
-    return this.#run.setup.addressOf(this.visitor.client);
+    this.clientAddress = run.setup.addressOf(visitor.client);
   }
 
   queue(): void {
@@ -1384,7 +1349,7 @@ class Passage extends Call implements Guest, Patient {
     if (this.stage === "ended") return;
     this.stage = "ended";
     this.letGo();
-    this.visitor.balancer?.left(this);
+    this.visitor.balancer?.ended(this);
   }
 }
 const NOT_TRIED: readonly Attempt[] = [];
@@ -1399,107 +1364,77 @@ const specOf = (weight: number, place: number) => ({
   resolved: true,
 });
 
-/** Carries out, without sockets, what the parts of load_balancer.ts decide. */
-class VirtualBalancer {
+/** The balancer's own dispatch, before simulated servers. */
+class VirtualBalancer extends Dispatcher<Passage> {
   readonly #run: VirtualRun;
-  readonly #options: VirtualOptions;
-  readonly #servers: readonly Server[];
+  readonly #question: Question;
   readonly #targets: ReadonlyMap<Server, VirtualServer>;
-  readonly #places: Places<Passage>;
-  readonly #health: HealthWatch;
-  readonly #patients: Patients<Passage>;
-  readonly #wait: Wait<Passage>;
-  readonly #openByAddress = new Map<string, number>();
-  #open = 0;
 
-  constructor(run: VirtualRun, algorithm: Algorithm, options: VirtualOptions, seed: number) {
-    const { agenda, setup } = run;
-    const { clock } = agenda;
-    const { slowStart, retryFor, queueTimeout, checkInterval, serverConnections } = options;
+  constructor(run: VirtualRun, options: LoadBalancerOptions) {
+    super(options, run.agenda.clock, run.agenda.clock);
+    const { check, checkInterval, slowStart, retryFor } = options;
     this.#run = run;
-    this.#options = options;
-    this.#servers = setup.servers.map(({ weight }, place) => newServer(specOf(weight, place), 0));
-    this.#targets = new Map(this.#servers.map((server, place) => [server, run.targets[place]!]));
-    this.#wait = waitFor(queueTimeout, agenda, (connection) => connection.close());
-    const owner = { place: (guest: Passage) => this.#place(guest) };
-    this.#patients = new Patients(Math.min(retryFor, queueTimeout), owner, clock);
-    const question = virtualQuestion(options.check);
-    const probe: Probe = (server, hold, _, report) => {
-      const check = new VirtualCheck(question, report);
-      check.begin(this.#targets.get(server)!, clock, hold, checkInterval);
-      return () => check.cancel();
-    };
-    this.#health = new HealthWatch(healthSettings(options), clock, probe, {
-      changed: (server) => this.#healthChanged(server),
-      stillDown: (server) => this.#resetConnectionsOf(server),
-    });
-    for (const [place, server] of this.#servers.entries())
-      this.#health.watch(server, firstCheckIn(place / this.#servers.length, checkInterval));
-    const make: (sources: Sources) => Picker = algorithms[algorithm];
-    const pick = make({ random: mulberry32(seed), now: clock.now });
-    this.#places = new Places(serverConnections);
-    this.#places.setPicker(pick, STICKY.has(algorithm));
-    weigh(this.#servers, 0, slowStart);
-    this.#places.setServers(this.#servers);
+    this.#question = virtualQuestion(check);
+    const serverAt = (place: number): Server =>
+      newServer(specOf(run.setup.servers[place]!.weight, place), 0);
+    this.#targets = new Map(run.targets.map((target) => [serverAt(target.place), target]));
+    this.servers = [...this.#targets.keys()];
+    for (const [place, server] of this.servers.entries())
+      this.health.watch(server, firstCheckIn(place / this.servers.length, checkInterval));
+    this.places.setServers(this.servers);
+    this.setAlgorithm(options.algorithm);
     if (slowStart > 0 || retryFor > 0) this.#sweepLater();
   }
 
+  #sweepLater(): void {
+    this.#run.agenda.clock.after(sweepPeriod(this.options), () => {
+      this.sweep();
+      this.#sweepLater();
+    });
+  }
+
+  protected probe(...[server, hold, , report]: Parameters<Probe>): () => void {
+    const check = new VirtualCheck(this.#question, report);
+    const target = this.#targets.get(server)!;
+    check.begin(target, this.#run.agenda.clock, hold, this.options.checkInterval);
+    return () => check.cancel();
+  }
+
   accept(connection: Passage): void {
-    const { maxConnections = Infinity, clientConnections } = this.#options;
-    const { clientAddress } = connection;
-    const ofAddress = 1 + (this.#openByAddress.get(clientAddress) ?? 0);
-    this.#openByAddress.set(clientAddress, ofAddress);
-    this.#open += 1;
-    const isOneTooMany = clientConnections > 0 && ofAddress > clientConnections;
-    if (this.#open > maxConnections || isOneTooMany) connection.close();
-    else this.#place(connection);
+    this.open.add(connection);
+    if (this.open.size > this.options.maxConnections) connection.close();
+    else this.place(connection);
   }
 
-  #place(connection: Passage): void {
-    const place = this.#places.enter(connection);
-    if (place !== "waits") return this.#send(connection, place);
-    connection.queue();
-    connection.waiting = this.#wait(connection);
-  }
-
-  #send(connection: Passage, to: Server | "none"): void {
-    if (to !== "none") this.#dial(connection, to);
-    else if (!this.#patients.take(connection)) connection.close();
-  }
-
-  #dial(connection: Passage, server: Server): void {
+  protected dial(connection: Passage, server: Server): void {
     const { agenda, setup } = this.#run;
     const target = this.#targets.get(server)!;
     const dialledAt = agenda.time;
     connection.server = server;
     connection.dialledAt = dialledAt;
     connection.stage = "dialling";
-    if (!target.isListening) return agenda.at(dialledAt, () => this.#refused(connection));
+    if (!target.isListening) return agenda.at(dialledAt, () => this.#refuses(connection, server));
     connection.stage = "relaying";
-    if (this.#options.retryFor > 0)
+    if (this.options.retryFor > 0)
       // not at once: whoever this releases would be released again on the way
-      agenda.at(dialledAt, () => this.#patients.served(connection));
-    if (server.health.refused > 0 || !server.health.reached)
-      this.#health.saw(server, { kind: "dial accepted", dialledAt });
+      agenda.at(dialledAt, () => this.patients.served(connection));
+    this.accepted(server, dialledAt);
     setup.met?.(connection.visitor.client, target.place);
     this.asks(connection);
     connection.enter(target);
   }
 
-  #refused(connection: Passage): void {
-    const { server, stage, dialledAt } = connection;
-    if (stage !== "dialling" || server === undefined) return; // it has left since
+  #refuses(connection: Passage, server: Server): void {
+    if (connection.stage !== "dialling") return; // it has left since
     connection.tried = [...connection.tried, { server, why: REFUSAL }];
-    server.stats.connectErrors += 1;
-    failed(server.cost, dialledAt, this.#options.connectTimeout, this.#run.agenda.time);
-    this.#health.saw(server, { kind: "dial failed", why: REFUSAL, dialledAt });
-    this.#giveUpPlace(connection);
+    this.refused(server, REFUSAL, connection.dialledAt);
+    this.#leaves(connection);
     connection.queue();
-    this.#place(connection);
+    this.place(connection);
   }
 
   asks(connection: Passage): void {
-    connection.askedAt = this.#run.agenda.time;
+    connection.askedAt = this.now();
     if (connection.server !== undefined) asked(connection.server.cost, connection.askedAt);
   }
 
@@ -1508,75 +1443,31 @@ class VirtualBalancer {
     if (server === undefined) return;
     server.health.received += PONG.length;
     connection.hasAnswer = true;
-    if (!hasAnswer && this.#health.caresForFirstBytes(server))
-      this.#health.saw(server, { kind: "first byte", dialledAt });
-    answered(server.cost, askedAt, this.#run.agenda.time);
+    if (!hasAnswer && this.health.caresForFirstBytes(server))
+      this.health.saw(server, { kind: "first byte", dialledAt });
+    answered(server.cost, askedAt, this.now());
     connection.askedAt = -1;
   }
 
   /** Its server has died. */
   lost({ server, dialledAt, hasAnswer }: Passage): void {
-    const lasted = this.#run.agenda.time - dialledAt;
-    if (server !== undefined && !hasAnswer && lasted < this.#health.hold)
-      this.#health.suspect(server);
+    if (server !== undefined && !hasAnswer && this.now() - dialledAt < this.health.hold)
+      this.health.suspect(server);
   }
 
-  left(connection: Passage): void {
-    const { clientAddress, waiting } = connection;
-    if (waiting !== undefined) waiting.isGone = true;
-    this.#places.forget(connection);
-    this.#patients.forget(connection);
-    this.#giveUpPlace(connection);
-    this.#open -= 1;
-    this.#openByAddress.set(clientAddress, (this.#openByAddress.get(clientAddress) ?? 1) - 1);
-  }
-
-  #giveUpPlace(connection: Passage): void {
+  #leaves(connection: Passage): void {
     const { server, askedAt } = connection;
     if (server === undefined) return;
     if (askedAt >= 0) forgotten(server.cost, askedAt);
     connection.askedAt = -1;
     connection.server = undefined;
-    this.#places.leave(server);
-    this.#admitOne(server);
+    this.left(connection, server);
   }
 
-  #admitOne(server?: Server): boolean {
-    const admission = this.#places.admit(server);
-    if (admission === undefined) return false;
-    const { guest, to } = admission;
-    if (guest.waiting !== undefined) guest.waiting.isGone = true;
-    this.#send(guest, to);
-    return true;
-  }
-
-  #healthChanged(server: Server): void {
-    const { time } = this.#run.agenda;
-    const { up } = server.health;
-    if (up) server.warmSince = time;
-    else this.#resetConnectionsOf(server);
-    weigh(this.#servers, time, this.#options.slowStart);
-    this.#places.refresh();
-    while (this.#admitOne()) continue;
-    if (up) this.#patients.retry();
-  }
-
-  /** With `--on-down reset`, unless the server still gives bytes to somebody. */
-  #resetConnectionsOf(server: Server): void {
-    const { received, receivedBefore } = server.health;
-    if (this.#options.onDown !== "reset" || received > receivedBefore) return;
-    for (const call of this.#targets.get(server)!.calls)
-      if (call instanceof Passage && call.server === server) call.close();
-  }
-
-  #sweepLater(): void {
-    const { agenda } = this.#run;
-    const { slowStart } = this.#options;
-    agenda.clock.after(sweepPeriod(this.#options), () => {
-      if (slowStart > 0 && weigh(this.#servers, agenda.time, slowStart)) this.#places.refresh();
-      this.#patients.retry();
-      this.#sweepLater();
-    });
+  ended(connection: Passage): void {
+    this.rest(connection);
+    this.#leaves(connection);
+    this.gone(connection);
   }
 }
 
@@ -1585,16 +1476,19 @@ class VirtualBalancer {
 /** A client that carries out its part of the plan, one request after the other. */
 type Visitor = {
   readonly client: number;
-  /** Undefined in the baseline, which has none. */
-  readonly balancer: VirtualBalancer | undefined;
+  readonly balancer: VirtualBalancer | undefined; // the baseline has none
   readonly nextNumber: () => number;
-  readonly times: number[];
-  /** Requests that are neither answered nor have failed. */
-  left: number;
-  /** Its present request: since when it waits for the answer. */
-  since: number;
-  waiting: Waiting<Visitor> | undefined;
+  readonly account: Account;
+  left: number; // requests that are neither answered nor have failed
+  since: number; // when it made its present one
+  deadline: number; // when it gives that up; Infinity: it has its answer
   connection: Passage | undefined;
+};
+
+const FAILURE_WORDS: Partial<Record<FailureKind, string>> = {
+  connect: "Cannot connect: connection refused",
+  reset: "Lost the connection: connection reset by peer",
+  closed: "The connection was closed before its answer",
 };
 
 /** One run, step by step, so that somebody can look on and end it. */
@@ -1602,32 +1496,21 @@ export class VirtualRun {
   readonly setup: VirtualSetup;
   readonly agenda = new Agenda();
   readonly targets: readonly VirtualServer[];
-  /** None in the baseline. */
-  readonly #balancers: VirtualBalancer[] = [];
+  readonly #balancers: VirtualBalancer[] = []; // none in the baseline
   readonly #nextChoice: () => number;
-  readonly #wait: Wait<Visitor>;
-  readonly #planned: number;
-  readonly #times: (readonly number[])[];
-  readonly #firstFailed: number[] = [];
-  readonly #errors = noErrors();
-  readonly #recent: number[] = [];
-  #firstFailure: string | null = null;
-  #answered = 0;
-  #arrived = 0;
-  #talking = 0;
-  #done = 0;
+  readonly #tally: Tally;
+  readonly #asked = new Line<{ readonly visitor: Visitor; readonly deadline: number }>(
+    ({ visitor, deadline }) => visitor.deadline === deadline,
+  );
+  #isWatched = false;
   #isStopped = false;
 
   constructor(setup: VirtualSetup) {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    this.#wait = waitFor(setup.timeout, agenda, (visitor) => {
-      visitor.connection?.leave();
-      this.failed(visitor, "timeout");
-    });
-    this.#planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
-    this.#times = plan.requests.map(() => []);
+    const planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
+    this.#tally = new Tally({ clients: plan.requests.length, planned });
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
     this.#nextChoice = mulberry32(nextSeed());
@@ -1643,7 +1526,8 @@ export class VirtualRun {
     for (let place = 0; place < balancers; place += 1) {
       // one seed for all, where the entry gives one; else the first has that of a run with sockets
       const own = place === 0 ? balancerSeed : nextSeed();
-      this.#balancers.push(new VirtualBalancer(this, algorithm, options, options.seed ?? own));
+      const complete = completed({ ...options, algorithm, seed: options.seed ?? own });
+      this.#balancers.push(new VirtualBalancer(this, complete));
     }
   }
 
@@ -1652,7 +1536,7 @@ export class VirtualRun {
     const { arrivals } = this.setup.plan;
     for (let i = 0; i < events; i += 1) {
       if (this.#isOver) return true;
-      const arrival = arrivals[this.#arrived] ?? Infinity;
+      const arrival = arrivals[this.#tally.arrived] ?? Infinity;
       if (arrival <= this.agenda.next) this.#arrive(arrival);
       else this.agenda.step();
     }
@@ -1660,28 +1544,25 @@ export class VirtualRun {
   }
 
   get #isOver(): boolean {
-    return this.#isStopped || this.#done === this.#times.length;
+    return this.#isStopped || this.#tally.done === this.#tally.clients;
   }
 
   #arrive(at: number): void {
     const { plan, numbers } = this.setup;
-    const client = this.#arrived;
+    const client = this.#tally.arrived;
     const choices = this.#balancers.length;
     const choice = choices > 1 ? Math.floor(this.#nextChoice() * choices) : 0;
-    const visitor: Visitor = {
+    this.agenda.time = at;
+    this.#connect({
       client,
       balancer: this.#balancers[choice],
       nextNumber: numbers(client),
-      times: [],
+      account: this.#tally.arrives(plan.requests[client]!),
       left: plan.requests[client]!,
       since: at,
-      waiting: undefined,
+      deadline: Infinity,
       connection: undefined,
-    };
-    this.#arrived += 1;
-    this.agenda.time = at;
-    this.#times[client] = visitor.times;
-    this.#connect(visitor);
+    });
   }
 
   /** It makes its next request on a new connection. */
@@ -1698,22 +1579,35 @@ export class VirtualRun {
 
   #ask(visitor: Visitor, connection: Passage): void {
     visitor.since = this.agenda.time;
-    visitor.waiting = this.#wait(visitor);
     visitor.connection = connection;
     connection.isAsking = true;
     connection.number = visitor.nextNumber();
+    visitor.deadline = visitor.since + this.setup.timeout;
+    this.#asked.add({ visitor, deadline: visitor.deadline });
+    if (!this.#isWatched) this.#watch();
+  }
+
+  /** All wait equally long: the first to ask is the first to give up, and one event serves all. */
+  #watch(): void {
+    const { first } = this.#asked;
+    this.#isWatched = first !== undefined;
+    if (first === undefined) return;
+    this.agenda.at(first.deadline, () => {
+      for (let { first } = this.#asked; first; { first } = this.#asked) {
+        if (first.deadline > this.agenda.time) break;
+        first.visitor.connection?.leave();
+        this.failed(first.visitor, "timeout");
+      }
+      this.#watch();
+    });
   }
 
   answered(visitor: Visitor, connection: Passage): void {
-    const seconds = this.agenda.time - visitor.since;
-    this.#recent[this.#answered % RECENT] = seconds;
-    this.#answered += 1;
-    if (visitor.times.length === 0) this.#talking += 1;
-    visitor.times.push(Math.round(seconds * 1e6) / 1e6);
+    this.#tally.answered(visitor.account, this.agenda.time - visitor.since);
     this.#endRequest(visitor);
     if (visitor.left === 0) {
       connection.leave();
-      this.#gone(visitor);
+      this.#tally.leaves(visitor.account);
     } else if (this.setup.reconnect) {
       // the balancer hears of the new connection before the old one has ended on both sides
       this.#connect(visitor);
@@ -1727,62 +1621,34 @@ export class VirtualRun {
 
   /** Its request failed, and the connection is gone. The next one is on another. */
   failed(visitor: Visitor, kind: FailureKind): void {
-    const { client, left } = visitor;
-    if (left === this.setup.plan.requests[client]) this.#firstFailed.push(client);
-    this.#errors[kind] += 1;
-    this.#firstFailure ??= this.#failureWords(kind);
+    const { client, left, account } = visitor;
+    const isFirst = left === this.setup.plan.requests[client];
+    const message = FAILURE_WORDS[kind] ?? `No answer within ${this.setup.timeout} s`;
+    this.#tally.failed(account, isFirst, { kind, message });
     this.#endRequest(visitor);
-    if (visitor.left === 0) this.#gone(visitor);
+    if (visitor.left === 0) this.#tally.leaves(account);
     else this.agenda.at(this.agenda.time, () => this.#connect(visitor));
   }
 
   #endRequest(visitor: Visitor): void {
-    if (visitor.waiting !== undefined) visitor.waiting.isGone = true;
+    visitor.deadline = Infinity;
     visitor.left -= 1;
-  }
-
-  #gone({ client, times }: Visitor): void {
-    this.#times[client] = times.slice(); // without the room that it had to grow
-    if (times.length > 0) this.#talking -= 1;
-    this.#done += 1;
-  }
-
-  #failureWords(kind: FailureKind): string {
-    if (kind === "connect") return "Cannot connect: connection refused";
-    if (kind === "timeout") return `No answer within ${this.setup.timeout} s`;
-    if (kind === "reset") return "Lost the connection: connection reset by peer";
-    return "The connection was closed before its answer";
   }
 
   /** Requests in flight fail as interrupted; those that nobody has made yet count as nothing. */
   stop(): void {
     if (this.#isOver) return;
     this.#isStopped = true;
-    this.#errors.interrupted += this.#arrived - this.#done;
+    this.#tally.errors.interrupted += this.#tally.arrived - this.#tally.done;
   }
 
   get progress(): Progress {
-    const recent = this.#recent.toSorted((a, b) => a - b);
-    return {
-      toCome: this.#times.length - this.#arrived,
-      waiting: this.#arrived - this.#talking - this.#done,
-      talking: this.#talking,
-      done: this.#done,
-      planned: this.#planned,
-      answered: this.#answered,
-      failed: countErrors(this.#errors),
-      p50: quantile(recent, 0.5),
-      seconds: this.agenda.time,
-    };
+    return this.#tally.progress(this.agenda.time);
   }
 
   observed(): Observed {
     return {
-      times: this.#times,
-      planned: this.#planned,
-      errors: this.#errors,
-      firstFailure: this.#firstFailure,
-      firstFailed: this.#firstFailed.toSorted((a, b) => a - b),
+      ...this.#tally.results(),
       seconds: this.agenda.time,
       interrupted: this.#isStopped,
       tester: { utilization: 0, stall: 0, startLag: 0 },
