@@ -37,56 +37,46 @@ import { Health as HealthWatch, healthSettings, STICKY, sweepPeriod } from "./lo
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
-/** Most clients of a run; one without an end keeps as many for its file. */
-const MOST_CLIENTS = 100_000;
-/** In virtual time: clients, and pairs of a balancer and a server. */
-const MOST_VIRTUAL = { clients: 10_000_000, pairs: 1_000_000 } as const;
+const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
+const MOST_VIRTUAL = { clients: 10_000_000, pairs: 1_000_000 }; // pairs: a balancer and a server
+
+type Numbers<Names extends string> = Readonly<Record<Names, number>>;
+const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, n) => sum + n, 0);
 
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
 
-/**
- * A client's place in both arrays is its place in the file. Arrivals are seconds after the start,
- * in ascending order. `luck` is the seed of the requests' numbers.
- */
+/** Both arrays by client, in the order of the file; arrivals are seconds after the start, ascending.
+ *  `luck` is the seed of the requests' numbers. */
 export type Plan = Readonly<Record<"requests" | "arrivals", readonly number[]> & { luck: number }>;
 
-type Visit = { readonly requests: number; readonly arrival: number };
+type Visit = Numbers<"requests" | "arrival">;
 /** Who comes in a run, in turn. One without an end has Infinity clients, and nothing planned. */
-export type Visits = Readonly<Record<"clients" | "planned" | "lastArrival" | "luck", number>> & {
+export type Visits = Numbers<"clients" | "planned" | "lastArrival" | "luck"> & {
   readonly next: () => Visit | undefined;
 };
 
-/**
- * Seeds for the streams of one run, always in this order: requests, arrivals, luck, the balancer,
- * each server. So no two streams are the same, and more of one leaves the others as they were.
- */
+/** Seeds for the streams of one run, always in this order: requests, arrivals, luck, the balancer,
+ *  each server. So no two streams are the same, and more of one leaves the others as they were. */
 export function seedsFrom(seed: number): () => number {
   const random = mulberry32(seed);
   return () => Math.floor(random() * 2 ** 32);
 }
 
-/**
- * Draws one client after the other: 1 to `maxRequests` requests each, uniformly; `rate` arrivals a
- * second (a Poisson process), or all at once when it is 0.
- */
-function visitsFrom(maxRequests: number, rate: number, nextSeed: () => number): () => Visit {
+/** Draws one client after the other: 1 to `max` requests each, uniformly; `rate` arrivals a second
+ *  (a Poisson process), or all at once when it is 0. */
+function visitsFrom(max: number, rate: number, nextSeed: () => number): () => Visit {
   const randomRequests = mulberry32(nextSeed());
   const randomArrivals = mulberry32(nextSeed());
   let arrival = 0;
   return () => {
     if (rate > 0) arrival -= Math.log(1 - randomArrivals()) / rate;
-    return { requests: 1 + Math.floor(randomRequests() * maxRequests), arrival };
+    return { requests: 1 + Math.floor(randomRequests() * max), arrival };
   };
 }
 
-export function drawPlan(
-  clients: number,
-  maxRequests: number,
-  rate: number,
-  nextSeed: () => number,
-): Plan {
-  const visits = Array.from({ length: clients }, visitsFrom(maxRequests, rate, nextSeed));
+export function drawPlan(clients: number, max: number, rate: number, nextSeed: () => number): Plan {
+  const visits = Array.from({ length: clients }, visitsFrom(max, rate, nextSeed));
   const requests = visits.map((visit) => visit.requests);
   return { requests, arrivals: visits.map(({ arrival }) => arrival), luck: nextSeed() };
 }
@@ -95,46 +85,41 @@ export function visitsOf({ requests, arrivals, luck }: Plan): Visits {
   const visits = arrivals.map((arrival, place) => ({ arrival, requests: requests[place] ?? 0 }));
   const coming = visits.values();
   const next = (): Visit | undefined => coming.next().value;
-  const planned = requests.reduce((sum, n) => sum + n, 0);
+  const planned = sumOf(requests);
   return { clients: requests.length, planned, lastArrival: arrivals.at(-1) ?? 0, luck, next };
 }
 
-export function endlessVisits(maxRequests: number, rate: number, nextSeed: () => number): Visits {
-  const next = visitsFrom(maxRequests, rate, nextSeed);
+export function endlessVisits(max: number, rate: number, nextSeed: () => number): Visits {
+  const next = visitsFrom(max, rate, nextSeed);
   return { clients: Infinity, planned: 0, lastArrival: 0, luck: nextSeed(), next };
 }
 
-/**
- * The numbers of a client's requests, one after the other. A server draws its sleep from the
- * number, so the same request costs the same under every algorithm.
- */
-export function numbersOf(luck: number, client: number): () => number {
-  return seedsFrom(luck + Math.imul(client + 1, 0x9e3779b1));
-}
+/** The numbers of a client's requests, one after the other. A server draws its sleep from the
+ *  number, so the same request costs the same under every algorithm. */
+export const numbersOf = (luck: number, client: number): (() => number) =>
+  seedsFrom(luck + Math.imul(client + 1, 0x9e3779b1));
 
 // ─── Entries of --compare ────────────────────────────────────────────────────
 // Pure: what to start for each entry, the name of its file, and whose turn it is when.
 
-/** `algorithm` is undefined where there is no balancer: the baseline is one server alone. */
 export type Entry = {
   readonly name: string;
-  readonly algorithm: string | undefined;
+  readonly algorithm: string | undefined; // none: the baseline is one server without a balancer
   readonly balancerOptions: readonly string[];
 };
 
+const ALL: readonly string[] = ["baseline", ...ALGORITHMS];
+const UNQUOTED = "(?=(?:[^']*'[^']*')*[^']*$)"; // what stands in no quotes has an even number behind it
+
 const badEntry = (text: string, complaint: string): UsageError =>
   new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
-
-/** What matches `separator` with an even number of quotes behind it: it stands in none itself. */
-const outsideQuotes = (separator: string): RegExp =>
-  new RegExp(`${separator}(?=(?:[^']*'[^']*')*[^']*$)`);
 
 /** `baseline`, `random --fall 5`, `all`, ... with commas between them. Throws UsageError. */
 export function parseEntries(list: string): Entry[] {
   const isOpen = list.split("'").length % 2 === 0;
   if (isOpen) throw badEntry(list, "expected another ' that ends what the first one begins");
-  const texts = list.split(outsideQuotes(",")).map((text) => text.trim());
-  const named = texts.flatMap((text) => (text === "all" ? ["baseline", ...ALGORITHMS] : [text]));
+  const texts = list.split(RegExp(`,${UNQUOTED}`)).map((text) => text.trim());
+  const named = texts.flatMap((text) => (text === "all" ? ALL : [text]));
   const entries = named.map(parseEntry);
   const files = entries.map(({ name }) => name);
   const twice = named.find((_, place) => files.indexOf(files[place] ?? "") !== place);
@@ -144,28 +129,24 @@ export function parseEntries(list: string): Entry[] {
 
 /** Its name is `LeastConnections-fall-5` for `least-connections --fall 5`. */
 function parseEntry(text: string): Entry {
-  const words = text.split(outsideQuotes("\\s")).filter(Boolean);
-  const [algorithm = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
-  const complaint = complaintAbout(algorithm, balancerOptions);
+  const words = text.split(RegExp(`\\s${UNQUOTED}`)).filter(Boolean);
+  const [first = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
+  const complaint = complaintAbout(first, balancerOptions);
   if (complaint !== undefined) throw badEntry(text, complaint);
-  const pascal = algorithm.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
+  const pascal = first.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
   const plain = balancerOptions.map((word) => word.replace(/^-+/, "").replace(/[^\w.]+/g, "-"));
-  return {
-    name: [pascal, ...plain].join("-"),
-    algorithm: algorithm === "baseline" ? undefined : algorithm,
-    balancerOptions,
-  };
+  const algorithm = first === "baseline" ? undefined : first;
+  return { name: [pascal, ...plain].join("-"), algorithm, balancerOptions };
 }
 
 /** Ours, or what the balancer would say of its options, before anything is started. */
-function complaintAbout(algorithm: string, options: readonly string[]): string | undefined {
-  const isBaseline = algorithm === "baseline";
-  if (!isBaseline && !ALGORITHMS.some((name) => name === algorithm))
-    return `expected baseline, all, ${ALGORITHMS.join(", ")}`;
-  if (isBaseline && options.length > 0) return "expected no options: the baseline has no balancer";
-  const isOurs = /^--(host|port|servers|servers-file|log|help)(=|$)/;
-  const ours = options.find((word) => isOurs.test(word));
-  if (ours !== undefined) return `expected no ${ours}: --compare sets it itself`;
+function complaintAbout(first: string, options: readonly string[]): string | undefined {
+  if (!ALL.includes(first)) return `expected baseline, all, ${ALGORITHMS.join(", ")}`;
+  const isIdle = first === "baseline" && options.length > 0;
+  if (isIdle) return "expected no options: the baseline has no balancer";
+  const ours = /^--(host|port|servers|servers-file|log|help)(=|$)/;
+  const set = options.find((word) => ours.test(word));
+  if (set !== undefined) return `expected no ${set}: --compare sets it itself`;
   try {
     const [surplus] = parseCommandLine(BALANCER_OPTIONS, options).positionals;
     return surplus && `expected options after the algorithm, not ${JSON.stringify(surplus)}`;
@@ -175,10 +156,8 @@ function complaintAbout(algorithm: string, options: readonly string[]): string |
   }
 }
 
-/**
- * Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
- * baseline says how slow one server is, which one run shows; of two entries it is half of a pair.
- */
+/** Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
+ *  baseline says how slow one server is, which one run shows; of two entries it is half of a pair. */
 export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
   const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
   return seeds.map((seed, place) => {
@@ -192,15 +171,11 @@ export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
 
 export type Window = { readonly from: number; readonly to: number };
 /** What every set-up is asked; `fail` and `hang` are what happens to the last server. */
-export type Workload = Readonly<
-  Record<"clients" | "maxRequests" | "rate" | "timeout" | "addresses", number> &
-    Record<"fail" | "hang", Window | null> & { reconnect: boolean }
->;
-
-export type ServerSetup = Readonly<
-  Record<"mean" | "sd" | "slots" | "weight", number> & { slow: Slow | null }
->;
-
+export type Workload = Numbers<"clients" | "maxRequests" | "rate" | "timeout" | "addresses"> &
+  Readonly<Record<"fail" | "hang", Window | null> & { reconnect: boolean }>;
+export type ServerSetup = Numbers<"mean" | "sd" | "slots" | "weight"> & {
+  readonly slow: Slow | null;
+};
 /** Whom it was asked; what somebody else has started is unknown: `null`. */
 export type Setup = {
   readonly algorithm: string | null;
@@ -209,29 +184,22 @@ export type Setup = {
   readonly balancers: number;
 };
 
-/**
- * What a run says of itself; `firstFailed`: the places of clients whose first request failed;
- * `tester`: the share of time its own event loop was busy, the longest time that stood still, and
- * how late the latest client was started (seconds).
- */
+/** What a run says of itself. */
 export type Observed = {
   readonly times: readonly (readonly number[])[];
   readonly planned: number;
   readonly errors: Readonly<Record<FailureKind, number>>;
   readonly firstFailure: string | null;
-  readonly firstFailed: readonly number[];
+  readonly firstFailed: readonly number[]; // the places of clients whose first request failed
   readonly seconds: number;
   readonly interrupted: boolean;
-  readonly tester: Readonly<Record<"utilization" | "stall" | "startLag", number>>;
+  /** The share of time that our loop was busy; in seconds its worst standstill and latest start. */
+  readonly tester: Numbers<"utilization" | "stall" | "startLag">;
 };
 
 /** `disturbed` says in words what stood still; it is empty when nothing did. */
-export type Outcome = Observed & {
-  readonly seed: number;
-  readonly address: string;
-  readonly simulated: boolean;
-  readonly disturbed: readonly string[];
-};
+export type Outcome = Observed &
+  Readonly<{ seed: number; address: string; simulated: boolean; disturbed: readonly string[] }>;
 
 /** A set-up and all its runs: what one file holds. */
 export type Measured = {
@@ -252,21 +220,18 @@ const noErrors = (): Record<FailureKind, number> => ({
   interrupted: 0,
 });
 
-const countErrors = (errors: Observed["errors"]): number =>
-  failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
+const countErrors = (errors: Observed["errors"]): number => sumOf(Object.values(errors));
 const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
 
-/** A standstill up to this long, in seconds, is what any machine has now and then. */
-const STANDSTILL = 0.05;
+const STANDSTILL = 0.05; // in seconds; one up to this long is what any machine has now and then
+type Signs = Pick<Observed, "tester" | "seconds" | "errors">;
+
 /** A run of less than half a second is mostly start-up: how busy the loop was says nothing then. */
-const isBottleneck = ({ tester, seconds }: Pick<Observed, "tester" | "seconds">): boolean =>
+const isBottleneck = ({ tester, seconds }: Signs): boolean =>
   tester.utilization > 0.7 && seconds > 0.5;
 
 /** What may have distorted a run: the tester's doing, and who else stood still for how long. */
-export function disturbances(
-  run: Pick<Observed, "tester" | "seconds" | "errors">,
-  stalls: ReadonlyMap<string, number>,
-): string[] {
+export function disturbances(run: Signs, stalls: ReadonlyMap<string, number>): string[] {
   const { utilization, startLag, stall } = run.tester;
   const { shortage } = run.errors;
   const busy = `the tester's loop was busy ${Math.round(utilization * 100)} % of the time`;
@@ -283,61 +248,54 @@ export function disturbances(
 // Pure: from what the runs of a set-up recorded to what is printed. The table and --json show one
 // and the same object.
 
-const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 } as const;
-type Percentile = keyof typeof percentiles;
-const names: readonly Percentile[] = ["p50", "p90", "p95", "p99"];
-
-/** `null` where the sample does not carry it. */
-export type Spread = Readonly<Record<Percentile | "mean" | "max", number | null> & { n: number }>;
-
-function spreadOf(times: readonly number[]): Spread {
-  const sorted = new Float64Array(times).sort(); // as numbers, without a call for each comparison
-  const n = sorted.length;
-  const at = (name: Percentile): number | null =>
-    carries(n, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
-  return {
-    n,
-    mean: n > 0 ? sorted.reduce((sum, seconds) => sum + seconds, 0) / n : null,
-    p50: at("p50"),
-    p90: at("p90"),
-    p95: at("p95"),
-    p99: at("p99"),
-    max: sorted.at(-1) ?? null,
-  };
-}
+const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 };
+const names = ["p50", "p90", "p95", "p99"] as const;
 
 /** Who failed with its first request has none: no later one is it. */
-function timesOf(runs: readonly Observed[], which: "first" | "later" | "all"): number[] {
+function timesOf(runs: readonly Observed[], isWanted: (isFirst: boolean) => boolean): number[] {
   const chosen: number[] = []; // by push: flat() and flatMap() would make an object of each number
   for (const { times, firstFailed } of runs) {
     const failed = new Set(firstFailed);
-    times.forEach((of, client) => {
-      const firsts = failed.has(client) ? 0 : 1;
-      const begin = which === "later" ? firsts : 0;
-      const end = which === "first" ? firsts : of.length;
-      for (const seconds of of.slice(begin, end)) chosen.push(seconds);
-    });
+    times.forEach((of, client) =>
+      of.forEach((seconds, place) => {
+        if (isWanted(place === 0 && !failed.has(client))) chosen.push(seconds);
+      }),
+    );
   }
   return chosen;
 }
 
+type Spread = ReturnType<typeof spreadOf>;
+
+/** A figure is `null` where the sample does not carry it. */
+function spreadOf(times: readonly number[]) {
+  const sorted = new Float64Array(times).sort(); // as numbers, without a call for each comparison
+  const n = sorted.length;
+  const at = (p: number): number | null => (carries(n, p) ? quantile(sorted, p) : null);
+  return {
+    n,
+    mean: n > 0 ? sorted.reduce((sum, seconds) => sum + seconds, 0) / n : null,
+    p50: at(percentiles.p50),
+    p90: at(percentiles.p90),
+    p95: at(percentiles.p95),
+    p99: at(percentiles.p99),
+    max: sorted.at(-1) ?? null,
+  };
+}
+
+type Capable = readonly Pick<ServerSetup, "slots" | "mean">[];
 /** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
-export const capacityOf = (
-  servers: readonly Pick<ServerSetup, "slots" | "mean">[],
-  maxRequests: number,
-): number =>
-  servers.reduce((sum, { slots, mean }) => sum + slots / (mean * ((maxRequests + 1) / 2)), 0);
+export const capacityOf = (servers: Capable, maxRequests: number): number =>
+  sumOf(servers.map(({ slots, mean }) => slots / (mean * ((maxRequests + 1) / 2))));
 
 export type Summary = ReturnType<typeof summarise>;
 
 export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
-  const total = (of: (run: Outcome) => number): number =>
-    runs.reduce((sum, run) => sum + of(run), 0);
-  const most = (of: keyof Observed["tester"]): number =>
-    Math.max(0, ...runs.map(({ tester }) => tester[of]));
+  const total = (of: (run: Outcome) => number): number => sumOf(runs.map(of));
+  const most = (of: keyof Observed["tester"]) => Math.max(0, ...runs.map((run) => run.tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
-  const all = spreadOf(timesOf(runs, "all"));
+  const all = spreadOf(timesOf(runs, () => true));
   const seconds = total((run) => run.seconds);
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
@@ -360,8 +318,8 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     seconds,
     requestsPerSecond: seconds > 0 ? all.n / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
-    first: spreadOf(timesOf(runs, "first")),
-    later: spreadOf(timesOf(runs, "later")),
+    first: spreadOf(timesOf(runs, (isFirst) => isFirst)),
+    later: spreadOf(timesOf(runs, (isFirst) => !isFirst)),
     all,
     bottleneck: runs.some(isBottleneck),
     tester: { utilization: most("utilization"), stall: most("stall"), startLag: most("startLag") },
@@ -407,11 +365,9 @@ function headingOf(summary: Summary): string {
   return `${name}${simulated ? " (simulated)" : ""}   ${said.join(", ")} → ${whom}`;
 }
 
-/**
- * A column for p99 only where the whole run carries it; the first percentile that it does not carry
- * is remarked on. In milliseconds where no time is as long as 0.1 s. Columns are as wide as their
- * widest cell, and never narrower than those of an ordinary run.
- */
+/** A column for p99 only where the whole run carries it; the first percentile that it does not carry
+ *  is remarked on. In milliseconds where no time is as long as 0.1 s. Columns are as wide as their
+ *  widest cell, and never narrower than those of an ordinary run. */
 function table({ first, later, all, reconnect }: Summary): string[] {
   const shown = names.filter((name) => name !== "p99" || all.p99 !== null);
   const columns = ["mean", ...shown, "max"] as const;
@@ -420,10 +376,7 @@ function table({ first, later, all, reconnect }: Summary): string[] {
   const missing = names.find((name) => all[name] === null);
   const needed = missing && Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]));
   const lack = missing ? `${missing} needs n ≥ ${needed}` : "";
-  const figuresOf = (of: Spread): string[] => [
-    String(of.n),
-    ...columns.map((column) => figure(of[column], unit)),
-  ];
+  const figuresOf = (of: Spread) => [`${of.n}`, ...columns.map((key) => figure(of[key], unit))];
   const rows = [
     { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
     { label: "first request", cells: figuresOf(first), remark: waits },
@@ -452,13 +405,9 @@ function figure(seconds: number | null, unit: "s" | "ms"): string {
 // elsewhere now and then.
 
 type Stage = "toCome" | "waiting" | "talking" | "done";
-/**
- * Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
- * `waiting`. `planned` and `toCome` are Infinity for a run without an end.
- */
-export type Progress = Readonly<
-  Record<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage, number>
->;
+/** Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
+ *  `waiting`. `planned` and `toCome` are Infinity for a run without an end. */
+export type Progress = Numbers<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage>;
 
 /** Which run it is among those of this call, and the seconds until all are done, where known. */
 type Place = Readonly<{ name: string; run: number; runs: number; left: number | undefined }>;
@@ -473,8 +422,7 @@ export function cellsOf(text: string): number {
   return drawn.length + drawn.filter((character) => WIDE.test(character)).length;
 }
 
-const BAR = 20;
-
+const BAR = 20; // cells
 /** What has failed is crossed out, one cell at least. */
 function barOf({ planned, answered, failed }: Progress): string {
   if (planned === Infinity) return "";
@@ -500,10 +448,8 @@ export function formatLeft(seconds: number | undefined): string {
 /** What may be left out of the line where it is too long, the least important first. */
 const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
 
-/**
- * The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
- * is never cut off; where all else is left out already, the name loses its beginning.
- */
+/** The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
+ *  is never cut off; where all else is left out already, the name loses its beginning. */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
   const { planned, answered, toCome, waiting, talking, done } = progress;
   const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
@@ -525,10 +471,6 @@ export function liveLine(place: Place, progress: Progress, columns: number): str
   while (cellsOf(characters.join("")) > room && characters.length > 1) characters.shift();
   return characters.join("");
 }
-
-/** Failures in red, for a terminal. */
-const paint = (line: string): string =>
-  line.replace(/×+(?=░* \d)|errors [1-9]\d*/g, (failures) => `\x1b[31m${failures}\x1b[39m`);
 
 /** Seconds until a run is done: by its share done, before that by its last arrival. */
 export function secondsLeft(progress: Progress, lastArrival: number): number | undefined {
@@ -1988,32 +1930,29 @@ type Show = (name: string, run: Watchable, lastArrival: number) => () => void;
 
 const LIVE_MS = 250;
 const HEARTBEAT_MS = 30_000;
-/** What a terminal that does not say its width is taken to have. */
-const USUAL_COLUMNS = 80;
+const USUAL_COLUMNS = 80; // of a terminal that does not say its width
 
 /** Shows `runs` runs, one after the other. */
 function displayOf(runs: number): Show {
   const startedAt = performance.now();
   const isLive = process.stderr.isTTY && process.env["TERM"] !== "dumb";
   let done = 0;
-  /** Seconds until the last run is done: others take as long as those before them, or this one. */
-  const leftOf = (progress: Progress, lastArrival: number): number | undefined => {
-    const left = secondsLeft(progress, lastArrival);
-    if (left === undefined) return undefined;
-    const elapsed = (performance.now() - startedAt) / 1000 - progress.seconds;
-    const usual = done > 0 ? elapsed / done : progress.seconds + left;
-    return left + usual * (runs - done - 1);
-  };
   return (name, run, lastArrival) => {
     const begunAt = performance.now();
     const show = (): void => {
       const { progress } = run;
       const seconds = (performance.now() - begunAt) / 1000; // ours, not those of a simulated run
-      const left = leftOf({ ...progress, seconds }, lastArrival);
+      let left = secondsLeft({ ...progress, seconds }, lastArrival);
+      if (left !== undefined) {
+        // the runs to come take as long as those before, or this one
+        const usual = done > 0 ? (begunAt - startedAt) / 1000 / done : seconds + left;
+        left += usual * (runs - done - 1);
+      }
       const place = { name, run: done + 1, runs, left };
       if (!isLive) return console.error(liveLine(place, progress, Infinity));
       const line = liveLine(place, progress, process.stderr.columns || USUAL_COLUMNS);
-      process.stderr.write(`\r\x1b[K${paint(line)}`);
+      const failures = /×+(?=░* \d)|errors [1-9]\d*/g;
+      process.stderr.write(`\r\x1b[K${line.replace(failures, "\x1b[31m$&\x1b[39m")}`); // in red
     };
     const timer = setInterval(show, isLive ? LIVE_MS : HEARTBEAT_MS);
     return () => {
