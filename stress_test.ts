@@ -5,8 +5,8 @@
  * Draws a plan (how many requests each client makes, when it arrives), carries it out against a
  * server or a balancer, and writes the answered requests as JSON: an array (client, in the plan's
  * order) of arrays (request) of seconds, rounded to microseconds. Failures are counted by kind,
- * never recorded as times. With --compare it starts the servers and the balancer itself and carries
- * out the same plans against each set-up; `runs.json` beside the files says how each was made.
+ * never recorded as times. With --compare it starts servers and balancer itself and carries out the
+ * same plans against each set-up; `runs.json` beside the files says how each was made.
  *
  *   tsx stress_test.ts 20 5
  *   tsx stress_test.ts 1000 5 --rate 30 --timeout 300 --name RoundRobin
@@ -21,7 +21,7 @@ import { tmpdir } from "node:os";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { Client, type FailureKind, failureKinds } from "./client.ts";
+import { Client, type FailureKind, failureKinds, noErrors } from "./client.ts";
 import { RequestError, resolveAddresses } from "./client.ts";
 import { type Address, formatAddress, hostName, parseAddress } from "./lib.ts";
 import { amount, anyText, type Kind, readValue, seedNumber, someSeconds } from "./lib.ts";
@@ -46,8 +46,7 @@ const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, n) =>
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
 
-/** Both arrays by client, in the order of the file; arrivals are seconds after the start, ascending.
- *  `luck` is the seed of the requests' numbers. */
+/** By client, as in the file; arrivals ascend, in seconds. `luck` is the seed of their numbers. */
 export type Plan = Readonly<Record<"requests" | "arrivals", readonly number[]> & { luck: number }>;
 
 type Visit = Numbers<"requests" | "arrival">;
@@ -63,8 +62,7 @@ export function seedsFrom(seed: number): () => number {
   return () => Math.floor(random() * 2 ** 32);
 }
 
-/** Draws one client after the other: 1 to `max` requests each, uniformly; `rate` arrivals a second
- *  (a Poisson process), or all at once when it is 0. */
+/** A client per call: 1 to `max` requests, uniform; `rate` a second (Poisson), 0: all at once. */
 function visitsFrom(max: number, rate: number, nextSeed: () => number): () => Visit {
   const randomRequests = mulberry32(nextSeed());
   const randomArrivals = mulberry32(nextSeed());
@@ -82,8 +80,7 @@ export function drawPlan(clients: number, max: number, rate: number, nextSeed: (
 }
 
 export function visitsOf({ requests, arrivals, luck }: Plan): Visits {
-  const visits = arrivals.map((arrival, place) => ({ arrival, requests: requests[place] ?? 0 }));
-  const coming = visits.values();
+  const coming = arrivals.map((arrival, i) => ({ arrival, requests: requests[i] ?? 0 })).values();
   const next = (): Visit | undefined => coming.next().value;
   const planned = sumOf(requests);
   return { clients: requests.length, planned, lastArrival: arrivals.at(-1) ?? 0, luck, next };
@@ -109,7 +106,7 @@ export type Entry = {
 };
 
 const ALL: readonly string[] = ["baseline", ...ALGORITHMS];
-const UNQUOTED = "(?=(?:[^']*'[^']*')*[^']*$)"; // what stands in no quotes has an even number behind it
+const UNQUOTED = "(?=(?:[^']*'[^']*')*[^']*$)"; // has an even number of quotes behind it
 
 const badEntry = (text: string, complaint: string): UsageError =>
   new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
@@ -144,9 +141,8 @@ function complaintAbout(first: string, options: readonly string[]): string | und
   if (!ALL.includes(first)) return `expected baseline, all, ${ALGORITHMS.join(", ")}`;
   const isIdle = first === "baseline" && options.length > 0;
   if (isIdle) return "expected no options: the baseline has no balancer";
-  const ours = /^--(host|port|servers|servers-file|log|help)(=|$)/;
-  const set = options.find((word) => ours.test(word));
-  if (set !== undefined) return `expected no ${set}: --compare sets it itself`;
+  const ours = options.find((word) => /^--(host|port|servers(-file)?|log|help)(=|$)/.test(word));
+  if (ours !== undefined) return `expected no ${ours}: --compare sets it itself`;
   try {
     const [surplus] = parseCommandLine(BALANCER_OPTIONS, options).positionals;
     return surplus && `expected options after the algorithm, not ${JSON.stringify(surplus)}`;
@@ -156,8 +152,8 @@ function complaintAbout(first: string, options: readonly string[]): string | und
   }
 }
 
-/** Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
- *  baseline says how slow one server is, which one run shows; of two entries it is half of a pair. */
+/** Seed by seed, in the opposite order each time, so that a machine that drifts favours nobody. The
+ *  baseline says how slow one server is: one run shows it; of two entries it is half of a pair. */
 export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
   const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
   return seeds.map((seed, place) => {
@@ -210,16 +206,6 @@ export type Measured = {
   readonly runs: readonly Outcome[];
 };
 
-const noErrors = (): Record<FailureKind, number> => ({
-  connect: 0,
-  timeout: 0,
-  reset: 0,
-  closed: 0,
-  wrong: 0,
-  shortage: 0,
-  interrupted: 0,
-});
-
 const countErrors = (errors: Observed["errors"]): number => sumOf(Object.values(errors));
 const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
 
@@ -245,8 +231,7 @@ export function disturbances(run: Signs, stalls: ReadonlyMap<string, number>): s
 }
 
 // ─── Summary ─────────────────────────────────────────────────────────────────
-// Pure: from what the runs of a set-up recorded to what is printed. The table and --json show one
-// and the same object.
+// Pure: from what runs recorded to what is printed. The table and --json show one and the same.
 
 const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 };
 const names = ["p50", "p90", "p95", "p99"] as const;
@@ -283,10 +268,9 @@ function spreadOf(times: readonly number[]) {
   };
 }
 
-type Capable = readonly Pick<ServerSetup, "slots" | "mean">[];
-/** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
-export const capacityOf = (servers: Capable, maxRequests: number): number =>
-  sumOf(servers.map(({ slots, mean }) => slots / (mean * ((maxRequests + 1) / 2))));
+/** Clients a second that `servers` can serve, each of them with (max + 1) / 2 requests. */
+export const capacityOf = (servers: readonly Numbers<"slots" | "mean">[], max: number): number =>
+  sumOf(servers.map(({ slots, mean }) => slots / (mean * ((max + 1) / 2))));
 
 export type Summary = ReturnType<typeof summarise>;
 
@@ -351,9 +335,9 @@ export function formatSummary(summary: Summary): string {
 }
 
 function headingOf(summary: Summary): string {
-  const { name, simulated, seeds, runsAsked, address, servers, shareOfCapacity: share } = summary;
-  const isOne = runsAsked === 1;
-  const requests = summary.maxRequests === 1 ? "1 request" : `1–${summary.maxRequests} requests`;
+  const { name, simulated, seeds, maxRequests, address, servers, shareOfCapacity: share } = summary;
+  const isOne = summary.runsAsked === 1;
+  const requests = `${maxRequests > 1 ? "1–" : ""}${plural(maxRequests, "request")}`;
   const ofCapacity = share === null ? "" : ` (${Math.round(share * 100)} % of capacity)`;
   const said = [
     `${plural(summary.clients, "client")} × ${requests}`,
@@ -365,9 +349,9 @@ function headingOf(summary: Summary): string {
   return `${name}${simulated ? " (simulated)" : ""}   ${said.join(", ")} → ${whom}`;
 }
 
-/** A column for p99 only where the whole run carries it; the first percentile that it does not carry
- *  is remarked on. In milliseconds where no time is as long as 0.1 s. Columns are as wide as their
- *  widest cell, and never narrower than those of an ordinary run. */
+/** A column for p99 only where the whole run carries it; the first percentile that it does not is
+ *  remarked on. In milliseconds where all times are below 0.1 s. A column is as wide as its widest
+ *  cell, and never narrower than in an ordinary run. */
 function table({ first, later, all, reconnect }: Summary): string[] {
   const shown = names.filter((name) => name !== "p99" || all.p99 !== null);
   const columns = ["mean", ...shown, "max"] as const;
@@ -401,16 +385,15 @@ function figure(seconds: number | null, unit: "s" | "ms"): string {
 }
 
 // ─── Progress ────────────────────────────────────────────────────────────────
-// Pure: where a run stands, in one line. On a terminal it is shown again and again in its place,
-// elsewhere now and then.
+// Pure: where a run stands, in one line that a terminal shows again and again in its place.
 
 type Stage = "toCome" | "waiting" | "talking" | "done";
 /** Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
  *  `waiting`. `planned` and `toCome` are Infinity for a run without an end. */
 export type Progress = Numbers<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage>;
 
-/** Which run it is among those of this call, and the seconds until all are done, where known. */
-type Place = Readonly<{ name: string; run: number; runs: number; left: number | undefined }>;
+/** Which run it is among those of this call, and the seconds until all are done, or NaN. */
+type Place = Numbers<"run" | "runs" | "left"> & { readonly name: string };
 
 /** What takes two cells of a terminal: East Asian characters (rather some too many), pictures. */
 const WIDE =
@@ -438,8 +421,8 @@ function shortFigure(seconds: number): string {
 }
 
 /** Roughly: nobody can know better. */
-export function formatLeft(seconds: number | undefined): string {
-  if (seconds === undefined || seconds < 0.5) return "";
+export function formatLeft(seconds: number): string {
+  if (Number.isNaN(seconds) || seconds < 0.5) return "";
   if (seconds < 10) return `   about ${Math.round(seconds)} s left`;
   if (seconds < 90) return `   about ${Math.round(seconds / 5) * 5} s left`;
   return `   about ${Math.round(seconds / 60)} min left`;
@@ -448,8 +431,8 @@ export function formatLeft(seconds: number | undefined): string {
 /** What may be left out of the line where it is too long, the least important first. */
 const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
 
-/** The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
- *  is never cut off; where all else is left out already, the name loses its beginning. */
+/** In fewer than `columns` cells: a line that wraps could not be overwritten. How many failed is
+ *  never cut off; where all else is left out already, the name loses its beginning. */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
   const { planned, answered, toCome, waiting, talking, done } = progress;
   const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
@@ -472,13 +455,12 @@ export function liveLine(place: Place, progress: Progress, columns: number): str
   return characters.join("");
 }
 
-/** Seconds until a run is done: by its share done, before that by its last arrival. */
-export function secondsLeft(progress: Progress, lastArrival: number): number | undefined {
+/** Seconds until a run is done: by its share done, before that by its last arrival; else NaN. */
+export function secondsLeft(progress: Progress, lastArrival: number): number {
   const { planned, answered, failed, seconds } = progress;
   const share = (answered + failed) / planned;
-  if (planned === Infinity) return undefined;
   if (share >= 0.05) return (seconds * (1 - share)) / share;
-  return lastArrival > 0 ? Math.max(0, lastArrival - seconds) : undefined;
+  return lastArrival > 0 ? Math.max(0, lastArrival - seconds) : NaN;
 }
 
 // ─── Run ─────────────────────────────────────────────────────────────────────
@@ -1920,8 +1902,8 @@ function store(measured: Measured, folder: string, session: string | undefined):
 }
 
 // ─── Display ─────────────────────────────────────────────────────────────────
-// Where the whole call stands, on standard error: a live line on a terminal, elsewhere a line a run
-// and a sign of life now and then.
+// Where the whole call stands, on standard error: a live line on a terminal, elsewhere a line per
+// run and a sign of life now and then.
 
 /** A run, with sockets or without, as far as somebody looks on and may end it. */
 type Watchable = { readonly progress: Progress; stop(): void };
@@ -1942,13 +1924,10 @@ function displayOf(runs: number): Show {
     const show = (): void => {
       const { progress } = run;
       const seconds = (performance.now() - begunAt) / 1000; // ours, not those of a simulated run
-      let left = secondsLeft({ ...progress, seconds }, lastArrival);
-      if (left !== undefined) {
-        // the runs to come take as long as those before, or this one
-        const usual = done > 0 ? (begunAt - startedAt) / 1000 / done : seconds + left;
-        left += usual * (runs - done - 1);
-      }
-      const place = { name, run: done + 1, runs, left };
+      const left = secondsLeft({ ...progress, seconds }, lastArrival);
+      // the runs to come take as long as those before, or this one
+      const usual = done > 0 ? (begunAt - startedAt) / 1000 / done : seconds + left;
+      const place = { name, run: done + 1, runs, left: left + usual * (runs - done - 1) };
       if (!isLive) return console.error(liveLine(place, progress, Infinity));
       const line = liveLine(place, progress, process.stderr.columns || USUAL_COLUMNS);
       const failures = /×+(?=░* \d)|errors [1-9]\d*/g;
