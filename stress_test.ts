@@ -155,9 +155,9 @@ function complaintAbout(first: string, options: readonly string[]): string | und
 /** Seed by seed, in the opposite order each time, so that a machine that drifts favours nobody. The
  *  baseline says how slow one server is: one run shows it; of two entries it is half of a pair. */
 export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
-  const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
+  const repeated = entries.length <= 2 ? entries : entries.filter((entry) => entry.algorithm);
   return seeds.map((seed, place) => {
-    const takePart = place === 0 || entries.length <= 2 ? entries : repeated;
+    const takePart = place === 0 ? entries : repeated;
     return { seed, entries: place % 2 === 0 ? takePart : takePart.toReversed() };
   });
 }
@@ -211,7 +211,6 @@ const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" 
 
 const STANDSTILL = 0.05; // in seconds; one up to this long is what any machine has now and then
 type Signs = Pick<Observed, "tester" | "seconds" | "errors">;
-
 /** A run of less than half a second is mostly start-up: how busy the loop was says nothing then. */
 const isBottleneck = ({ tester, seconds }: Signs): boolean =>
   tester.utilization > 0.7 && seconds > 0.5;
@@ -357,9 +356,8 @@ function table({ first, later, all, reconnect }: Summary): string[] {
   const columns = ["mean", ...shown, "max"] as const;
   const unit = all.max !== null && all.max < 0.1 ? "ms" : "s";
   const waits = "includes waiting for a slot";
-  const missing = names.find((name) => all[name] === null);
-  const needed = missing && Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]));
-  const lack = missing ? `${missing} needs n ≥ ${needed}` : "";
+  const [lacking, p] = Object.entries(percentiles).find(([, p]) => !carries(all.n, p)) ?? [];
+  const lack = p ? `${lacking} needs n ≥ ${Math.ceil(Math.log(0.05) / Math.log(p))}` : "";
   const figuresOf = (of: Spread) => [`${of.n}`, ...columns.map((key) => figure(of[key], unit))];
   const rows = [
     { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
@@ -397,13 +395,11 @@ type Place = Numbers<"run" | "runs" | "left"> & { readonly name: string };
 
 /** What takes two cells of a terminal: East Asian characters (rather some too many), pictures. */
 const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\uffe6\u{1f300}-\u{3fffd}]/u;
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\uffe6\u{1f300}-\u{3fffd}]/gu;
 
 /** How many cells of a terminal `text` takes; marks take none. */
-export function cellsOf(text: string): number {
-  const drawn = [...text].filter((character) => !/[\p{M}\p{Cf}]/u.test(character));
-  return drawn.length + drawn.filter((character) => WIDE.test(character)).length;
-}
+export const cellsOf = (text: string): number =>
+  [...text.replace(/[\p{M}\p{Cf}]/gu, "").replace(WIDE, "$&$&")].length;
 
 const BAR = 20; // cells
 /** What has failed is crossed out, one cell at least. */
@@ -430,7 +426,6 @@ export function formatLeft(seconds: number): string {
 
 /** What may be left out of the line where it is too long, the least important first. */
 const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
-
 /** In fewer than `columns` cells: a line that wraps could not be overwritten. How many failed is
  *  never cut off; where all else is left out already, the name loses its beginning. */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
