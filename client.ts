@@ -28,21 +28,19 @@ const PONG = Buffer.from("PONG!");
 
 // ─── Failures and names ──────────────────────────────────────────────────────
 
-/**
- * `connect`: no connection; `reset`, `closed`: the other side's, before the answer; `wrong`: other
- * bytes than one `PONG!` a request; `shortage`: we have no descriptor or port left to connect from,
- * which says nothing about the other side; `interrupted`: our own `close` before the answer.
- */
-export const failureKinds = [
-  "connect",
-  "timeout",
-  "reset",
-  "closed",
-  "wrong",
-  "shortage",
-  "interrupted",
-] as const;
-export type FailureKind = (typeof failureKinds)[number];
+/** How many requests failed, by kind: none so far. */
+export const noErrors = () => ({
+  connect: 0, // no connection
+  timeout: 0,
+  reset: 0, // the other side's, before the answer
+  closed: 0, // likewise
+  wrong: 0, // other bytes than one `PONG!` a request
+  shortage: 0, // we have no descriptor or port left to connect from; it says nothing of the others
+  interrupted: 0, // our own `close` before the answer
+});
+export type FailureKind = keyof ReturnType<typeof noErrors>;
+const isFailureKind = (name: string): name is FailureKind => name in noErrors();
+export const failureKinds = Object.keys(noErrors()).filter(isFailureKind);
 
 /** What the system says when it is ours that is used up. */
 const SHORTAGES: readonly unknown[] = ["EMFILE", "ENFILE", "EADDRNOTAVAIL", "ENOBUFS"];

@@ -5,8 +5,8 @@
  * Draws a plan (how many requests each client makes, when it arrives), carries it out against a
  * server or a balancer, and writes the answered requests as JSON: an array (client, in the plan's
  * order) of arrays (request) of seconds, rounded to microseconds. Failures are counted by kind,
- * never recorded as times. With --compare it starts the servers and the balancer itself and carries
- * out the same plans against each set-up; `runs.json` beside the files says how each was made.
+ * never recorded as times. With --compare it starts servers and balancer itself and carries out the
+ * same plans against each set-up; `runs.json` beside the files says how each was made.
  *
  *   tsx stress_test.ts 20 5
  *   tsx stress_test.ts 1000 5 --rate 30 --timeout 300 --name RoundRobin
@@ -21,7 +21,7 @@ import { tmpdir } from "node:os";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { Client, type FailureKind, failureKinds } from "./client.ts";
+import { Client, type FailureKind, failureKinds, noErrors } from "./client.ts";
 import { RequestError, resolveAddresses } from "./client.ts";
 import { type Address, formatAddress, hostName, parseAddress } from "./lib.ts";
 import { amount, anyText, type Kind, readValue, seedNumber, someSeconds } from "./lib.ts";
@@ -41,104 +41,86 @@ import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./lo
 import { type Server, type Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
-/** Most clients of a run; one without an end keeps as many for its file. */
-const MOST_CLIENTS = 100_000;
-/** In virtual time: clients, and pairs of a balancer and a server. */
-const MOST_VIRTUAL = { clients: 10_000_000, pairs: 1_000_000 } as const;
+const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
+const MOST_VIRTUAL = { clients: 10_000_000, pairs: 1_000_000 }; // pairs: a balancer and a server
+
+type Numbers<Names extends string> = Readonly<Record<Names, number>>;
+const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, n) => sum + n, 0);
 
 // ─── Plan ────────────────────────────────────────────────────────────────────
 // Pure, and drawn before the start, so that every set-up is asked the same.
 
-/**
- * A client's place in both arrays is its place in the file. Arrivals are seconds after the start,
- * in ascending order. `luck` is the seed of the requests' numbers.
- */
+/** By client, as in the file; arrivals ascend, in seconds. `luck` is the seed of their numbers. */
 export type Plan = Readonly<Record<"requests" | "arrivals", readonly number[]> & { luck: number }>;
 
-type Visit = { readonly requests: number; readonly arrival: number };
+type Visit = Numbers<"requests" | "arrival">;
 /** Who comes in a run, in turn. One without an end has Infinity clients, and nothing planned. */
-export type Visits = Readonly<Record<"clients" | "planned" | "lastArrival" | "luck", number>> & {
+export type Visits = Numbers<"clients" | "planned" | "lastArrival" | "luck"> & {
   readonly next: () => Visit | undefined;
 };
 
-/**
- * Seeds for the streams of one run, always in this order: requests, arrivals, luck, the balancer,
- * each server. So no two streams are the same, and more of one leaves the others as they were.
- */
+/** Seeds for the streams of one run, always in this order: requests, arrivals, luck, the balancer,
+ *  each server. So no two streams are the same, and more of one leaves the others as they were. */
 export function seedsFrom(seed: number): () => number {
   const random = mulberry32(seed);
   return () => Math.floor(random() * 2 ** 32);
 }
 
-/**
- * Draws one client after the other: 1 to `maxRequests` requests each, uniformly; `rate` arrivals a
- * second (a Poisson process), or all at once when it is 0.
- */
-function visitsFrom(maxRequests: number, rate: number, nextSeed: () => number): () => Visit {
+/** A client per call: 1 to `max` requests, uniform; `rate` a second (Poisson), 0: all at once. */
+function visitsFrom(max: number, rate: number, nextSeed: () => number): () => Visit {
   const randomRequests = mulberry32(nextSeed());
   const randomArrivals = mulberry32(nextSeed());
   let arrival = 0;
   return () => {
     if (rate > 0) arrival -= Math.log(1 - randomArrivals()) / rate;
-    return { requests: 1 + Math.floor(randomRequests() * maxRequests), arrival };
+    return { requests: 1 + Math.floor(randomRequests() * max), arrival };
   };
 }
 
-export function drawPlan(
-  clients: number,
-  maxRequests: number,
-  rate: number,
-  nextSeed: () => number,
-): Plan {
-  const visits = Array.from({ length: clients }, visitsFrom(maxRequests, rate, nextSeed));
+export function drawPlan(clients: number, max: number, rate: number, nextSeed: () => number): Plan {
+  const visits = Array.from({ length: clients }, visitsFrom(max, rate, nextSeed));
   const requests = visits.map((visit) => visit.requests);
   return { requests, arrivals: visits.map(({ arrival }) => arrival), luck: nextSeed() };
 }
 
 export function visitsOf({ requests, arrivals, luck }: Plan): Visits {
-  const visits = arrivals.map((arrival, place) => ({ arrival, requests: requests[place] ?? 0 }));
-  const coming = visits.values();
+  const coming = arrivals.map((arrival, i) => ({ arrival, requests: requests[i] ?? 0 })).values();
   const next = (): Visit | undefined => coming.next().value;
-  const planned = requests.reduce((sum, n) => sum + n, 0);
+  const planned = sumOf(requests);
   return { clients: requests.length, planned, lastArrival: arrivals.at(-1) ?? 0, luck, next };
 }
 
-export function endlessVisits(maxRequests: number, rate: number, nextSeed: () => number): Visits {
-  const next = visitsFrom(maxRequests, rate, nextSeed);
+export function endlessVisits(max: number, rate: number, nextSeed: () => number): Visits {
+  const next = visitsFrom(max, rate, nextSeed);
   return { clients: Infinity, planned: 0, lastArrival: 0, luck: nextSeed(), next };
 }
 
-/**
- * The numbers of a client's requests, one after the other. A server draws its sleep from the
- * number, so the same request costs the same under every algorithm.
- */
-export function numbersOf(luck: number, client: number): () => number {
-  return seedsFrom(luck + Math.imul(client + 1, 0x9e3779b1));
-}
+/** The numbers of a client's requests, one after the other. A server draws its sleep from the
+ *  number, so the same request costs the same under every algorithm. */
+export const numbersOf = (luck: number, client: number): (() => number) =>
+  seedsFrom(luck + Math.imul(client + 1, 0x9e3779b1));
 
 // ─── Entries of --compare ────────────────────────────────────────────────────
 // Pure: what to start for each entry, the name of its file, and whose turn it is when.
 
-/** `algorithm` is undefined where there is no balancer: the baseline is one server alone. */
 export type Entry = {
   readonly name: string;
-  readonly algorithm: string | undefined;
+  readonly algorithm: string | undefined; // none: the baseline is one server without a balancer
   readonly balancerOptions: readonly string[];
 };
 
+const ALL: readonly string[] = ["baseline", ...ALGORITHMS];
+const UNQUOTED = "(?=(?:[^']*'[^']*')*[^']*$)"; // has an even number of quotes behind it
+
 const badEntry = (text: string, complaint: string): UsageError =>
   new UsageError(`Bad --compare entry ${JSON.stringify(text)}: ${complaint}`);
-
-/** What matches `separator` with an even number of quotes behind it: it stands in none itself. */
-const outsideQuotes = (separator: string): RegExp =>
-  new RegExp(`${separator}(?=(?:[^']*'[^']*')*[^']*$)`);
 
 /** `baseline`, `random --fall 5`, `all`, ... with commas between them. Throws UsageError. */
 export function parseEntries(list: string): Entry[] {
   const isOpen = list.split("'").length % 2 === 0;
   if (isOpen) throw badEntry(list, "expected another ' that ends what the first one begins");
-  const texts = list.split(outsideQuotes(",")).map((text) => text.trim());
-  const named = texts.flatMap((text) => (text === "all" ? ["baseline", ...ALGORITHMS] : [text]));
+  const texts = list.split(RegExp(`,${UNQUOTED}`)).map((text) => text.trim());
+  const named = texts.flatMap((text) => (text === "all" ? ALL : [text]));
   const entries = named.map(parseEntry);
   const files = entries.map(({ name }) => name);
   const twice = named.find((_, place) => files.indexOf(files[place] ?? "") !== place);
@@ -148,27 +130,22 @@ export function parseEntries(list: string): Entry[] {
 
 /** Its name is `LeastConnections-fall-5` for `least-connections --fall 5`. */
 function parseEntry(text: string): Entry {
-  const words = text.split(outsideQuotes("\\s")).filter(Boolean);
-  const [algorithm = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
-  const complaint = complaintAbout(algorithm, balancerOptions);
+  const words = text.split(RegExp(`\\s${UNQUOTED}`)).filter(Boolean);
+  const [first = "", ...balancerOptions] = words.map((word) => word.replaceAll("'", ""));
+  const complaint = complaintAbout(first, balancerOptions);
   if (complaint !== undefined) throw badEntry(text, complaint);
-  const pascal = algorithm.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
+  const pascal = first.replace(/(?:^|-)([a-z])/g, (_, letter: string) => letter.toUpperCase());
   const plain = balancerOptions.map((word) => word.replace(/^-+/, "").replace(/[^\w.]+/g, "-"));
-  return {
-    name: [pascal, ...plain].join("-"),
-    algorithm: algorithm === "baseline" ? undefined : algorithm,
-    balancerOptions,
-  };
+  const algorithm = first === "baseline" ? undefined : first;
+  return { name: [pascal, ...plain].join("-"), algorithm, balancerOptions };
 }
 
 /** Ours, or what the balancer would say of its options, before anything is started. */
-function complaintAbout(algorithm: string, options: readonly string[]): string | undefined {
-  const isBaseline = algorithm === "baseline";
-  if (!isBaseline && !ALGORITHMS.some((name) => name === algorithm))
-    return `expected baseline, all, ${ALGORITHMS.join(", ")}`;
-  if (isBaseline && options.length > 0) return "expected no options: the baseline has no balancer";
-  const isOurs = /^--(host|port|servers|servers-file|log|help)(=|$)/;
-  const ours = options.find((word) => isOurs.test(word));
+function complaintAbout(first: string, options: readonly string[]): string | undefined {
+  if (!ALL.includes(first)) return `expected baseline, all, ${ALGORITHMS.join(", ")}`;
+  const isIdle = first === "baseline" && options.length > 0;
+  if (isIdle) return "expected no options: the baseline has no balancer";
+  const ours = options.find((word) => /^--(host|port|servers(-file)?|log|help)(=|$)/.test(word));
   if (ours !== undefined) return `expected no ${ours}: --compare sets it itself`;
   try {
     const [surplus] = parseCommandLine(BALANCER_OPTIONS, options).positionals;
@@ -179,14 +156,12 @@ function complaintAbout(algorithm: string, options: readonly string[]): string |
   }
 }
 
-/**
- * Seed by seed, in the opposite order each time, so that a machine which drifts favours nobody. The
- * baseline says how slow one server is, which one run shows; of two entries it is half of a pair.
- */
+/** Seed by seed, in the opposite order each time, so that a machine that drifts favours nobody. The
+ *  baseline says how slow one server is: one run shows it; of two entries it is half of a pair. */
 export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
-  const repeated = entries.filter(({ algorithm }) => algorithm !== undefined);
+  const repeated = entries.length <= 2 ? entries : entries.filter((entry) => entry.algorithm);
   return seeds.map((seed, place) => {
-    const takePart = place === 0 || entries.length <= 2 ? entries : repeated;
+    const takePart = place === 0 ? entries : repeated;
     return { seed, entries: place % 2 === 0 ? takePart : takePart.toReversed() };
   });
 }
@@ -196,15 +171,11 @@ export function roundsOf(entries: readonly Entry[], seeds: readonly number[]) {
 
 export type Window = { readonly from: number; readonly to: number };
 /** What every set-up is asked; `fail` and `hang` are what happens to the last server. */
-export type Workload = Readonly<
-  Record<"clients" | "maxRequests" | "rate" | "timeout" | "addresses", number> &
-    Record<"fail" | "hang", Window | null> & { reconnect: boolean }
->;
-
-export type ServerSetup = Readonly<
-  Record<"mean" | "sd" | "slots" | "weight", number> & { slow: Slow | null }
->;
-
+export type Workload = Numbers<"clients" | "maxRequests" | "rate" | "timeout" | "addresses"> &
+  Readonly<Record<"fail" | "hang", Window | null> & { reconnect: boolean }>;
+export type ServerSetup = Numbers<"mean" | "sd" | "slots" | "weight"> & {
+  readonly slow: Slow | null;
+};
 /** Whom it was asked; what somebody else has started is unknown: `null`. */
 export type Setup = {
   readonly algorithm: string | null;
@@ -213,29 +184,22 @@ export type Setup = {
   readonly balancers: number;
 };
 
-/**
- * What a run says of itself; `firstFailed`: the places of clients whose first request failed;
- * `tester`: the share of time its own event loop was busy, the longest time that stood still, and
- * how late the latest client was started (seconds).
- */
+/** What a run says of itself. */
 export type Observed = {
   readonly times: readonly (readonly number[])[];
   readonly planned: number;
   readonly errors: Readonly<Record<FailureKind, number>>;
   readonly firstFailure: string | null;
-  readonly firstFailed: readonly number[];
+  readonly firstFailed: readonly number[]; // the places of clients whose first request failed
   readonly seconds: number;
   readonly interrupted: boolean;
-  readonly tester: Readonly<Record<"utilization" | "stall" | "startLag", number>>;
+  /** The share of time that our loop was busy; in seconds its worst standstill and latest start. */
+  readonly tester: Numbers<"utilization" | "stall" | "startLag">;
 };
 
 /** `disturbed` says in words what stood still; it is empty when nothing did. */
-export type Outcome = Observed & {
-  readonly seed: number;
-  readonly address: string;
-  readonly simulated: boolean;
-  readonly disturbed: readonly string[];
-};
+export type Outcome = Observed &
+  Readonly<{ seed: number; address: string; simulated: boolean; disturbed: readonly string[] }>;
 
 /** A set-up and all its runs: what one file holds. */
 export type Measured = {
@@ -246,31 +210,17 @@ export type Measured = {
   readonly runs: readonly Outcome[];
 };
 
-const noErrors = (): Record<FailureKind, number> => ({
-  connect: 0,
-  timeout: 0,
-  reset: 0,
-  closed: 0,
-  wrong: 0,
-  shortage: 0,
-  interrupted: 0,
-});
-
-const countErrors = (errors: Observed["errors"]): number =>
-  failureKinds.reduce((sum, kind) => sum + errors[kind], 0);
+const countErrors = (errors: Observed["errors"]): number => sumOf(Object.values(errors));
 const plural = (n: number, what: string): string => `${n} ${what}${n === 1 ? "" : "s"}`;
 
-/** A standstill up to this long, in seconds, is what any machine has now and then. */
-const STANDSTILL = 0.05;
+const STANDSTILL = 0.05; // in seconds; one up to this long is what any machine has now and then
+type Signs = Pick<Observed, "tester" | "seconds" | "errors">;
 /** A run of less than half a second is mostly start-up: how busy the loop was says nothing then. */
-const isBottleneck = ({ tester, seconds }: Pick<Observed, "tester" | "seconds">): boolean =>
+const isBottleneck = ({ tester, seconds }: Signs): boolean =>
   tester.utilization > 0.7 && seconds > 0.5;
 
 /** What may have distorted a run: the tester's doing, and who else stood still for how long. */
-export function disturbances(
-  run: Pick<Observed, "tester" | "seconds" | "errors">,
-  stalls: ReadonlyMap<string, number>,
-): string[] {
+export function disturbances(run: Signs, stalls: ReadonlyMap<string, number>): string[] {
   const { utilization, startLag, stall } = run.tester;
   const { shortage } = run.errors;
   const busy = `the tester's loop was busy ${Math.round(utilization * 100)} % of the time`;
@@ -284,64 +234,55 @@ export function disturbances(
 }
 
 // ─── Summary ─────────────────────────────────────────────────────────────────
-// Pure: from what the runs of a set-up recorded to what is printed. The table and --json show one
-// and the same object.
+// Pure: from what runs recorded to what is printed. The table and --json show one and the same.
 
-const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 } as const;
-type Percentile = keyof typeof percentiles;
-const names: readonly Percentile[] = ["p50", "p90", "p95", "p99"];
-
-/** `null` where the sample does not carry it. */
-export type Spread = Readonly<Record<Percentile | "mean" | "max", number | null> & { n: number }>;
-
-function spreadOf(times: readonly number[]): Spread {
-  const sorted = new Float64Array(times).sort(); // as numbers, without a call for each comparison
-  const n = sorted.length;
-  const at = (name: Percentile): number | null =>
-    carries(n, percentiles[name]) ? quantile(sorted, percentiles[name]) : null;
-  return {
-    n,
-    mean: n > 0 ? sorted.reduce((sum, seconds) => sum + seconds, 0) / n : null,
-    p50: at("p50"),
-    p90: at("p90"),
-    p95: at("p95"),
-    p99: at("p99"),
-    max: sorted.at(-1) ?? null,
-  };
-}
+const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 };
+const names = ["p50", "p90", "p95", "p99"] as const;
 
 /** Who failed with its first request has none: no later one is it. */
-function timesOf(runs: readonly Observed[], which: "first" | "later" | "all"): number[] {
+function timesOf(runs: readonly Observed[], isWanted: (isFirst: boolean) => boolean): number[] {
   const chosen: number[] = []; // by push: flat() and flatMap() would make an object of each number
   for (const { times, firstFailed } of runs) {
     const failed = new Set(firstFailed);
-    times.forEach((of, client) => {
-      const firsts = failed.has(client) ? 0 : 1;
-      const begin = which === "later" ? firsts : 0;
-      const end = which === "first" ? firsts : of.length;
-      for (const seconds of of.slice(begin, end)) chosen.push(seconds);
-    });
+    times.forEach((of, client) =>
+      of.forEach((seconds, place) => {
+        if (isWanted(place === 0 && !failed.has(client))) chosen.push(seconds);
+      }),
+    );
   }
   return chosen;
 }
 
-/** Clients a second that `servers` can serve, each of them with (maxRequests + 1) / 2 requests. */
-export const capacityOf = (
-  servers: readonly Pick<ServerSetup, "slots" | "mean">[],
-  maxRequests: number,
-): number =>
-  servers.reduce((sum, { slots, mean }) => sum + slots / (mean * ((maxRequests + 1) / 2)), 0);
+type Spread = ReturnType<typeof spreadOf>;
+
+/** A figure is `null` where the sample does not carry it. */
+function spreadOf(times: readonly number[]) {
+  const sorted = new Float64Array(times).sort(); // as numbers, without a call for each comparison
+  const n = sorted.length;
+  const at = (p: number): number | null => (carries(n, p) ? quantile(sorted, p) : null);
+  return {
+    n,
+    mean: n > 0 ? sorted.reduce((sum, seconds) => sum + seconds, 0) / n : null,
+    p50: at(percentiles.p50),
+    p90: at(percentiles.p90),
+    p95: at(percentiles.p95),
+    p99: at(percentiles.p99),
+    max: sorted.at(-1) ?? null,
+  };
+}
+
+/** Clients a second that `servers` can serve, each of them with (max + 1) / 2 requests. */
+export const capacityOf = (servers: readonly Numbers<"slots" | "mean">[], max: number): number =>
+  sumOf(servers.map(({ slots, mean }) => slots / (mean * ((max + 1) / 2))));
 
 export type Summary = ReturnType<typeof summarise>;
 
 export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
-  const total = (of: (run: Outcome) => number): number =>
-    runs.reduce((sum, run) => sum + of(run), 0);
-  const most = (of: keyof Observed["tester"]): number =>
-    Math.max(0, ...runs.map(({ tester }) => tester[of]));
+  const total = (of: (run: Outcome) => number): number => sumOf(runs.map(of));
+  const most = (of: keyof Observed["tester"]) => Math.max(0, ...runs.map((run) => run.tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
-  const all = spreadOf(timesOf(runs, "all"));
+  const all = spreadOf(timesOf(runs, () => true));
   const seconds = total((run) => run.seconds);
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
@@ -364,8 +305,8 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     seconds,
     requestsPerSecond: seconds > 0 ? all.n / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
-    first: spreadOf(timesOf(runs, "first")),
-    later: spreadOf(timesOf(runs, "later")),
+    first: spreadOf(timesOf(runs, (isFirst) => isFirst)),
+    later: spreadOf(timesOf(runs, (isFirst) => !isFirst)),
     all,
     bottleneck: runs.some(isBottleneck),
     tester: { utilization: most("utilization"), stall: most("stall"), startLag: most("startLag") },
@@ -397,9 +338,9 @@ export function formatSummary(summary: Summary): string {
 }
 
 function headingOf(summary: Summary): string {
-  const { name, simulated, seeds, runsAsked, address, servers, shareOfCapacity: share } = summary;
-  const isOne = runsAsked === 1;
-  const requests = summary.maxRequests === 1 ? "1 request" : `1–${summary.maxRequests} requests`;
+  const { name, simulated, seeds, maxRequests, address, servers, shareOfCapacity: share } = summary;
+  const isOne = summary.runsAsked === 1;
+  const requests = `${maxRequests > 1 ? "1–" : ""}${plural(maxRequests, "request")}`;
   const ofCapacity = share === null ? "" : ` (${Math.round(share * 100)} % of capacity)`;
   const said = [
     `${plural(summary.clients, "client")} × ${requests}`,
@@ -411,23 +352,17 @@ function headingOf(summary: Summary): string {
   return `${name}${simulated ? " (simulated)" : ""}   ${said.join(", ")} → ${whom}`;
 }
 
-/**
- * A column for p99 only where the whole run carries it; the first percentile that it does not carry
- * is remarked on. In milliseconds where no time is as long as 0.1 s. Columns are as wide as their
- * widest cell, and never narrower than those of an ordinary run.
- */
+/** A column for p99 only where the whole run carries it; the first percentile that it does not is
+ *  remarked on. In milliseconds where all times are below 0.1 s. A column is as wide as its widest
+ *  cell, and never narrower than in an ordinary run. */
 function table({ first, later, all, reconnect }: Summary): string[] {
   const shown = names.filter((name) => name !== "p99" || all.p99 !== null);
   const columns = ["mean", ...shown, "max"] as const;
   const unit = all.max !== null && all.max < 0.1 ? "ms" : "s";
   const waits = "includes waiting for a slot";
-  const missing = names.find((name) => all[name] === null);
-  const needed = missing && Math.ceil(Math.log(0.05) / Math.log(percentiles[missing]));
-  const lack = missing ? `${missing} needs n ≥ ${needed}` : "";
-  const figuresOf = (of: Spread): string[] => [
-    String(of.n),
-    ...columns.map((column) => figure(of[column], unit)),
-  ];
+  const [lacking, p] = Object.entries(percentiles).find(([, p]) => !carries(all.n, p)) ?? [];
+  const lack = p ? `${lacking} needs n ≥ ${Math.ceil(Math.log(0.05) / Math.log(p))}` : "";
+  const figuresOf = (of: Spread) => [`${of.n}`, ...columns.map((key) => figure(of[key], unit))];
   const rows = [
     { label: `response time (${unit})`, cells: ["n", ...columns], remark: "" },
     { label: "first request", cells: figuresOf(first), remark: waits },
@@ -452,33 +387,25 @@ function figure(seconds: number | null, unit: "s" | "ms"): string {
 }
 
 // ─── Progress ────────────────────────────────────────────────────────────────
-// Pure: where a run stands, in one line. On a terminal it is shown again and again in its place,
-// elsewhere now and then.
+// Pure: where a run stands, in one line that a terminal shows again and again in its place.
 
 type Stage = "toCome" | "waiting" | "talking" | "done";
-/**
- * Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
- * `waiting`. `planned` and `toCome` are Infinity for a run without an end.
- */
-export type Progress = Readonly<
-  Record<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage, number>
->;
+/** Where a run stands. Clients not arrived yet are `toCome`; those without an answer so far are
+ *  `waiting`. `planned` and `toCome` are Infinity for a run without an end. */
+export type Progress = Numbers<"planned" | "answered" | "failed" | "p50" | "seconds" | Stage>;
 
-/** Which run it is among those of this call, and the seconds until all are done, where known. */
-type Place = Readonly<{ name: string; run: number; runs: number; left: number | undefined }>;
+/** Which run it is among those of this call, and the seconds until all are done, or NaN. */
+type Place = Numbers<"run" | "runs" | "left"> & { readonly name: string };
 
 /** What takes two cells of a terminal: East Asian characters (rather some too many), pictures. */
 const WIDE =
-  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\uffe6\u{1f300}-\u{3fffd}]/u;
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\uffe6\u{1f300}-\u{3fffd}]/gu;
 
 /** How many cells of a terminal `text` takes; marks take none. */
-export function cellsOf(text: string): number {
-  const drawn = [...text].filter((character) => !/[\p{M}\p{Cf}]/u.test(character));
-  return drawn.length + drawn.filter((character) => WIDE.test(character)).length;
-}
+export const cellsOf = (text: string): number =>
+  [...text.replace(/[\p{M}\p{Cf}]/gu, "").replace(WIDE, "$&$&")].length;
 
-const BAR = 20;
-
+const BAR = 20; // cells
 /** What has failed is crossed out, one cell at least. */
 function barOf({ planned, answered, failed }: Progress): string {
   if (planned === Infinity) return "";
@@ -494,8 +421,8 @@ function shortFigure(seconds: number): string {
 }
 
 /** Roughly: nobody can know better. */
-export function formatLeft(seconds: number | undefined): string {
-  if (seconds === undefined || seconds < 0.5) return "";
+export function formatLeft(seconds: number): string {
+  if (Number.isNaN(seconds) || seconds < 0.5) return "";
   if (seconds < 10) return `   about ${Math.round(seconds)} s left`;
   if (seconds < 90) return `   about ${Math.round(seconds / 5) * 5} s left`;
   return `   about ${Math.round(seconds / 60)} min left`;
@@ -503,11 +430,8 @@ export function formatLeft(seconds: number | undefined): string {
 
 /** What may be left out of the line where it is too long, the least important first. */
 const OPTIONAL = ["left", "p50", "stages", "place", "seconds", "bar"] as const;
-
-/**
- * The line, in fewer than `columns` cells: one that wraps could not be overwritten. How many failed
- * is never cut off; where all else is left out already, the name loses its beginning.
- */
+/** In fewer than `columns` cells: a line that wraps could not be overwritten. How many failed is
+ *  never cut off; where all else is left out already, the name loses its beginning. */
 export function liveLine(place: Place, progress: Progress, columns: number): string {
   const { planned, answered, toCome, waiting, talking, done } = progress;
   const coming = toCome > 0 && toCome < Infinity ? `${toCome} to come · ` : "";
@@ -530,17 +454,12 @@ export function liveLine(place: Place, progress: Progress, columns: number): str
   return characters.join("");
 }
 
-/** Failures in red, for a terminal. */
-const paint = (line: string): string =>
-  line.replace(/×+(?=░* \d)|errors [1-9]\d*/g, (failures) => `\x1b[31m${failures}\x1b[39m`);
-
-/** Seconds until a run is done: by its share done, before that by its last arrival. */
-export function secondsLeft(progress: Progress, lastArrival: number): number | undefined {
+/** Seconds until a run is done: by its share done, before that by its last arrival; else NaN. */
+export function secondsLeft(progress: Progress, lastArrival: number): number {
   const { planned, answered, failed, seconds } = progress;
   const share = (answered + failed) / planned;
-  if (planned === Infinity) return undefined;
   if (share >= 0.05) return (seconds * (1 - share)) / share;
-  return lastArrival > 0 ? Math.max(0, lastArrival - seconds) : undefined;
+  return lastArrival > 0 ? Math.max(0, lastArrival - seconds) : NaN;
 }
 
 // ─── Run ─────────────────────────────────────────────────────────────────────
@@ -1844,8 +1763,8 @@ function store(measured: Measured, folder: string, session: string | undefined):
 }
 
 // ─── Display ─────────────────────────────────────────────────────────────────
-// Where the whole call stands, on standard error: a live line on a terminal, elsewhere a line a run
-// and a sign of life now and then.
+// Where the whole call stands, on standard error: a live line on a terminal, elsewhere a line per
+// run and a sign of life now and then.
 
 /** A run, with sockets or without, as far as somebody looks on and may end it. */
 type Watchable = { readonly progress: Progress; stop(): void };
@@ -1854,32 +1773,26 @@ type Show = (name: string, run: Watchable, lastArrival: number) => () => void;
 
 const LIVE_MS = 250;
 const HEARTBEAT_MS = 30_000;
-/** What a terminal that does not say its width is taken to have. */
-const USUAL_COLUMNS = 80;
+const USUAL_COLUMNS = 80; // of a terminal that does not say its width
 
 /** Shows `runs` runs, one after the other. */
 function displayOf(runs: number): Show {
   const startedAt = performance.now();
   const isLive = process.stderr.isTTY && process.env["TERM"] !== "dumb";
   let done = 0;
-  /** Seconds until the last run is done: others take as long as those before them, or this one. */
-  const leftOf = (progress: Progress, lastArrival: number): number | undefined => {
-    const left = secondsLeft(progress, lastArrival);
-    if (left === undefined) return undefined;
-    const elapsed = (performance.now() - startedAt) / 1000 - progress.seconds;
-    const usual = done > 0 ? elapsed / done : progress.seconds + left;
-    return left + usual * (runs - done - 1);
-  };
   return (name, run, lastArrival) => {
     const begunAt = performance.now();
     const show = (): void => {
       const { progress } = run;
       const seconds = (performance.now() - begunAt) / 1000; // ours, not those of a simulated run
-      const left = leftOf({ ...progress, seconds }, lastArrival);
-      const place = { name, run: done + 1, runs, left };
+      const left = secondsLeft({ ...progress, seconds }, lastArrival);
+      // the runs to come take as long as those before, or this one
+      const usual = done > 0 ? (begunAt - startedAt) / 1000 / done : seconds + left;
+      const place = { name, run: done + 1, runs, left: left + usual * (runs - done - 1) };
       if (!isLive) return console.error(liveLine(place, progress, Infinity));
       const line = liveLine(place, progress, process.stderr.columns || USUAL_COLUMNS);
-      process.stderr.write(`\r\x1b[K${paint(line)}`);
+      const failures = /×+(?=░* \d)|errors [1-9]\d*/g;
+      process.stderr.write(`\r\x1b[K${line.replace(failures, "\x1b[31m$&\x1b[39m")}`); // in red
     };
     const timer = setInterval(show, isLive ? LIVE_MS : HEARTBEAT_MS);
     return () => {
