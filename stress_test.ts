@@ -725,16 +725,13 @@ export class Run {
 
 // ─── Children ────────────────────────────────────────────────────────────────
 // The servers and the balancer that --compare starts. They have nothing to put away, and are ended
-// whatever happens: by SIGKILL, which the hanging and the stopped heed as well, and by themselves
-// should we be killed.
+// whatever happens: by SIGKILL, which those that hang heed as well, or by themselves after us.
 
 const READY_MS = 20_000; // for a child to listen
 const REPORT_MS = 1_000; // for an answer of how long it stood still
-/**
- * Runs in each child, before its script. It ends the child with us, even by SIGKILL: then the
- * channel closes. On demand it says how long the child's loop stood still at worst since it was last
- * asked, or blocks that loop: from inside, so that it ends by itself whatever becomes of us.
- */
+/** Runs in each child, before its script. It ends the child with us, even by SIGKILL: then the
+ *  channel closes. Told to, it says for how long the loop stood still at worst since it last did, or
+ *  blocks the loop: from inside, so that this ends by itself whatever becomes of us. */
 const IN_CHILD = `
 import { isMainThread } from "node:worker_threads";
 const every = 10;
@@ -814,7 +811,6 @@ export class Children {
     return [...this.#running].find((child) => child.label === label);
   }
 
-  /** Blocks the event loop of one of them. */
   hang(label: string, seconds: number): void {
     const child = this.find(label);
     if (!child?.process.connected) return;
@@ -871,11 +867,11 @@ const serverLabel = (place: number): string => `server ${place + 1}`;
 const neededBy = ({ algorithm }: Entry, { setups }: Job): readonly ServerSetup[] =>
   algorithm === undefined ? setups.slice(0, 1) : setups; // the baseline is the first one alone
 
-/** The server that --fail and --hang are about. */
-type LastServer = { readonly label: string; readonly restart: () => Promise<unknown> };
+type LastServer = { label: string; restart: () => Promise<unknown> }; // of --fail and --hang
 
-/** Starts what an entry needs. Throws RunError. */
+/** Starts what an entry needs, unless that is there already. Throws RunError. */
 async function startEntry(children: Children, entry: Entry, job: Job, nextSeed: () => number) {
+  if (job.target) return { addresses: await resolveAddresses(job.target) };
   const { algorithm, balancerOptions } = entry;
   const balancerSeed = nextSeed();
   const servers = neededBy(entry, job);
@@ -890,8 +886,7 @@ async function startEntry(children: Children, entry: Entry, job: Job, nextSeed: 
   };
   const addresses = await Promise.all(servers.map((_, place) => start(place, 0)));
   const place = servers.length - 1;
-  const restart = (): Promise<unknown> => start(place, addresses[place]!.port);
-  const last: LastServer = { label: serverLabel(place), restart };
+  const last = { label: serverLabel(place), restart: () => start(place, addresses[place]!.port) };
   if (algorithm === undefined) return { addresses, last };
   const list = addresses.map((at, place) => `${formatAddress(at)}*${servers[place]!.weight}`);
   const usual = `--port 0 --servers ${list.join()} --log none --seed ${balancerSeed}`.split(" ");
@@ -1820,13 +1815,12 @@ export function writeWhole(file: string, text: string): void {
   throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}; what was to be written ${kept}`);
 }
 
-/** Half a draft is none. */
 function writeDraft(draft: string, text: string): void {
   try {
     makeFolder(dirname(draft));
     fs.writeFileSync(draft, text);
   } catch (error) {
-    fs.rmSync(draft, { force: true });
+    fs.rmSync(draft, { force: true }); // half a draft is none
     throw error;
   }
 }
@@ -1856,10 +1850,8 @@ function keepElsewhere(draft: string, text: string): string {
   return "is above";
 }
 
-/**
- * Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
- * the returned function is called, or this process has gone. Throws RunError.
- */
+/** Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
+ *  the returned function is called, or this process has gone. Throws RunError. */
 function reserve(file: string, moreTries = 0): () => void {
   const lock = `${file}.lock`;
   const problem = problemWith(() => claim(file, lock));
@@ -1949,11 +1941,9 @@ function isWhole(folder: string, name: string): boolean {
   return !isPartial && /\d/.test(text);
 }
 
-/**
- * Writes the runs of a set-up, a line for each client, and with a `session` how they were made.
- * Runs without an answer, or interrupted, do not replace whole ones, but stand beside them. Returns
- * where they are. Throws RunError.
- */
+/** Writes the runs of a set-up, a line for each client, and with a `session` how they were made.
+ *  Those without an answer, or interrupted, do not replace whole ones, but stand beside them.
+ *  Returns where they are. Throws RunError. */
 function store(measured: Measured, folder: string, session: string | undefined): string {
   const { name, runs } = measured;
   const file = join(folder, `${name}.json`);
@@ -2055,8 +2045,7 @@ class Session {
     const exit = (): void => process.exit(INTERRUPTED);
     onStopSignals(interrupt, exit, ["SIGINT", "SIGTERM", "SIGHUP"]); // HUP: the terminal has gone
     process.on("exit", () => {
-      // even after an error or a second Ctrl-C
-      this.#children.kill();
+      this.#children.kill(); // even after an error or a second Ctrl-C
       this.#putAway();
       for (const release of this.#releases) release();
     });
@@ -2108,9 +2097,7 @@ class Session {
       ? endlessVisits(maxRequests, rate, nextSeed)
       : visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
     try {
-      const { addresses, last } = target
-        ? { addresses: await resolveAddresses(target), last: undefined }
-        : await startEntry(children, entry, this.#job, nextSeed);
+      const { addresses, last } = await startEntry(children, entry, this.#job, nextSeed);
       if (isEndless) this.#sayWhatToTry();
       const run = new Run(addresses, visits, { ...plan, numbered: !target });
       await children.stalls(); // from here on they count
@@ -2187,10 +2174,9 @@ class Session {
 
   /** Where it was written; null where it could not be, which is said at once. */
   #store(measured: Measured, folder: string): string | null {
-    const { name, compare } = this.#job;
-    const isPlain = name === undefined && compare === undefined;
+    const isNamed = (this.#job.compare ?? this.#job.name) !== undefined;
     try {
-      return store(measured, folder, isPlain ? undefined : this.#id);
+      return store(measured, folder, isNamed ? this.#id : undefined);
     } catch (error) {
       console.error(reasonOf(error));
       this.#failedToWrite = true;
@@ -2235,7 +2221,6 @@ function setupOf(job: Job, entry: Entry): Setup {
 const shellWord = (word: string): string =>
   /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 
-/** How to draw what was written. */
 function drawingCommands({ series, entries }: Job): string[] {
   const script = fileURLToPath(new URL("generate_graphs.ts", import.meta.url));
   const draw = `To draw it: npx tsx ${shellWord(relative(".", script))}`;
@@ -2257,32 +2242,27 @@ const plainName: Kind<string> = {
     return /^(?!(\.{1,2}|runs)$)[^/\\\p{Cc}]+$/u.test(name) ? name : undefined;
   },
 };
-/** A value of `kind`, or a list of them with commas between, one for `each`. */
 const listOf = <T>(kind: Kind<T>, each: string): Kind<readonly T[]> => ({
   expected: `${kind.expected}, or a list of them, one a ${each}, with commas between`,
   read(text) {
     const values = text.split(",").map(kind.read);
-    const good = values.filter((value) => value !== undefined);
-    return good.length === values.length ? good : undefined;
+    return values.every((value) => value !== undefined) ? values : undefined;
   },
 });
-/** `FROM-TO`, in seconds of a run: a slow phase without its mean. */
 const secondsWindow: Kind<Window> = {
   expected: "FROM-TO in seconds, such as 4-8",
   read(text) {
-    const phase = slowPhase.read(`${text}:0`);
+    const phase = slowPhase.read(`${text}:0`); // with a mean that nobody needs
     return phase && { from: phase.from, to: phase.to };
   },
 };
-/** A slow phase, or `-` for a server that has none. */
 const slowOrNot: Kind<Slow | null> = {
   ...slowPhase,
   read: (text) => (text === "-" ? null : slowPhase.read(text)),
 };
 const slowText = (slow: Slow | null): string =>
   slow ? `${slow.from}-${slow.to}:${slow.mean}` : "-";
-const { kind: adminKind } = BALANCER_OPTIONS.admin;
-/** As the balancer reads it, who gets the text. */
+const { kind: adminKind } = BALANCER_OPTIONS.admin; // of the balancer, who gets the text
 const adminText: Kind<string> = { ...adminKind, read: (text) => adminKind.read(text) && text };
 
 const upTo = (most: number): Kind<number> => wholeNumber(1, most);
@@ -2311,9 +2291,7 @@ export const OPTIONS = {
   servers: given(upTo(10_000), "N").help("how many (default 5); baseline: the first alone"),
   mean: given(times, "SECONDS").help("of their sleeps: one, or a list, one a server (default 0.5)"),
   sd: given(times, "SECONDS").help("their standard deviation, likewise (default 0.2)"),
-  slots: given(perServer(wholeNumber(1)), "N").help(
-    "clients served at once, likewise (default 10)",
-  ),
+  slots: given(perServer(upTo(1e9)), "N").help("clients served at once, likewise (default 10)"),
   weights: given(perServer(upTo(1000)), "LIST").help("of the servers (default 1)"),
   slow: given(perServer(slowOrNot), "FROM-TO:MEAN").help(
     "another mean from second to second, of the last server; or a list, - for none",
@@ -2380,12 +2358,11 @@ function checkPlan(clients: number, values: Given, entries: readonly Entry[]): v
   refuseIf(values.runs !== undefined, none, "no --runs without an end");
 }
 
-const OTHER_DESCRIPTORS = 60; // what this process, or a balancer, has open besides its clients
-
 /** Throws UsageError when all clients at once cannot be; warns of what may be, one after the other. */
 export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: number): void {
+  const others = 60; // what this process, or a balancer, has open besides its clients
   const each = hasBalancer ? 2 : 1; // a balancer's other side
-  const most = Math.max(0, Math.floor((limit - OTHER_DESCRIPTORS) / each));
+  const most = Math.max(0, Math.floor((limit - others) / each));
   if (plan.clients <= most) return;
   const allows = `the limit of ${limit} file descriptors allows ${most} clients at once`;
   const cure = "raise it with ulimit -n";
@@ -2415,7 +2392,7 @@ function setupsOf(values: Given): ServerSetup[] {
 function seriesOf(clients: number, maxRequests: number, values: Given): Series[] {
   const { rate, reconnect, timeout, addresses = 1, fail = null, hang = null, compare } = values;
   const { name, data = compare === undefined ? "data" : join("data", "compare") } = values;
-  const folder = compare === undefined && name === undefined ? "." : data;
+  const folder = (compare ?? name) === undefined ? "." : data;
   return rate.map((each) => ({
     folder: rate.length > 1 ? join(folder, `rate-${each}`) : folder,
     plan: { clients, maxRequests, rate: each, reconnect, timeout, addresses, fail, hang },
