@@ -2016,8 +2016,7 @@ const INTERRUPTED = 130;
 const EVENTS_AT_ONCE = 200_000; // between two looks at the world outside a simulated run
 
 type Job = ReturnType<typeof readJob>;
-/** The runs of one folder: one rate. More than one only with --compare. */
-type Series = { readonly folder: string; readonly plan: Workload };
+type Series = { readonly folder: string; readonly plan: Workload }; // the runs of one rate
 /** What they have come to so far; the first `whole` of them make up whole seeds. */
 type Harvest = { series: Series; runs: { entry: Entry; outcome: Outcome }[]; whole: number };
 
@@ -2268,7 +2267,6 @@ const adminText: Kind<string> = { ...adminKind, read: (text) => adminKind.read(t
 const upTo = (most: number): Kind<number> => wholeNumber(1, most);
 const perServer = <T>(kind: Kind<T>): Kind<readonly T[]> => listOf(kind, "server");
 const times = perServer(amount("seconds"));
-const rates = listOf(amount("clients a second"), "folder");
 
 export const OPTIONS = {
   host: given(hostName, "HOST").help("whom to ask (default 127.0.0.1)"),
@@ -2276,7 +2274,7 @@ export const OPTIONS = {
   name: given(plainName, "NAME").help("write DIR/NAME.json, not response_times.json"),
   seed: option(seedNumber, "N", "1").help("requests, arrivals and luck of the plan"),
   runs: given(upTo(10_000), "K").help("--compare: the seeds N to N+K-1 (default 1)"),
-  rate: option(rates, "R", "0").help(
+  rate: option(listOf(amount("clients a second"), "folder"), "R", "0").help(
     "clients arriving a second, Poisson; 0 = at once; a list: DIR/rate-R/",
   ),
   reconnect: { help: "a new connection for every request" },
