@@ -3008,10 +3008,10 @@ const adminAddress: Kind<Address> = {
   read: (text) => parseAddress(text.includes(":") ? text : `127.0.0.1:${text}`),
 };
 
-const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
+export const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
   help: (help: string) => ({ kind, value, fallback, help }),
 });
-const given = <T>(kind: Kind<T>, value: string) => ({
+export const given = <T>(kind: Kind<T>, value: string) => ({
   help: (help: string) => ({ kind, value, help }),
 });
 const time = (fallback: string, kind = seconds) => option(kind, "SECONDS", fallback);

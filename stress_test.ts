@@ -30,15 +30,10 @@ import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from 
 import { reasonOf, RunError, UsageError } from "./lib.ts";
 import { ALGORITHMS, answered, asked, asks, type Attempt, type Clock } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
-import { completed, Dispatcher, forgotten, newServer } from "./load_balancer.ts";
-import {
-  firstCheckIn,
-  type LoadBalancerOptions,
-  type Probe,
-  sweepPeriod,
-} from "./load_balancer.ts";
+import { completed, Dispatcher, firstCheckIn, forgotten, given, option } from "./load_balancer.ts";
+import { type LoadBalancerOptions, newServer, type Probe, type Server } from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
-import { type Server, type Traveller } from "./load_balancer.ts";
+import { sweepPeriod, type Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
@@ -679,17 +674,13 @@ export class Run {
 
 // ─── Children ────────────────────────────────────────────────────────────────
 // The servers and the balancer that --compare starts. They have nothing to put away, and are ended
-// whatever happens: by SIGKILL, which the hanging and the stopped heed as well, and by themselves
-// should we be killed.
+// whatever happens: by SIGKILL, which those that hang heed as well, or by themselves after us.
 
-const READY_MS = 20_000;
-const REPORT_MS = 1_000;
-/**
- * Runs in each child, before its script. It ends the child with us, even by SIGKILL: then the
- * channel closes. It watches the child's loop, says on demand for how long it stood still at worst
- * since it was last asked, and blocks the loop when told so: from inside, so that it ends by itself
- * whatever becomes of us.
- */
+const READY_MS = 20_000; // for a child to listen
+const REPORT_MS = 1_000; // for an answer of how long it stood still
+/** Runs in each child, before its script. It ends the child with us, even by SIGKILL: then the
+ *  channel closes. Told to, it says for how long the loop stood still at worst since it last did, or
+ *  blocks the loop: from inside, so that this ends by itself whatever becomes of us. */
 const IN_CHILD = `
 import { isMainThread } from "node:worker_threads";
 const every = 10;
@@ -710,9 +701,8 @@ function hear({ hang }) {
     last = performance.now();
   }
 }
-function end() {
-  process.kill(process.pid, "SIGKILL"); // process.exit may wait for ever for a loader that has gone
-}
+// process.exit may wait for ever for a loader that has gone
+const end = () => process.kill(process.pid, "SIGKILL");
 if (isMainThread) {
   if (!process.connected) end();
   setInterval(look, every).unref();
@@ -726,16 +716,13 @@ type Child = {
   readonly label: string;
   readonly process: ChildProcess;
   readonly closed: Promise<unknown>;
-  /** What it has printed. */
-  readonly output: { stdout: string; stderr: string };
-  /** Until then it stands still because we said so. */
-  hangsUntil: number;
+  readonly output: { stdout: string; stderr: string }; // what it printed last
+  hangsUntil: number; // because we said so
 };
 
 export class Children {
   readonly #running = new Set<Child>();
-  /** What ended by itself, in words, until all are stopped. */
-  lost: string[] = [];
+  lost: string[] = []; // what ended by itself, in words, until all are stopped
 
   /** Starts a script beside this one; returns the address it listens on. Throws RunError. */
   async start(label: string, script: string, args: readonly string[]): Promise<Address> {
@@ -773,7 +760,6 @@ export class Children {
     return [...this.#running].find((child) => child.label === label);
   }
 
-  /** Blocks the event loop of one of them. */
   hang(label: string, seconds: number): void {
     const child = this.find(label);
     if (!child?.process.connected) return;
@@ -783,17 +769,14 @@ export class Children {
 
   /** How long each stood still at worst since this was last asked, in seconds by label. */
   async stalls(): Promise<Map<string, number>> {
-    const stalls = new Map<string, number>();
-    const ask = async (child: Child) => stalls.set(child.label, await stallOf(child));
-    await Promise.all([...this.#running].map(ask));
-    return stalls;
+    const ask = async (child: Child) => [child.label, await stallOf(child)] as const;
+    return new Map(await Promise.all([...this.#running].map(ask)));
   }
 
   /** Ends all of them, and waits until they have. */
   async stop(): Promise<void> {
-    const closed = [...this.#running].map((child) => child.closed);
     this.kill();
-    await Promise.all(closed);
+    await Promise.all([...this.#running].map((child) => child.closed));
     this.lost = [];
   }
 
@@ -814,10 +797,8 @@ async function stallOf({ process: child, closed, hangsUntil }: Child): Promise<n
 /** The address that a child says it listens on. Throws RunError when it ends or takes too long. */
 function firstWords(script: string, { process: child, output }: Child): Promise<Address> {
   return new Promise((resolve, reject) => {
-    const fail = (reason: string): void =>
-      reject(new RunError(`Cannot start ${script}: ${reason}`));
-    const late = setTimeout(fail, READY_MS, `not listening after ${READY_MS / 1000} s`);
-    late.unref();
+    const fail = (why: string): void => reject(new RunError(`Cannot start ${script}: ${why}`));
+    setTimeout(fail, READY_MS, `not listening after ${READY_MS / 1000} s`).unref();
     child.stdout?.on("data", () => {
       const address = parseAddress(/^Listening on (\S+)\n/m.exec(output.stdout)?.[1] ?? "");
       if (address) resolve(address);
@@ -830,56 +811,55 @@ function firstWords(script: string, { process: child, output }: Child): Promise<
   });
 }
 
-/** What --compare starts: the servers, and what their balancer is told besides its entry. */
-type Lab = Readonly<{ servers: readonly ServerSetup[]; balancerOptions: readonly string[] }>;
-
 const BALANCER = "the balancer";
 const serverLabel = (place: number): string => `server ${place + 1}`;
+const neededBy = ({ algorithm }: Entry, { setups }: Job): readonly ServerSetup[] =>
+  algorithm === undefined ? setups.slice(0, 1) : setups; // the baseline is the first one alone
 
-/** The server that --fail and --hang are about. */
-type LastServer = { readonly label: string; readonly restart: () => Promise<unknown> };
+type LastServer = { label: string; restart: () => Promise<unknown> }; // of --fail and --hang
 
-/** Starts what an entry needs: the baseline is the first server alone. Throws RunError. */
-async function startEntry(children: Children, entry: Entry, lab: Lab, nextSeed: () => number) {
+/** Starts what an entry needs, unless that is there already. Throws RunError. */
+async function startEntry(children: Children, entry: Entry, job: Job, nextSeed: () => number) {
+  if (job.target) return { addresses: await resolveAddresses(job.target) };
   const { algorithm, balancerOptions } = entry;
   const balancerSeed = nextSeed();
-  const needed = algorithm === undefined ? lab.servers.slice(0, 1) : lab.servers;
-  const commands = needed.map(({ mean, sd, slots, slow }) => {
+  const servers = neededBy(entry, job);
+  const commands = servers.map(({ mean, sd, slots, slow }) => {
     const phase = slow ? ` --slow ${slowText(slow)}` : "";
-    const work = `--mean ${mean} --sd ${sd}${phase} --max-connections ${slots}`;
-    return `--log none ${work} --seed ${nextSeed()}`.split(" ");
+    const work = `--mean ${mean} --sd ${sd}${phase}`;
+    return `--log none ${work} --max-connections ${slots} --seed ${nextSeed()}`.split(" ");
   });
   const start = (place: number, port: number): Promise<Address> => {
     const args = ["127.0.0.1", String(port), ...commands[place]!];
     return children.start(serverLabel(place), "server.ts", args);
   };
-  const addresses = await Promise.all(needed.map((_, place) => start(place, 0)));
-  const place = needed.length - 1;
-  const restart = (): Promise<unknown> => start(place, addresses[place]!.port);
-  const last: LastServer = { label: serverLabel(place), restart };
+  const addresses = await Promise.all(servers.map((_, place) => start(place, 0)));
+  const place = servers.length - 1;
+  const last = { label: serverLabel(place), restart: () => start(place, addresses[place]!.port) };
   if (algorithm === undefined) return { addresses, last };
-  const list = addresses.map((at, place) => `${formatAddress(at)}*${needed[place]!.weight}`);
+  const list = addresses.map((at, place) => `${formatAddress(at)}*${servers[place]!.weight}`);
   const usual = `--port 0 --servers ${list.join()} --log none --seed ${balancerSeed}`.split(" ");
-  const words = [algorithm, ...usual, ...lab.balancerOptions, ...balancerOptions];
+  const page = job.admin === undefined ? [] : ["--admin", job.admin];
+  const words = [algorithm, ...usual, ...page, ...balancerOptions];
   return { addresses: [await children.start(BALANCER, "load_balancer.ts", words)], last };
 }
 
 /** Lets faults happen in the windows of a plan; the returned function gives up what has not yet. */
 function schedule(children: Children, last: LastServer, { fail, hang }: Workload): () => void {
-  const timers: NodeJS.Timeout[] = [];
-  const at = (seconds: number, act: () => unknown): void =>
-    void timers.push(setTimeout(act, seconds * 1000));
-  let isOver = false; // and with it the server, which may be starting still
-  const complain = (error: unknown): void => {
-    if (!isOver) console.error(`${last.label} did not come back: ${reasonOf(error)}`);
+  const over = new AbortController();
+  const at = async (seconds: number, act: () => unknown): Promise<void> => {
+    try {
+      await sleep(seconds * 1000, undefined, { signal: over.signal });
+      await act();
+    } catch (error) {
+      if (over.signal.aborted) return; // and with the run the server, which may be starting still
+      console.error(`${last.label} did not come back: ${reasonOf(error)}`);
+    }
   };
-  if (fail) at(fail.from, () => children.find(last.label)?.process.kill("SIGKILL"));
-  if (fail) at(fail.to, () => last.restart().catch(complain));
-  if (hang) at(hang.from, () => children.hang(last.label, hang.to - hang.from));
-  return () => {
-    isOver = true;
-    timers.forEach(clearTimeout);
-  };
+  if (fail) void at(fail.from, () => children.find(last.label)?.process.kill("SIGKILL"));
+  if (fail) void at(fail.to, last.restart);
+  if (hang) void at(hang.from, () => children.hang(last.label, hang.to - hang.from));
+  return () => over.abort();
 }
 
 // ─── In virtual time ─────────────────────────────────────────────────────────
@@ -1607,13 +1587,12 @@ export function writeWhole(file: string, text: string): void {
   throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}; what was to be written ${kept}`);
 }
 
-/** Half a draft is none. */
 function writeDraft(draft: string, text: string): void {
   try {
     makeFolder(dirname(draft));
     fs.writeFileSync(draft, text);
   } catch (error) {
-    fs.rmSync(draft, { force: true });
+    fs.rmSync(draft, { force: true }); // half a draft is none
     throw error;
   }
 }
@@ -1643,32 +1622,27 @@ function keepElsewhere(draft: string, text: string): string {
   return "is above";
 }
 
-/**
- * Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
- * the returned function is called, or this process has gone. Throws RunError.
- */
+/** Makes the folder, proves that `file` can be written, and keeps other calls from doing so until
+ *  the returned function is called, or this process has gone. Throws RunError. */
 function reserve(file: string, moreTries = 0): () => void {
   const lock = `${file}.lock`;
   const problem = problemWith(() => claim(file, lock));
-  if (problem && moreTries > 0) {
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // milliseconds
-    return reserve(file, moreTries - 1);
-  }
-  if (problem) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
-  return () => fs.rmSync(lock, { force: true });
+  if (!problem) return () => fs.rmSync(lock, { force: true });
+  if (moreTries === 0) throw new RunError(`Cannot write ${file}: ${reasonOf(problem)}`);
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // milliseconds
+  return reserve(file, moreTries - 1);
 }
 
 function claim(file: string, lock: string): void {
-  const probe = `${file}.${process.pid}.tmp`;
-  writeDraft(probe, "");
-  fs.rmSync(probe);
   if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory())
     throw new Error("it is a folder");
   const owner = (fs.existsSync(lock) && Number(fs.readFileSync(lock, "utf8"))) || process.pid;
   const hasGone = reasonOf(problemWith(() => process.kill(owner, 0))) === "no such process";
   const what = `process ${owner} is measuring under this name (if it is not, remove ${lock})`;
   if (owner !== process.pid && !hasGone) throw new Error(what);
-  writeDraft(lock, String(process.pid));
+  const draft = `${file}.${process.pid}.tmp`;
+  writeDraft(draft, String(process.pid));
+  fs.renameSync(draft, lock);
 }
 
 const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
@@ -1709,9 +1683,7 @@ function addRecord(folder: string, { name, runs, ...asked }: Measured, made: Rec
   const file = join(folder, "runs.json");
   const record = {
     ...made,
-    setup: asked.setup,
-    plan: asked.plan,
-    runsAsked: asked.runsAsked,
+    ...asked,
     simulated: runs.some(({ simulated }) => simulated),
     runs: runs.map(({ times, address, firstFailure, tester, ...run }) => ({
       ...run,
@@ -1741,11 +1713,9 @@ function isWhole(folder: string, name: string): boolean {
   return !isPartial && /\d/.test(text);
 }
 
-/**
- * Writes the runs of a set-up, a line for each client, and with a `session` how they were made.
- * Runs without an answer, or interrupted, do not replace whole ones, but stand beside them. Returns
- * where they are. Throws RunError.
- */
+/** Writes the runs of a set-up, a line for each client, and with a `session` how they were made.
+ *  Those without an answer, or interrupted, do not replace whole ones, but stand beside them.
+ *  Returns where they are. Throws RunError. */
 function store(measured: Measured, folder: string, session: string | undefined): string {
   const { name, runs } = measured;
   const file = join(folder, `${name}.json`);
@@ -1809,18 +1779,12 @@ function displayOf(runs: number): Show {
 // Ctrl-C does at any moment of it.
 
 const INTERRUPTED = 130;
-/** Between two looks at the world outside a simulated run. */
-const EVENTS_AT_ONCE = 200_000;
+const EVENTS_AT_ONCE = 200_000; // between two looks at the world outside a simulated run
 
-/** The runs of one folder: one rate. More than one only with --compare. */
-type Series = { readonly folder: string; readonly plan: Workload };
 type Job = ReturnType<typeof readJob>;
-/** What a folder's runs have come to so far; the first `whole` of them make up whole seeds. */
-type Harvest = {
-  readonly series: Series;
-  readonly runs: { readonly entry: Entry; readonly outcome: Outcome }[];
-  whole: number;
-};
+type Series = { readonly folder: string; readonly plan: Workload }; // the runs of one rate
+/** What they have come to so far; the first `whole` of them make up whole seeds. */
+type Harvest = { series: Series; runs: { entry: Entry; outcome: Outcome }[]; whole: number };
 
 class Session {
   readonly #job: Job;
@@ -1829,7 +1793,6 @@ class Session {
   readonly #children = new Children();
   readonly #summaries: (Summary & { file: string | null })[] = [];
   readonly #releases: (() => void)[] = [];
-  readonly #written: string[] = [];
   #interrupted = false;
   #failedToWrite = false;
   #run: Watchable | undefined;
@@ -1847,8 +1810,7 @@ class Session {
     const exit = (): void => process.exit(INTERRUPTED);
     onStopSignals(interrupt, exit, ["SIGINT", "SIGTERM", "SIGHUP"]); // HUP: the terminal has gone
     process.on("exit", () => {
-      // even after an error or a second Ctrl-C
-      this.#children.kill();
+      this.#children.kill(); // even after an error or a second Ctrl-C
       this.#putAway();
       for (const release of this.#releases) release();
     });
@@ -1861,8 +1823,13 @@ class Session {
     for (const { folder } of series)
       for (const { name } of entries) this.#releases.push(reserve(join(folder, `${name}.json`)));
     try {
-      for (const each of series) await this.#carryOutSeries(each);
+      for (const each of series) {
+        this.#harvest = { series: each, runs: [], whole: 0 };
+        await this.#gather(this.#harvest);
+        this.#putAway();
+      }
     } finally {
+      this.#putAway();
       this.#conclude();
     }
     if (this.#failedToWrite) return 1;
@@ -1872,38 +1839,30 @@ class Session {
   }
 
   /** Seed by seed. By hand an interrupted run is all there is; a seed of --compare is then void. */
-  async #carryOutSeries(series: Series): Promise<void> {
-    const harvest: Harvest = { series, runs: [], whole: 0 };
-    this.#harvest = harvest;
-    try {
-      for (const { seed, entries } of this.#job.rounds) {
-        for (const entry of entries) {
-          const outcome = await this.#measure(entry, seed, series.plan);
-          if (outcome) harvest.runs.push({ entry, outcome });
-          if (!outcome || (outcome.interrupted && !this.#job.target)) return;
-        }
-        harvest.whole = harvest.runs.length;
+  async #gather(harvest: Harvest): Promise<void> {
+    for (const { seed, entries } of this.#job.rounds) {
+      for (const entry of entries) {
+        const outcome = await this.#measure(entry, seed, harvest.series.plan);
+        if (outcome) harvest.runs.push({ entry, outcome });
+        if (!outcome || (outcome.interrupted && !this.#job.target)) return;
       }
-    } finally {
-      this.#putAway();
+      harvest.whole = harvest.runs.length;
     }
   }
 
   /** Starts everything afresh for one entry, and ends it again; nothing if it was interrupted. */
   async #measure(entry: Entry, seed: number, plan: Workload): Promise<Outcome | undefined> {
-    const { target, isSimulated, lab, isEndless } = this.#job;
+    const { target, simulate, isEndless } = this.#job;
     const { clients, maxRequests, rate } = plan;
     if (this.#interrupted) return undefined;
-    if (isSimulated) return this.#simulate(entry, seed, plan);
+    if (simulate) return this.#simulate(entry, seed, plan);
     const children = this.#children;
     const nextSeed = seedsFrom(seed);
     const visits = isEndless
       ? endlessVisits(maxRequests, rate, nextSeed)
       : visitsOf(drawPlan(clients, maxRequests, rate, nextSeed));
     try {
-      const { addresses, last } = target
-        ? { addresses: await resolveAddresses(target), last: undefined }
-        : await startEntry(children, entry, lab, nextSeed);
+      const { addresses, last } = await startEntry(children, entry, this.#job, nextSeed);
       if (isEndless) this.#sayWhatToTry();
       const run = new Run(addresses, visits, { ...plan, numbered: !target });
       await children.stalls(); // from here on they count
@@ -1916,11 +1875,9 @@ class Session {
       giveUpFaults?.();
       hide();
       const disturbed = [...disturbances(observed, await children.stalls()), ...children.lost];
-      if (disturbed.length > 0)
-        console.error(
-          `Warning: ${entry.name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}. Its ` +
-            `times may be too long by as much. To repeat it: --seed ${seed}`,
-        );
+      const what = `${entry.name}, seed ${seed}, was disturbed: ${disturbed.join("; ")}`;
+      const advice = `Its times may be too long by as much. To repeat it: --seed ${seed}`;
+      if (disturbed.length > 0) console.error(`Warning: ${what}. ${advice}`);
       const address = addresses.map(formatAddress).join(" or ");
       return { ...observed, seed, address, simulated: false, disturbed };
     } catch (error) {
@@ -1934,7 +1891,7 @@ class Session {
   /** Carries out one entry in virtual time, some hundred thousand events at a time. */
   async #simulate(entry: Entry, seed: number, plan: Workload): Promise<Outcome> {
     const { clients, maxRequests, rate, addresses, ...rest } = plan;
-    const { lab, balancers } = this.#job;
+    const { setups, balancers = 1 } = this.#job;
     const nextSeed = seedsFrom(seed);
     const drawn = drawPlan(clients, maxRequests, rate, nextSeed);
     const run = new VirtualRun({
@@ -1942,7 +1899,7 @@ class Session {
       plan: drawn,
       numbers: (client) => numbersOf(drawn.luck, client),
       addressOf: (client) => sourceOf(client, addresses).localAddress ?? "127.0.0.1",
-      servers: lab.servers,
+      servers: setups,
       entry,
       balancers,
       balancerSeed: nextSeed(),
@@ -1982,12 +1939,11 @@ class Session {
 
   /** Where it was written; null where it could not be, which is said at once. */
   #store(measured: Measured, folder: string): string | null {
+    const isNamed = (this.#job.compare ?? this.#job.name) !== undefined;
     try {
-      const file = store(measured, folder, this.#job.hasRecords ? this.#id : undefined);
-      this.#written.push(file);
-      return file;
+      return store(measured, folder, isNamed ? this.#id : undefined);
     } catch (error) {
-      console.error(error instanceof RunError ? error.message : reasonOf(error));
+      console.error(reasonOf(error));
       this.#failedToWrite = true;
       return null;
     }
@@ -1997,9 +1953,10 @@ class Session {
   #conclude(): void {
     const { json, quiet, target } = this.#job;
     const shown = target ? this.#summaries[0] : this.#summaries;
+    const written = this.#summaries.flatMap(({ file }) => file ?? []);
     if (json && shown !== undefined) console.log(JSON.stringify(shown, null, 2));
-    if (json || quiet || this.#written.length === 0) return;
-    console.log(`\nWritten: ${this.#written.join(", ")}`);
+    if (json || quiet || written.length === 0) return;
+    console.log(`\nWritten: ${written.join(", ")}`);
     if (!target) console.log(drawingCommands(this.#job).join("\n"));
   }
 
@@ -2008,7 +1965,7 @@ class Session {
     const said = this.#children.find(BALANCER)?.output.stdout ?? "";
     const [, page] = /^Admin on (\S+)/m.exec(said) ?? [];
     if (page === undefined) return;
-    const last = serverLabel(this.#job.lab.servers.length - 1);
+    const last = serverLabel(this.#job.setups.length - 1);
     const pid = this.#children.find(last)?.process.pid;
     console.error(
       `Open ${page} and watch. Switch the algorithm there, and look at p95; drain a server;\n` +
@@ -2017,18 +1974,18 @@ class Session {
   }
 }
 
-function setupOf({ target, lab, balancers }: Job, entry: Entry): Setup {
+function setupOf(job: Job, entry: Entry): Setup {
   const { algorithm, balancerOptions: options } = entry;
-  if (target) return { algorithm: null, options, servers: null, balancers: 1 };
-  if (algorithm !== undefined) return { algorithm, options, servers: lab.servers, balancers };
-  return { algorithm: "baseline", options, servers: lab.servers.slice(0, 1), balancers: 1 };
+  if (job.target) return { algorithm: null, options, servers: null, balancers: 1 };
+  const servers = neededBy(entry, job);
+  if (algorithm === undefined) return { algorithm: "baseline", options, servers, balancers: 1 };
+  return { algorithm, options, servers, balancers: job.balancers ?? 1 };
 }
 
 /** A word of a command line that a shell reads as it is. */
 const shellWord = (word: string): string =>
   /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 
-/** How to draw what was written. */
 function drawingCommands({ series, entries }: Job): string[] {
   const script = fileURLToPath(new URL("generate_graphs.ts", import.meta.url));
   const draw = `To draw it: npx tsx ${shellWord(relative(".", script))}`;
@@ -2050,79 +2007,64 @@ const plainName: Kind<string> = {
     return /^(?!(\.{1,2}|runs)$)[^/\\\p{Cc}]+$/u.test(name) ? name : undefined;
   },
 };
-/** A value of `kind`, or a list of them with commas between, one for `each`. */
 const listOf = <T>(kind: Kind<T>, each: string): Kind<readonly T[]> => ({
   expected: `${kind.expected}, or a list of them, one a ${each}, with commas between`,
   read(text) {
     const values = text.split(",").map(kind.read);
-    const good = values.filter((value) => value !== undefined);
-    return good.length === values.length ? good : undefined;
+    return values.every((value) => value !== undefined) ? values : undefined;
   },
 });
-/** `FROM-TO`, in seconds of a run: a slow phase without its mean. */
 const secondsWindow: Kind<Window> = {
   expected: "FROM-TO in seconds, such as 4-8",
   read(text) {
-    const { from, to } = slowPhase.read(`${text}:0`) ?? {};
-    return from === undefined || to === undefined ? undefined : { from, to };
+    const phase = slowPhase.read(`${text}:0`); // with a mean that nobody needs
+    return phase && { from: phase.from, to: phase.to };
   },
 };
-/** A slow phase, or `-` for a server that has none. */
 const slowOrNot: Kind<Slow | null> = {
-  expected: slowPhase.expected,
+  ...slowPhase,
   read: (text) => (text === "-" ? null : slowPhase.read(text)),
 };
 const slowText = (slow: Slow | null): string =>
   slow ? `${slow.from}-${slow.to}:${slow.mean}` : "-";
-/** As the balancer reads it, who gets the text. */
-const adminAddress: Kind<string> = {
-  expected: BALANCER_OPTIONS.admin.kind.expected,
-  read: (text) => (BALANCER_OPTIONS.admin.kind.read(text) === undefined ? undefined : text),
-};
+const { kind: adminKind } = BALANCER_OPTIONS.admin; // of the balancer, who gets the text
+const adminText: Kind<string> = { ...adminKind, read: (text) => adminKind.read(text) && text };
 
-const option = <T>(value: string, kind: Kind<T>, help: string) => ({ value, kind, help });
-const eachServer = <T>(kind: Kind<T>): Kind<readonly T[]> => listOf(kind, "server");
-const seconds = eachServer(amount("seconds"));
-const rates = listOf(amount("clients a second"), "folder");
+const upTo = (most: number): Kind<number> => wholeNumber(1, most);
+const perServer = <T>(kind: Kind<T>): Kind<readonly T[]> => listOf(kind, "server");
+const times = perServer(amount("seconds"));
 
 export const OPTIONS = {
-  host: option("HOST", hostName, "whom to ask (default 127.0.0.1)"),
-  port: option("PORT", wholeNumber(1, 65535), "and where (default 65432)"),
-  name: option("NAME", plainName, "write DIR/NAME.json, not response_times.json"),
-  seed: { ...option("N", seedNumber, "requests, arrivals and luck of the plan"), fallback: "1" },
-  runs: option("K", wholeNumber(1, 10_000), "--compare: the seeds N to N+K-1 (default 1)"),
-  rate: {
-    ...option("R", rates, "clients arriving a second, Poisson; 0 = at once; a list: DIR/rate-R/"),
-    fallback: "0",
-  },
+  host: given(hostName, "HOST").help("whom to ask (default 127.0.0.1)"),
+  port: given(upTo(65535), "PORT").help("and where (default 65432)"),
+  name: given(plainName, "NAME").help("write DIR/NAME.json, not response_times.json"),
+  seed: option(seedNumber, "N", "1").help("requests, arrivals and luck of the plan"),
+  runs: given(upTo(10_000), "K").help("--compare: the seeds N to N+K-1 (default 1)"),
+  rate: option(listOf(amount("clients a second"), "folder"), "R", "0").help(
+    "clients arriving a second, Poisson; 0 = at once; a list: DIR/rate-R/",
+  ),
   reconnect: { help: "a new connection for every request" },
-  timeout: { ...option("SECONDS", someSeconds, "for one answer"), fallback: "30" },
-  compare: option(
-    "LIST",
-    anyText,
+  timeout: option(someSeconds, "SECONDS", "30").help("for one answer"),
+  compare: given(anyText, "LIST").help(
     "start servers and balancer afresh for each of: baseline, all, ALGORITHM with its options",
   ),
   simulate: { help: "--compare: in virtual time, without sockets and without waiting" },
-  balancers: option(
-    "M",
-    wholeNumber(1, 1000),
+  balancers: given(upTo(1000), "M").help(
     "--simulate: M balancers that do not know of each other (default 1)",
   ),
-  servers: option("N", wholeNumber(1, 10_000), "how many (default 5); baseline: the first alone"),
-  mean: option("SECONDS", seconds, "of their sleeps: one, or a list, one a server (default 0.5)"),
-  sd: option("SECONDS", seconds, "their standard deviation, likewise (default 0.2)"),
-  slots: option("N", eachServer(wholeNumber(1)), "clients served at once, likewise (default 10)"),
-  weights: option("LIST", eachServer(wholeNumber(1, 1000)), "of the servers (default 1)"),
-  slow: option(
-    "FROM-TO:MEAN",
-    eachServer(slowOrNot),
+  servers: given(upTo(10_000), "N").help("how many (default 5); baseline: the first alone"),
+  mean: given(times, "SECONDS").help("of their sleeps: one, or a list, one a server (default 0.5)"),
+  sd: given(times, "SECONDS").help("their standard deviation, likewise (default 0.2)"),
+  slots: given(perServer(upTo(1e9)), "N").help("clients served at once, likewise (default 10)"),
+  weights: given(perServer(upTo(1000)), "LIST").help("of the servers (default 1)"),
+  slow: given(perServer(slowOrNot), "FROM-TO:MEAN").help(
     "another mean from second to second, of the last server; or a list, - for none",
   ),
-  fail: option("FROM-TO", secondsWindow, "--compare: the last server is dead in these seconds"),
-  hang: option("FROM-TO", secondsWindow, "--compare: the last server stands still, likewise"),
-  addresses: option("N", wholeNumber(1, 60_000), "--compare: clients come from N addresses"),
-  admin: option("[HOST:]PORT", adminAddress, "--compare: the page of each balancer in turn"),
-  data: option("DIR", anyText, "where files go (default data; --compare: data/compare)"),
+  fail: given(secondsWindow, "FROM-TO").help("--compare: the last server is dead in these seconds"),
+  hang: given(secondsWindow, "FROM-TO").help("--compare: the last server stands still, likewise"),
+  addresses: given(upTo(60_000), "N").help("--compare: clients come from N addresses"),
+  admin: given(adminText, "[HOST:]PORT").help("--compare: the page of each balancer in turn"),
+  data: given(anyText, "DIR").help("where files go (default data; --compare: data/compare)"),
   json: { help: "the summary as JSON in place of the table; an array with --compare" },
   quiet: { help: "no live line, no table" },
 } as const;
@@ -2136,9 +2078,9 @@ function refuseIf(isBad: boolean, what: string, expected: string): void {
 /** Options that would silently do nothing are refused. */
 function checkTogether(values: Given): void {
   const { compare, simulate, name } = values;
-  const only = (names: readonly (keyof typeof OPTIONS)[], expected: string): void => {
-    const given = names.find((key) => values[key] !== undefined);
-    refuseIf(given !== undefined, `option "--${given}"`, `only ${expected}`);
+  const only = (names: readonly (keyof Given)[], expected: string): void => {
+    const idle = names.find((key) => values[key] !== undefined);
+    refuseIf(idle !== undefined, `option "--${idle}"`, `only ${expected}`);
   };
   if (!simulate) only(["balancers"], "with --simulate");
   else only(["admin"], "without --simulate, where nobody could ask");
@@ -2154,6 +2096,7 @@ function checkTogether(values: Given): void {
 /** What cannot be measured, or would take an entry, a rate or a seed for another. */
 function checkPlan(clients: number, values: Given, entries: readonly Entry[]): void {
   const { rate, compare, simulate, seed, runs = 1, servers = 5, balancers = 1 } = values;
+  const { pairs } = MOST_VIRTUAL;
   const rateList = `--rate "${rate.join()}"`;
   const isSweep = rate.length > 1;
   refuseIf(isSweep && compare === undefined, rateList, "one rate; several only with --compare");
@@ -2162,15 +2105,13 @@ function checkPlan(clients: number, values: Given, entries: readonly Entry[]): v
   refuseIf(seed + runs > 2 ** 32, `--runs "${runs}"`, `seeds up to ${2 ** 32 - 1}`);
   const sockets = "at most 100 with sockets; more only with --simulate";
   refuseIf(!simulate && servers > 100, `--servers "${servers}"`, sockets);
-  const { pairs } = MOST_VIRTUAL;
-  const tooMany = `at most ${pairs} pairs with a server`;
-  refuseIf(servers * balancers > pairs, `--balancers "${balancers}"`, tooMany);
+  const together = `at most ${pairs} pairs with a server`;
+  refuseIf(servers * balancers > pairs, `--balancers "${balancers}"`, together);
   for (const { algorithm = "baseline", balancerOptions } of simulate ? entries : []) {
     const complaint = complaintAboutVirtual(balancerOptions);
-    if (complaint === undefined) continue;
     const words = [algorithm, ...balancerOptions];
     const quoted = words.map((word) => (/[\s,]/.test(word) ? `'${word}'` : word));
-    throw badEntry(quoted.join(" "), complaint);
+    if (complaint !== undefined) throw badEntry(quoted.join(" "), complaint);
   }
   if (clients > 0) return;
   const none = 'clients "0"';
@@ -2181,16 +2122,11 @@ function checkPlan(clients: number, values: Given, entries: readonly Entry[]): v
   refuseIf(values.runs !== undefined, none, "no --runs without an end");
 }
 
-/** What this process, or a balancer, has open besides its clients. */
-const OTHER_DESCRIPTORS = 60;
-
-/**
- * More clients at once than there are descriptors for cannot be; more in all may be, if they come
- * one after the other. Throws UsageError.
- */
+/** Throws UsageError when all clients at once cannot be; warns of what may be, one after the other. */
 export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: number): void {
+  const others = 60; // what this process, or a balancer, has open besides its clients
   const each = hasBalancer ? 2 : 1; // a balancer's other side
-  const most = Math.max(0, Math.floor((limit - OTHER_DESCRIPTORS) / each));
+  const most = Math.max(0, Math.floor((limit - others) / each));
   if (plan.clients <= most) return;
   const allows = `the limit of ${limit} file descriptors allows ${most} clients at once`;
   const cure = "raise it with ulimit -n";
@@ -2198,78 +2134,63 @@ export function checkDescriptors(plan: Workload, hasBalancer: boolean, limit: nu
   console.error(`Warning: ${allows}, and ${plan.clients} are to come; ${cure}`);
 }
 
-/** What --compare starts. Throws UsageError when a list gives more or fewer values than servers. */
-function labOf(values: Given): Lab {
-  const { servers = 5, slow = [null] } = values;
+/** Throws UsageError when a list gives more or fewer values than there are servers. */
+function setupsOf(values: Given): ServerSetup[] {
+  const { servers: count = 5, slow = [null] } = values;
   const { mean = [0.5], sd = [0.2], slots = [10], weights = [1] } = values;
   for (const [name, list] of Object.entries({ mean, sd, slots, weights, slow })) {
-    const isBad = list.length !== 1 && list.length !== servers;
-    const expected = `one value, or one for each of ${servers} servers`;
     const texts = list.map((value) => (typeof value === "number" ? value : slowText(value)));
-    refuseIf(isBad, `--${name} "${texts.join()}"`, expected);
+    const expected = `one value, or one for each of ${count} servers`;
+    refuseIf(![1, count].includes(list.length), `--${name} "${texts.join()}"`, expected);
   }
   const at = <T>(list: readonly T[], place: number): T => list[place % list.length]!;
-  const phaseOf = (place: number): Slow | null =>
-    slow.length === 1 && place < servers - 1 ? null : at(slow, place); // one alone is the last's
-  return {
-    servers: Array.from({ length: servers }, (_, place) => ({
-      mean: at(mean, place),
-      sd: at(sd, place),
-      slots: at(slots, place),
-      weight: at(weights, place),
-      slow: phaseOf(place),
-    })),
-    balancerOptions: values.admin === undefined ? [] : ["--admin", values.admin],
-  };
+  return Array.from({ length: count }, (_, place) => ({
+    mean: at(mean, place),
+    sd: at(sd, place),
+    slots: at(slots, place),
+    weight: at(weights, place),
+    slow: slow.length < count && place < count - 1 ? null : at(slow, place), // one is the last's
+  }));
 }
 
 function seriesOf(clients: number, maxRequests: number, values: Given): Series[] {
   const { rate, reconnect, timeout, addresses = 1, fail = null, hang = null, compare } = values;
   const { name, data = compare === undefined ? "data" : join("data", "compare") } = values;
-  const folder = compare === undefined && name === undefined ? "." : data;
+  const folder = (compare ?? name) === undefined ? "." : data;
   return rate.map((each) => ({
     folder: rate.length > 1 ? join(folder, `rate-${each}`) : folder,
     plan: { clients, maxRequests, rate: each, reconnect, timeout, addresses, fail, hang },
   }));
 }
 
-function readCounts(positionals: readonly string[], most: number) {
-  const [clientsText, requestsText, extra] = positionals;
-  const requestNumber = wholeNumber(1, 1_000_000);
-  if (clientsText === undefined) throw new UsageError("");
-  const clients = readValue("clients", wholeNumber(0, most), clientsText);
-  const missing = `Missing max_requests after "${clientsText}": expected ${requestNumber.expected}`;
-  if (requestsText === undefined) throw new UsageError(missing);
-  const maxRequests = readValue("max_requests", requestNumber, requestsText);
-  const what = `argument ${JSON.stringify(extra)}`;
-  refuseIf(extra !== undefined, what, "clients and max_requests only");
+function readCounts([first, second, more]: readonly string[], most: number) {
+  const someRequests = upTo(1_000_000);
+  if (first === undefined) throw new UsageError("");
+  const clients = readValue("clients", wholeNumber(0, most), first);
+  const missing = `Missing max_requests after "${first}": expected ${someRequests.expected}`;
+  if (second === undefined) throw new UsageError(missing);
+  const maxRequests = readValue("max_requests", someRequests, second);
+  refuseIf(more !== undefined, `argument ${JSON.stringify(more)}`, "clients and max_requests only");
   return { clients, maxRequests };
 }
 
 /** All that is to be done, checked before anything is started. Throws UsageError. */
 export function readJob(positionals: readonly string[], values: Given) {
+  const { seed, runs = 1, compare, name, host = "127.0.0.1", port = 65432 } = values;
   const most = values.simulate ? MOST_VIRTUAL.clients : MOST_CLIENTS;
   const { clients, maxRequests } = readCounts(positionals, most);
   checkTogether(values);
-  const { seed, runs = 1, compare, name, host = "127.0.0.1", port = 65432 } = values;
   const byHand = { name: name ?? "response_times", algorithm: undefined, balancerOptions: [] };
   const entries: readonly Entry[] = compare === undefined ? [byHand] : parseEntries(compare);
   checkPlan(clients, values, entries);
   const seeds = Array.from({ length: runs }, (_, place) => seed + place);
   return {
-    /** More than one only with --compare: a rate each. */
+    ...values,
     series: seriesOf(clients, maxRequests, values),
     entries,
     rounds: roundsOf(entries, seeds),
-    lab: labOf(values),
-    isSimulated: values.simulate,
-    balancers: values.balancers ?? 1,
-    /** Whom a run by hand asks; --compare starts what it asks. */
-    target: compare === undefined ? { host, port } : undefined,
-    /** There is a `runs.json` beside the files. */
-    hasRecords: compare !== undefined || name !== undefined,
-    json: values.json,
-    quiet: values.quiet,
+    setups: setupsOf(values),
+    target: compare === undefined ? { host, port } : undefined, // --compare starts what it asks
     isEndless: clients === 0,
   };
 }
@@ -2279,8 +2200,7 @@ async function main(positionals: string[], values: Given): Promise<number> {
   const hasBalancer = job.entries.some(({ algorithm }) => algorithm !== undefined);
   const report = JSON.stringify(process.report.getReport()); // not everywhere has it the limit
   const limit = Number(/"open_files":\{"soft":"?(\d+)/.exec(report)?.[1] ?? Infinity);
-  for (const { plan } of job.isSimulated ? [] : job.series)
-    checkDescriptors(plan, hasBalancer, limit);
+  for (const { plan } of job.simulate ? [] : job.series) checkDescriptors(plan, hasBalancer, limit);
   return new Session(job).carryOut();
 }
 

@@ -960,7 +960,7 @@ comparing("starts as many servers as it is told, each with what lists give it", 
   const serversOf = (args: string): readonly ServerSetup[] => {
     const words = `1 1 --compare random ${args}`.trim().split(" ");
     const { positionals, values } = parseCommandLine(OPTIONS, words);
-    return readJob(positionals, values).lab.servers;
+    return readJob(positionals, values).setups;
   };
   const phase = { from: 1, to: 2, mean: 3 };
   assert.equal(
