@@ -1,6 +1,6 @@
 /**
- * What the algorithms do to waiting: theory, many balancers, and clients and servers that behave
- * badly, all on a clock that jumps.
+ * What the algorithms do to waiting before many balancers, and with clients and servers that behave
+ * badly, in virtual time. How they stand to queueing theory is in simulate.test.ts.
  */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -8,10 +8,6 @@ import { quantile } from "../lib.ts";
 import { type Algorithm, ALGORITHMS } from "../load_balancer.ts";
 import { type Experiment, type Outcome, run } from "./queues.ts";
 
-const exponential =
-  (mean: number) =>
-  (random: () => number): number =>
-    -Math.log(1 - random()) * mean;
 /** Normal, redrawn while it is negative. */
 function normal(random: () => number, mean: number, sd: number): number {
   const polar = Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
@@ -27,38 +23,6 @@ const inTime = (outcome: Outcome, silent = 0): number =>
 function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
-
-// ─── Theory ──────────────────────────────────────────────────────────────────
-
-const theory = suite("theory");
-
-/** Mean time in the system, in service times, after the first fifth has filled the queues. */
-function simulateQueues(algorithm: Algorithm, load: number): number {
-  const { seconds } = run({
-    algorithm,
-    servers: 100,
-    slots: 1,
-    rate: 100 * load,
-    clients: 250_000,
-    service: exponential(1),
-  });
-  return mean([...seconds.subarray(50_000)]);
-}
-
-theory(
-  "two choices wait as little as Mitzenmacher's formula has it (2001): 2.61 service times at 90 % load, where one choice takes 10",
-  () => {
-    let expected = 0;
-    for (let i = 1; i < 20; i += 1) expected += 0.9 ** (2 ** i - 1 - 1);
-    assert.ok(Math.abs(expected - 2.61) < 0.005, String(expected));
-    const one = simulateQueues("random", 0.9);
-    const both = simulateQueues("two-choices", 0.9);
-    assert.ok(Math.abs(one / 10 - 1) < 0.05, String(one));
-    assert.ok(Math.abs(both / expected - 1) < 0.05, String(both));
-  },
-);
-
-theory.run();
 
 // ─── Many balancers ──────────────────────────────────────────────────────────
 
@@ -109,7 +73,8 @@ for (const rate of [250, 100])
         assert.ok(quantile(answers(outcome), 0.5) < 0.06);
         for (const count of outcome.served) {
           const share = count / (8 * rate);
-          assert.ok(share > 0.1 && share < 0.4, outcome.served.join());
+          // one server may have most of the silent ones, and costs more then
+          assert.ok(share > 0.05 && share < 0.4, outcome.served.join());
         }
       }
   });
