@@ -542,10 +542,9 @@ export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress
 }
 
 /** FNV-1a, 32 bits. */
-export function hash(text: string): number {
+export function hash(key: string): number {
   let value = 0x811c9dc5;
-  for (let i = 0; i < text.length; i += 1)
-    value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
+  for (let i = 0; i < key.length; i += 1) value = Math.imul(value ^ key.charCodeAt(i), 0x01000193);
   return value >>> 0;
 }
 
@@ -1087,9 +1086,8 @@ class CheckRun {
     this.#wait(order.connectSeconds * 1000, () => this.#finish(UNCONNECTED));
   }
 
-  /** Lets go of everything; nothing is reported any more. */
   close(): void {
-    this.#isOver = true;
+    this.#isOver = true; // nothing is reported any more
     this.#cancelWait();
     this.#socket.destroy();
     this.#plain.destroy();
@@ -1766,7 +1764,6 @@ export class Connection implements Guest {
     if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
   }
 
-  /** To be called now and then. */
   isQuietFor(seconds: number, now: number): boolean {
     const { up, down } = this;
     if (up.moved || down.moved) this.quietSince = now;
@@ -1970,9 +1967,10 @@ export class ReadBuffers {
 
 // ─── Dispatch ────────────────────────────────────────────────────────────────
 // Where each client goes, and when: `Places` and `Health` decide, this carries it out, and keeps
-// those who wait. It sees no socket, so the tester's virtual time runs it just as the balancer does:
-// whoever extends it accepts clients, dials and checks servers, and says here how that went.
+// those who wait. It sees no socket, so that virtual time can run it as the balancer does: whoever
+// extends it accepts clients, dials and checks servers, and says here how that went.
 
+/** What dispatch sees of a client's connection. */
 type Travels = "clientAddress" | "tried" | "stage" | "server" | "countedAs" | "ranShort" | "queue";
 export type Traveller = Pick<Connection, Travels> & { close(reason: Reason): void };
 
@@ -2028,10 +2026,7 @@ export abstract class Dispatcher<T extends Traveller> {
   }
 
   #goTo(client: T, server: Server | "none"): void {
-    if (server !== "none") {
-      if (client.tried.length > 0) this.counts.retries += 1;
-      return this.dial(client, server);
-    }
+    if (server !== "none") return this.dial(client, server);
     if (client.ranShort) client.close("limit");
     else if (!this.patients.take(client)) client.close("no_server");
   }
@@ -2124,8 +2119,7 @@ function addressKey(address: string): string {
   const host = address.replace(/%.*/, "");
   const zeros = 8 - host.split(":").filter(Boolean).length;
   const full = host.replace("::", `:${"0:".repeat(zeros)}`);
-  const groups = full.split(":").filter(Boolean);
-  return `${groups.slice(0, 4).join(":")}::/64`;
+  return `${full.split(":").filter(Boolean).slice(0, 4).join(":")}::/64`;
 }
 
 function healthSettings(options: LoadBalancerOptions): HealthSettings {
@@ -2278,15 +2272,20 @@ export class LoadBalancer extends Dispatcher<Connection> {
   readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
   readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
-  readonly #dialOptions: Omit<Dial, "host" | "port">;
+  readonly #dialOptions: Omit<Dial, "host" | "port"> = {
+    ...socketOptions(this.options),
+    onread: this.buffers.onread,
+    autoSelectFamily: false,
+    highWaterMark: BUFFER_SIZE,
+  };
   /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
   readonly #listener: Listener;
   #address: Address | undefined; // where it listens, once it does
-  readonly #startedAt: number;
+  readonly #startedAt = this.now();
   readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
   readonly #resets = newResets(this.now);
-  readonly #sweeper: NodeJS.Timeout;
+  readonly #sweeper = setInterval(() => this.sweep(), sweepPeriod(this.options) * 1000);
   #later: (Connection | Wire)[] = [];
   #shortage = { why: "", at: -Infinity }; // what this machine ran short of last, and when
   readonly #ended = { ...NO_ENDS };
@@ -2296,20 +2295,12 @@ export class LoadBalancer extends Dispatcher<Connection> {
     super(options, world.clock, patientClock);
     this.log = log;
     this.#world = world;
-    this.#dialOptions = {
-      ...socketOptions(options),
-      onread: this.buffers.onread,
-      autoSelectFamily: false,
-      highWaterMark: BUFFER_SIZE,
-    };
-    this.#startedAt = this.now();
     this.#greeting = new Deadlines(options.connectTimeout, patientClock, (connection, late) => {
       if (connection.stage === "greeting") return connection.close("bad_proxy");
       connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
     });
     const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
     this.#listener = createServer(listening, (client) => this.#accept(client));
-    this.#sweeper = setInterval(() => this.sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
     this.setServers(options.servers, "start");
   }
@@ -2361,7 +2352,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     }
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
     this.places.setServers(this.servers);
-    if (isReweighted) super.setAlgorithm(this.algorithm);
+    if (isReweighted) this.setAlgorithm(this.algorithm);
     else this.serversChanged();
     return undefined;
   }
@@ -2423,6 +2414,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   }
 
   protected dial(connection: Connection, server: Server): void {
+    if (connection.tried.length > 0) this.counts.retries += 1;
     const { host, port } = server.address;
     const upstream = this.#world.connect({ ...this.#dialOptions, host, port });
     handled(upstream, connection).on("connect", onConnect);
