@@ -67,7 +67,7 @@ export type Script<O extends Options> = {
 const flagOf = (key: string): string =>
   `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
-const bad = (name: string, text: string, expected: string): UsageError =>
+export const bad = (name: string, text: string, expected: string): UsageError =>
   new UsageError(`Bad ${name} ${JSON.stringify(text)}: expected ${expected}`);
 
 /** Reads `text` as `kind`. Throws a UsageError that names the argument. */

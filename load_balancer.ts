@@ -10,24 +10,22 @@
  *
  * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
  * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
- * from stage to stage. Dispatch sends clients to servers, Balancer adds sockets and timers. A time-out
- * is an option, or a constant of the section that waits. README.md lists what it promises.
+ * from stage to stage. Dispatch ties them together, without a socket; Balancer adds sockets and
+ * timers. A time-out is an option or a constant of its section. README.md lists what it promises.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { readdirSync, readFileSync } from "node:fs";
-import { readFile } from "node:fs/promises";
-import { createServer as createHttpServer } from "node:http";
-import type { IncomingMessage, ServerResponse } from "node:http";
+import { promises, readdirSync, readFileSync } from "node:fs";
+import http, { type IncomingMessage, type ServerResponse } from "node:http";
 import { BlockList, connect, createServer, isIP, SocketAddress } from "node:net";
 import type { Server as Listener, Socket, TcpNetConnectOpts } from "node:net";
 import { networkInterfaces } from "node:os";
 import { connect as secure } from "node:tls";
 import { isatty } from "node:tty";
 import { type Address, formatAddress, hostName, listen, parseAddress, portNumber } from "./lib.ts";
-import { amount, anyText, type Kind, oneOf, readValue, someSeconds, wholeNumber } from "./lib.ts";
+import { amount, anyText, bad, type Kind, oneOf, readValue, someSeconds } from "./lib.ts";
 import { isMain, onStopSignals, type Options, parseCommandLine, type Values } from "./lib.ts";
-import { LineWriter, LONGEST_TIMER, mulberry32, seedNumber } from "./lib.ts";
+import { LineWriter, LONGEST_TIMER, mulberry32, seedNumber, wholeNumber } from "./lib.ts";
 import { reasonOf, RunError, runScript, UsageError } from "./lib.ts";
 
 /** The servers to balance over, when --servers names no others. */
@@ -37,7 +35,7 @@ const SERVERS = [65433, 65434, 65435, 65436, 65437].map((port) => `127.0.0.1:${p
 // What the balancer knows of a server, by who writes it: places, algorithms, health, or nobody but
 // the counters. Then the texts that name servers: a list, a file, and names that DNS resolves.
 
-/** What is not marked otherwise is written by the balancer section. */
+/** What is not marked otherwise is written by dispatch and the balancer. */
 export class Server {
   readonly name: string;
   readonly hash: number; // of its name, for `source-hash`
@@ -90,14 +88,9 @@ const newHistogram = (bounds: readonly number[]) => {
 
 function count(histogram: ReturnType<typeof newHistogram>, seconds: number): void {
   const { bounds, counts } = histogram;
-  let low = 0;
-  let high = bounds.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (seconds > (bounds[middle] ?? Infinity)) low = middle + 1;
-    else high = middle;
-  }
-  counts[low] = (counts[low] ?? 0) + 1;
+  let place = 0;
+  while (seconds > (bounds[place] ?? Infinity)) place += 1;
+  counts[place] = (counts[place] ?? 0) + 1;
   histogram.sum += seconds;
 }
 
@@ -112,6 +105,7 @@ export type ServerSpec = Address & {
   readonly resolved: boolean; // false: `host` is a name without an address, and never dialled
 };
 
+const serverPort = wholeNumber(1, 65535);
 const serverSpec: Kind<ServerSpec> = {
   expected:
     'host:port, host:port*weight, or either with " backup" behind it, ' +
@@ -138,15 +132,14 @@ export function parseServers(texts: readonly string[]): ServerSpec[] {
 function addServer(specs: Map<string, ServerSpec>, text: string): void {
   const spec = readValue("server", serverSpec, text);
   const name = formatAddress(spec);
-  if (specs.has(name))
-    throw new UsageError(`Bad server ${JSON.stringify(name)}: expected each server once`);
+  if (specs.has(name)) throw bad("server", name, "each server once");
   specs.set(name, spec);
 }
 
 const textOf = (file: string): Promise<string | RunError> =>
-  readFile(file, "utf8").catch(
-    (error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`),
-  );
+  promises
+    .readFile(file, "utf8")
+    .catch((error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`));
 
 /** The servers in the text of a file, one a line, `#` starts a comment; or what is wrong there. */
 function serversIn(file: string, text: string | RunError): ServerSpec[] | RunError {
@@ -337,9 +330,8 @@ export class Directory {
 // Each picks one of the servers it is shown; it never sees a socket. To add one, add it to the
 // table: help, validation, tests and the laboratory derive from it.
 
-/** What a picker sees of a server. */
 type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost";
-export type Candidate = Pick<Server, Seen>;
+export type Candidate = Pick<Server, Seen>; // what a picker sees of a server
 /** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
  *  in the same order, and is the same array until its members or their weights change. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
@@ -550,10 +542,9 @@ export function homeOf<S extends Candidate>(servers: readonly S[], clientAddress
 }
 
 /** FNV-1a, 32 bits. */
-export function hash(text: string): number {
+export function hash(key: string): number {
   let value = 0x811c9dc5;
-  for (let i = 0; i < text.length; i += 1)
-    value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
+  for (let i = 0; i < key.length; i += 1) value = Math.imul(value ^ key.charCodeAt(i), 0x01000193);
   return value >>> 0;
 }
 
@@ -584,7 +575,7 @@ export function asked(cost: Cost, now: number): void {
 /** A turn that began at `began` was answered. Whoever waits since before speaks for nobody now. */
 export function answered(cost: Cost, began: number, now: number): void {
   cost.waiting = 0;
-  show(cost, began, now - began, now);
+  took(cost, began, now - began, now);
 }
 
 /** A turn that began at `began` has ended without an answer, by its client or ours. */
@@ -592,12 +583,9 @@ export function forgotten(cost: Cost, began: number): void {
   if (cost.waiting > 0 && began >= cost.silentSince) cost.waiting -= 1;
 }
 
-/** A connect that began at `began` failed: it counts as a turn of `seconds`, a high cost. */
-export const failed = show;
-
 /** Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
  *  by. The outcome of a trial replaces what was known before. */
-function show(cost: Cost, began: number, seconds: number, now: number): void {
+export function took(cost: Cost, began: number, seconds: number, now: number): void {
   const kept = Math.exp((cost.shownAt - now) / DECAY);
   const decayed = cost.seconds * kept;
   const isTrial = began >= cost.triedAt;
@@ -676,7 +664,7 @@ function cheapest<S extends Candidate>(servers: readonly S[], start: number, now
 // take it down, no faster than checks would; what they send, and how they leave, never counts.
 // `learn` decides and is pure; `Health` runs one check of a server at a time, on a given clock.
 
-/** A server's health, and where its checks stand. Written by this section alone. */
+/** A server's health, and where its checks stand. What is not marked is written here alone. */
 export class HealthState {
   up = true;
   since: number; // when it went up or down, in seconds on the balancer's clock, as all times here
@@ -691,7 +679,7 @@ export class HealthState {
   received = 0; // bytes that it has given, counted by the relay
   receivedBefore = 0; // before its row of failures began
   reached = false; // once: "address not available" is then our shortage and not its absence
-  provedAt = -Infinity; // the last time it gave somebody a byte, or passed a check that asks
+  provedAt = -Infinity; // when it last gave a byte, as the sweep sees, or passed a check that asks
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
   begunAt = -Infinity; // when the last check began
   hurriedAt = -Infinity; // when the last one began that a suspicion had made due
@@ -706,15 +694,18 @@ export class HealthState {
   }
 }
 
-/** The numbers by which servers are judged. Times in seconds. */
-export interface HealthRules {
+/** How servers are checked, and the rules by which they are judged. Times in seconds. */
+export interface HealthSettings {
   readonly interval: number;
   readonly fall: number;
   readonly rise: number;
   readonly onlyWhoFailed: boolean; // nobody that works is checked (`--check none`)
   /** Which silence a client's first byte clears: a closed check is one that got no byte. */
   readonly clears: "any silence" | "a closed check" | "nothing";
+  readonly asks: boolean; // it sends or expects something; a bare connect holds, when in doubt
+  readonly elsewhere: boolean; // at another port, where it cannot tell whether the server accepts
 }
+export type HealthRules = Omit<HealthSettings, "asks" | "elsewhere">;
 
 /** What a check may tell. `answered`: at another port, and so not whether the server accepts;
  *  `silent`, one way or another; `queued`: no byte in time, but the server's line moves. */
@@ -791,18 +782,6 @@ function countFailure(state: HealthState, question: "refused" | "silent", why: s
   state.why = why;
 }
 
-/** A server gave somebody a byte. */
-export function provedWell(state: HealthState, now: number): void {
-  state.provedAt = now;
-}
-
-/** A server without an address is down, and stays so: nobody can check it. */
-export function cannotBeReached(state: HealthState, why: string, now: number): void {
-  state.up = false;
-  state.since = now;
-  state.why = why;
-}
-
 /** When the next check is due; Infinity: not before something happens. */
 function nextCheckAt(state: HealthState, { interval, fall, onlyWhoFailed }: HealthRules): number {
   const { up, begunAt } = state;
@@ -834,11 +813,6 @@ type Finding =
 export type Teller = "check" | "client"; // who told that a server is up or down
 const HOLD = 0.2; // the longest that a check which looks closely holds its connection, in seconds
 
-export interface HealthSettings extends HealthRules {
-  readonly asks: boolean; // it sends or expects something; a bare connect holds, when in doubt
-  readonly elsewhere: boolean; // at another port, where it cannot tell whether the server accepts
-}
-
 interface HealthEvents {
   readonly changed: (server: Server, by: Teller) => void; // it went up or down
   readonly stillDown: (server: Server) => void; // one more check of it has failed
@@ -862,8 +836,15 @@ export class Health {
     return Math.min(HOLD, this.#settings.interval / 2);
   }
 
+  /** Checks it from then on. One without an address is down, and stays so. */
   watch(server: Server, delay: number): void {
-    const { health } = server;
+    const { health, spec } = server;
+    if (!spec.resolved) {
+      health.up = false;
+      health.since = this.#clock.now();
+      health.why = "unresolved";
+      return;
+    }
     health.begunAt = this.#clock.now() + delay - this.#settings.interval;
     health.hurriedAt = -Infinity;
     health.cancelTimer = () => undefined;
@@ -974,9 +955,8 @@ export function weigh(servers: readonly Server[], now: number, slowStart: number
   let hasChanged = false;
   for (const server of servers) {
     const weight = server.spec.weight * warmth(server.warmSince, now, slowStart);
-    if (weight === server.weight) continue;
+    hasChanged ||= weight !== server.weight;
     server.weight = weight;
-    hasChanged = true;
   }
   return hasChanged;
 }
@@ -1016,8 +996,8 @@ export const readCheck: Kind<CheckSpec> = {
     const match = /^http(s?)(?::(\d{1,5})?(\/[\x21-\x7e]*)?)?$/.exec(text);
     if (match === null || text.includes("://")) return undefined; // a URL names no server of ours
     const [, letter, digits, path = "/"] = match;
-    const port = digits === undefined ? undefined : Number(digits);
-    if (port === 0 || (port ?? 0) > 65535) return undefined;
+    const port = digits === undefined ? undefined : serverPort.read(digits);
+    if (digits !== undefined && port === undefined) return undefined;
     return { kind: "http", text, isSecure: letter === "s", port, path };
   },
 };
@@ -1106,9 +1086,8 @@ class CheckRun {
     this.#wait(order.connectSeconds * 1000, () => this.#finish(UNCONNECTED));
   }
 
-  /** Lets go of everything; nothing is reported any more. */
   close(): void {
-    this.#isOver = true;
+    this.#isOver = true; // nothing is reported any more
     this.#cancelWait();
     this.#socket.destroy();
     this.#plain.destroy();
@@ -1195,7 +1174,6 @@ export type Attempt = { readonly server: Server; readonly why: string }; // a di
 /** A client that wants a place, and where it has failed already. */
 export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
 const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
-/** Whether a server takes new clients at all. One without an address, or of weight 0, does not. */
 const isOpen = ({ draining, spec }: Server): boolean =>
   !draining && spec.weight > 0 && spec.resolved;
 const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
@@ -1385,8 +1363,8 @@ function readV1(text: string): ProxyReading {
   const line = end < 0 ? text.replace(/\r$/, "") : text.slice(0, end); // CR ends the last word, too
   const isCut = line === text;
   const [, name = "", ...words] = line.split(" ");
-  const isUnknown = name === "UNKNOWN"; // whatever stands behind it
-  if (isUnknown) return end < 0 ? MORE : { kind: "done", length: end + 2, client: undefined };
+  const length = end + 2;
+  if (name === "UNKNOWN") return end < 0 ? MORE : { kind: "done", length, client: undefined };
   const mayBecome = ["TCP4", "TCP6", "UNKNOWN"].some((known) => known.startsWith(name));
   if (isCut && words.length === 0) return mayBecome ? MORE : BAD;
   if (!/^TCP[46]$/.test(name) || words.length > 4 || (!isCut && words.length < 4)) return BAD;
@@ -1399,10 +1377,9 @@ function readV1(text: string): ProxyReading {
   if (!areGood) return BAD;
   if (end < 0) return MORE;
   const [host = "", , port] = words;
-  return { kind: "done", length: end + 2, client: clientAt(host, Number(port)) };
+  return { kind: "done", length, client: clientAt(host, Number(port)) };
 }
 
-/** The name of an address' family, as Node has it. */
 const familyOf = (host: string): "ipv4" | "ipv6" => (isIP(host) === 6 ? "ipv6" : "ipv4");
 /** The client, its address in the one way in which sockets write it. */
 function clientAt(address: string, port: number): Address {
@@ -1437,7 +1414,6 @@ function readV2(bytes: Buffer): ProxyReading {
   return { kind: "done", length, client };
 }
 
-/** The networks whose clients must begin with a header: `10.0.0.0/8,fd00::/8,192.0.2.7`. */
 export const cidrList: Kind<BlockList> = {
   expected: "networks such as 10.0.0.0/8,fd00::/8,192.0.2.7",
   read(text) {
@@ -1490,12 +1466,11 @@ type Reads = "pause" | "resume" | "unshift" | "connecting" | "localAddress" | "l
 type Ends = "end" | "destroy" | "resetAndDestroy" | "destroyed" | "writableEnded";
 /** `greeting`: a PROXY header comes first; `queued`: no place; `closing`: its end is decided. */
 export type Stage = "greeting" | "queued" | "dialling" | "relaying" | "closing" | "ended";
-export type Owner = Pick<LoadBalancer, Means | Moves> & { readonly health: Watch };
-type Watch = Pick<Health, "saw" | "suspect" | "caresForFirstBytes">;
-type Means = "settings" | "buffers" | "turnTimes" | "now" | "headerFor" | "soon" | "resetLater";
+export type Owner = Pick<LoadBalancer, Means | Moves> & { readonly health: Watch; options: Wishes };
+type Watch = Pick<Health, "saw" | "suspect" | "caresForFirstBytes" | "hold">;
+type Wishes = Pick<LoadBalancerOptions, "abortOnClose">;
+type Means = "buffers" | "turnTimes" | "now" | "headerFor" | "soon" | "resetLater";
 type Moves = "place" | "rest" | "left" | "dialFailed" | "connected" | "gone";
-/** `hold`: seconds within which a server that closes without a byte is suspect. */
-export type RelaySettings = { readonly abortOnClose: boolean; readonly hold: number };
 /** One direction: bytes so far, whether some moved since the last sweep, whether it has ended. */
 type Flow = { bytes: number; moved: boolean; ended: boolean };
 
@@ -1642,20 +1617,19 @@ export class Connection implements Guest {
     if (this.stage === "greeting") return this.close(this.isSilent ? "client_reset" : "bad_proxy");
     // One that gives up in the queue has left as surely as one that resets, and is counted as such.
     if (this.stage === "queued" && this.#hasLeft()) return this.close("client_reset");
-    if (this.stage === "dialling" && this.owner.settings.abortOnClose) this.clientLost();
+    if (this.stage === "dialling" && this.owner.options.abortOnClose) this.clientLost();
     if (this.stage === "relaying") this.#putOff();
   }
 
   #hasLeft(): boolean {
-    return this.isSilent || this.owner.settings.abortOnClose;
+    return this.isSilent || this.owner.options.abortOnClose;
   }
 
   /** Before its server is there, too: a server that lets clients wait is suspect. */
   clientLost(): void {
     const { owner, server } = this;
-    const hasWaited = owner.now() - this.dialledAt > owner.settings.hold;
-    if (this.stage === "dialling" && server !== undefined && hasWaited)
-      owner.health.suspect(server);
+    const hasWaited = owner.now() - this.dialledAt > owner.health.hold;
+    if (this.stage === "dialling" && server && hasWaited) owner.health.suspect(server);
     this.close("client_reset");
   }
 
@@ -1702,7 +1676,7 @@ export class Connection implements Guest {
   #suspectEarlyEnd(): void {
     const { server, owner } = this;
     if (server === undefined || this.down.bytes > 0 || this.up.ended) return;
-    if (owner.now() - this.connectedAt < owner.settings.hold) owner.health.suspect(server);
+    if (owner.now() - this.connectedAt < owner.health.hold) owner.health.suspect(server);
   }
 
   #sendUp(upstream: Wire, chunk: Buffer): void {
@@ -1790,7 +1764,6 @@ export class Connection implements Guest {
     if (stopped?.writable && stopped.writableLength === 0) stopped.write(NOTHING);
   }
 
-  /** To be called now and then. */
   isQuietFor(seconds: number, now: number): boolean {
     const { up, down } = this;
     if (up.moved || down.moved) this.quietSince = now;
@@ -1993,26 +1966,27 @@ export class ReadBuffers {
 }
 
 // ─── Dispatch ────────────────────────────────────────────────────────────────
-// Sends clients to servers: has `Places` find each a place, lets it wait for one, sends it elsewhere
-// when a dial has failed, and heeds what `Health` finds. With sockets and in virtual time alike: how
-// a server is dialled, and checked, is for whoever extends it to say.
+// Where each client goes, and when: `Places` and `Health` decide, this carries it out, and keeps
+// those who wait. It sees no socket, so that virtual time can run it as the balancer does: whoever
+// extends it accepts clients, dials and checks servers, and says here how that went.
 
-type Travels = Pick<Connection, "server" | "countedAs" | "ranShort">;
-export type Traveller = Guest & Patient & Travels & { close(reason: Reason): void };
+/** What dispatch sees of a client's connection. */
+type Travels = "clientAddress" | "tried" | "stage" | "server" | "countedAs" | "ranShort" | "queue";
+export type Traveller = Pick<Connection, Travels> & { close(reason: Reason): void };
 
 export abstract class Dispatcher<T extends Traveller> {
   readonly options: LoadBalancerOptions;
   readonly now: () => number;
-  servers: readonly Server[] = [];
-  algorithm: Algorithm;
   readonly health: Health;
-  protected readonly queue: Deadlines<T>;
-  protected readonly patients: Patients<T>;
+  servers: readonly Server[] = []; // written by whoever extends it
+  algorithm: Algorithm;
+  protected readonly open = new Set<T>(); // whoever extends it adds, `gone` removes
+  protected readonly counts = { accepted: 0, retries: 0, refusedByAddress: 0 }; // for people to see
   protected readonly places: Places<T>;
+  protected readonly queue: Deadlines<T>; // those in line for a place
+  protected readonly patients: Patients<T>;
   readonly #random: () => number;
   readonly #addresses = new Map<string, number>(); // how many connections each address has
-  protected refusedByAddress = 0;
-  protected readonly open = new Set<T>();
   constructor(options: LoadBalancerOptions, clock: Clock, patience: Clock) {
     const { queueTimeout, retryFor, seed } = options;
     this.options = options;
@@ -2022,13 +1996,13 @@ export abstract class Dispatcher<T extends Traveller> {
     this.places = new Places(options.serverConnections);
     this.queue = new Deadlines(queueTimeout, patience, (late) => late.close("queue_timeout"));
     this.patients = new Patients(Math.min(retryFor, queueTimeout), this, patience);
-    const probe: Probe = (...order) => this.probe(...order);
-    this.health = new Health(healthSettings(options), clock, probe, {
+    this.health = new Health(healthSettings(options), clock, (...order) => this.probe(...order), {
       changed: (server, by) => this.healthChanged(server, by),
       stillDown: (server) => this.#resetConnectionsOf(server),
     });
   }
 
+  /** Sets out for `server`. Whoever gets there, or fails, says so by `accepted` or `refused`. */
   protected abstract dial(client: T, server: Server): void;
   protected abstract probe(...order: Parameters<Probe>): () => void;
 
@@ -2039,7 +2013,7 @@ export abstract class Dispatcher<T extends Traveller> {
       const key = addressKey(client.clientAddress);
       const open = this.#addresses.get(key) ?? 0;
       if (open >= most) {
-        this.refusedByAddress += 1;
+        this.counts.refusedByAddress += 1;
         return client.close("limit");
       }
       this.#addresses.set(key, open + 1);
@@ -2088,8 +2062,8 @@ export abstract class Dispatcher<T extends Traveller> {
 
   protected refused(server: Server, why: string, dialledAt: number): void {
     server.stats.connectErrors += 1;
-    // so that no fast failure looks fast to an algorithm
-    failed(server.cost, dialledAt, this.options.connectTimeout, this.now());
+    // as a turn of that length: no fast failure may look fast to an algorithm
+    took(server.cost, dialledAt, this.options.connectTimeout, this.now());
     this.health.saw(server, { kind: "dial failed", why, dialledAt });
   }
 
@@ -2135,8 +2109,39 @@ export abstract class Dispatcher<T extends Traveller> {
   }
 }
 
+const SWEEP = 1; // seconds between two looks at everything that merely must not be forgotten
+export const sweepPeriod = ({ idleTimeout, slowStart }: LoadBalancerOptions): number =>
+  Math.min(SWEEP, (idleTimeout || Infinity) / 4, (slowStart || Infinity) / 4);
+
+/** The key under which a client's connections are counted: of IPv6 a network of 64 bits. */
+function addressKey(address: string): string {
+  if (isIP(address) !== 6) return address;
+  const host = address.replace(/%.*/, "");
+  const zeros = 8 - host.split(":").filter(Boolean).length;
+  const full = host.replace("::", `:${"0:".repeat(zeros)}`);
+  return `${full.split(":").filter(Boolean).slice(0, 4).join(":")}::/64`;
+}
+
+function healthSettings(options: LoadBalancerOptions): HealthSettings {
+  const { check, checkPort, checkInterval, fall, rise } = options;
+  const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
+  // which silence a client's first byte refutes: see the table of sights
+  let clears: HealthSettings["clears"] = asks(check) ? "nothing" : "any silence";
+  if (check.text === "ping") clears = "a closed check";
+  if (elsewhere) clears = "nothing";
+  return {
+    interval: checkInterval,
+    fall,
+    rise,
+    onlyWhoFailed: check.kind === "none",
+    clears,
+    asks: asks(check),
+    elsewhere,
+  };
+}
+
 /** Things that wait equally long, and until when: the first in expires first, so one timer does. */
-export class Deadlines<T> extends Map<T, number> {
+class Deadlines<T> extends Map<T, number> {
   readonly add: (item: T) => void;
   constructor(seconds: number, clock: Clock, expire: (item: T, late: number) => void) {
     super();
@@ -2163,35 +2168,31 @@ export class Deadlines<T> extends Map<T, number> {
   }
 }
 
-type Waiting = Pick<Connection, "stage" | "tried" | "queue">;
-export type Patient = Waiting & { close(reason: "no_server"): void };
-
 /** Clients that have failed everywhere and wait for a server that comes back (`--retry-for`). Each
  *  second, and when a server comes up, the first of them dials; its success releases the others. */
-export class Patients<P extends Patient> {
-  readonly #owner: { readonly place: (patient: P) => void };
+class Patients<T extends Traveller> {
+  readonly #owner: Dispatcher<T>;
   readonly #isAllowed: boolean;
-  readonly #patience: Deadlines<P>; // all of them, also while they dial
-  readonly #spent = new WeakSet<P>();
-  readonly waiting = new Set<P>();
-  #scout: P | undefined;
-  constructor(seconds: number, owner: { readonly place: (patient: P) => void }, clock: Clock) {
+  readonly #patience: Deadlines<T>; // all of them, also while they dial
+  readonly #spent = new WeakSet<T>();
+  readonly waiting = new Set<T>();
+  #scout: T | undefined;
+  constructor(seconds: number, owner: Dispatcher<T>, clock: Clock) {
     this.#owner = owner;
     this.#isAllowed = seconds > 0;
-    const lose = (patient: P): void => {
-      this.#spent.add(patient);
-      if (this.waiting.delete(patient)) patient.close("no_server");
-    };
-    this.#patience = new Deadlines(seconds, clock, lose);
+    this.#patience = new Deadlines(seconds, clock, (client) => {
+      this.#spent.add(client);
+      if (this.waiting.delete(client)) client.close("no_server");
+    });
   }
 
-  /** False when `patient` may not wait, or not any longer. */
-  take(patient: P): boolean {
-    if (!this.#isAllowed || this.#spent.has(patient)) return false;
-    if (!this.#patience.has(patient)) this.#patience.add(patient);
-    if (this.#scout === patient) this.#scout = undefined;
-    this.waiting.add(patient);
-    patient.queue();
+  /** False when `client` may not wait, or not any longer. */
+  take(client: T): boolean {
+    if (!this.#isAllowed || this.#spent.has(client)) return false;
+    if (!this.#patience.has(client)) this.#patience.add(client);
+    if (this.#scout === client) this.#scout = undefined;
+    this.waiting.add(client);
+    client.queue();
     return true;
   }
 
@@ -2204,40 +2205,38 @@ export class Patients<P extends Patient> {
     if (isInLine) this.#release();
   }
 
-  served(patient: P): void {
-    if (this.#patience.delete(patient)) this.#release();
+  served(client: T): void {
+    if (this.#patience.delete(client)) this.#release();
   }
 
-  forget(patient: P): void {
-    this.#patience.delete(patient);
-    this.waiting.delete(patient);
-    if (this.#scout === patient) this.#scout = undefined;
+  forget(client: T): void {
+    this.#patience.delete(client);
+    this.waiting.delete(client);
+    if (this.#scout === client) this.#scout = undefined;
   }
 
   #release(): void {
     this.#scout = undefined;
-    for (const patient of [...this.waiting]) this.#send(patient);
+    for (const client of [...this.waiting]) this.#send(client);
   }
 
-  #send(patient: P): void {
-    this.waiting.delete(patient);
-    patient.tried = NO_ATTEMPTS;
-    this.#owner.place(patient);
+  #send(client: T): void {
+    this.waiting.delete(client);
+    client.tried = NO_ATTEMPTS;
+    this.#owner.place(client);
   }
 }
 
 // ─── Balancer ────────────────────────────────────────────────────────────────
-// Accepts clients, dials, checks, keeps the time, and knows when to stop. What changes while it runs
-// is here, in a `Connection`, in `Places` or in a `Server`.
+// Dispatch with sockets, timers and a log: accepts clients, dials, checks, and knows when to stop.
+// What changes while it runs is here, in dispatch, in a `Connection`, in `Places` or in a `Server`.
 
 type Dial = TcpNetConnectOpts & { readonly highWaterMark?: number };
 export type World = { readonly clock: Clock; readonly connect: (options: Dial) => Socket };
-const inTime = (seconds: number, action: () => void): NodeJS.Timeout =>
-  setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
 const realClock: Clock = {
   now: () => performance.now() / 1000,
   after(seconds, action) {
-    const timer = inTime(seconds, action);
+    const timer = setTimeout(action, Math.min(seconds * 1000, LONGEST_TIMER)).unref();
     return () => clearTimeout(timer);
   },
 };
@@ -2248,7 +2247,6 @@ const patientClock: Clock = {
   after: (seconds, action) => realClock.after(seconds, () => setImmediate(action)),
 };
 
-const SWEEP = 1; // seconds between two looks at everything that merely must not be forgotten
 const REMEMBER = 600; // seconds that a server is known which has vanished from the file or from DNS
 const CHECK_MOMENTS = 20; // of an interval, at which checks begin: together they wake us less often
 /** When the first check is due of a server that stands at `phase`, in [0, 1), of the list. */
@@ -2266,7 +2264,6 @@ const socketOptions = ({ idleTimeout }: LoadBalancerOptions) => ({
 export type Editor = "start" | "file" | "names" | "admin"; // who changed which servers there are
 
 export class LoadBalancer extends Dispatcher<Connection> {
-  readonly settings: RelaySettings;
   readonly buffers = new ReadBuffers();
   readonly log: Log;
   isDraining = false; // it is about to stop: `/healthz` says so
@@ -2275,17 +2272,21 @@ export class LoadBalancer extends Dispatcher<Connection> {
   readonly resetLater = (wire: Wire): void => this.#resets.add(wire);
   readonly onStopped: (() => void)[] = []; // for when the last connection has ended after `stop`
   readonly #world: World;
-  readonly #dialOptions: Omit<Dial, "host" | "port">;
+  readonly #dialOptions: Omit<Dial, "host" | "port"> = {
+    ...socketOptions(this.options),
+    onread: this.buffers.onread,
+    autoSelectFamily: false,
+    highWaterMark: BUFFER_SIZE,
+  };
   /** Servers configured no more: they finish their connections, and are known if they return. */
   readonly #past = new Map<string, { readonly server: Server; readonly removedAt: number }>();
   readonly #listener: Listener;
   #address: Address | undefined; // where it listens, once it does
-  readonly #startedAt: number;
+  readonly #startedAt = this.now();
   readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
   readonly #resets = newResets(this.now);
-  readonly #sweeper: NodeJS.Timeout;
+  readonly #sweeper = setInterval(() => this.sweep(), sweepPeriod(this.options) * 1000);
   #later: (Connection | Wire)[] = [];
-  readonly #counts = { accepted: 0, retries: 0 };
   #shortage = { why: "", at: -Infinity }; // what this machine ran short of last, and when
   readonly #ended = { ...NO_ENDS };
   #allGone: () => void = () => undefined;
@@ -2294,21 +2295,12 @@ export class LoadBalancer extends Dispatcher<Connection> {
     super(options, world.clock, patientClock);
     this.log = log;
     this.#world = world;
-    this.#dialOptions = {
-      ...socketOptions(options),
-      onread: this.buffers.onread,
-      autoSelectFamily: false,
-      highWaterMark: BUFFER_SIZE,
-    };
-    this.#startedAt = this.now();
-    this.settings = { abortOnClose: options.abortOnClose, hold: this.health.hold };
     this.#greeting = new Deadlines(options.connectTimeout, patientClock, (connection, late) => {
       if (connection.stage === "greeting") return connection.close("bad_proxy");
       connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
     });
     const listening = { ...socketOptions(options), highWaterMark: CLIENT_HIGH_WATER_MARK };
     this.#listener = createServer(listening, (client) => this.#accept(client));
-    this.#sweeper = setInterval(() => this.sweep(), sweepPeriod(options) * 1000);
     this.setAlgorithm(options.algorithm);
     this.setServers(options.servers, "start");
   }
@@ -2360,7 +2352,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     }
     for (const [place, server] of added.entries()) this.#add(server, place / added.length, by);
     this.places.setServers(this.servers);
-    if (isReweighted) super.setAlgorithm(this.algorithm);
+    if (isReweighted) this.setAlgorithm(this.algorithm);
     else this.serversChanged();
     return undefined;
   }
@@ -2374,8 +2366,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   #add(server: Server, phase: number, by: Editor): void {
     const isStart = by === "start";
     const delay = isStart ? firstCheckIn(phase, this.options.checkInterval) : 0;
-    if (server.spec.resolved) this.health.watch(server, delay);
-    else cannotBeReached(server.health, "unresolved", this.now());
+    this.health.watch(server, delay);
     if (isStart) return;
     server.warmSince = this.now();
     this.log.server(server, "added", by, server.draining ? "still drained" : "");
@@ -2409,7 +2400,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
 
   #accept(client: Socket): void {
     const { acceptProxy, maxConnections } = this.options;
-    this.#counts.accepted += 1;
+    this.counts.accepted += 1;
     const host = plainHost(client.remoteAddress ?? "unknown"); // it may have gone already
     const connection = new Connection(this, client, { host, port: client.remotePort ?? 0 });
     handled(client, connection).on("data", onClientData);
@@ -2423,7 +2414,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   }
 
   protected dial(connection: Connection, server: Server): void {
-    if (connection.tried.length > 0) this.#counts.retries += 1;
+    if (connection.tried.length > 0) this.counts.retries += 1;
     const { host, port } = server.address;
     const upstream = this.#world.connect({ ...this.#dialOptions, host, port });
     handled(upstream, connection).on("connect", onConnect);
@@ -2527,7 +2518,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     for (const connection of this.open) {
       const { down, server } = connection;
       connection.askStoppedSide();
-      if (down.moved && server !== undefined) provedWell(server.health, now);
+      if (down.moved && server !== undefined) server.health.provedAt = now;
       if (connection.isQuietFor(idleTimeout || Infinity, now)) connection.close("idle_timeout");
     }
     for (const [name, { server, removedAt }] of this.#past)
@@ -2544,7 +2535,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     if (delay > 0)
       await new Promise<void>((resolve) => {
         this.#endDelay = resolve;
-        inTime(delay, resolve);
+        realClock.after(delay, resolve);
       });
     return this.stop(seconds);
   }
@@ -2553,12 +2544,12 @@ export class LoadBalancer extends Dispatcher<Connection> {
   async stop(seconds: number): Promise<number> {
     this.isDraining = true;
     if (this.#listener.listening) this.#listener.close();
-    const deadline = inTime(seconds, () => this.cut());
+    const cancelCut = realClock.after(seconds, () => this.cut());
     const allGone = new Promise<void>((resolve) => {
       this.#allGone = resolve;
     });
     if (this.open.size > 0) await allGone;
-    clearTimeout(deadline);
+    cancelCut();
     clearInterval(this.#sweeper);
     for (const server of this.servers) this.health.forget(server);
     for (const action of this.onStopped) action();
@@ -2587,8 +2578,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
       uptime: now - this.#startedAt,
       maxConnections: this.options.maxConnections, // Infinity, null in JSON: no limit
       serverConnections: this.options.serverConnections, // 0: no limit
-      ...this.#counts,
-      refusedByAddress: this.refusedByAddress,
+      ...this.counts,
       active: this.open.size - waiting.length,
       queued: waiting.length,
       waiting: waiting.slice(0, 10).map(({ source, acceptedAt }) => {
@@ -2621,12 +2611,8 @@ export class LoadBalancer extends Dispatcher<Connection> {
 function complaintAboutItself(specs: readonly ServerSpec[], own: Address): string | undefined {
   const itself = specs.find(({ host, port }) => port === own.port && meets(host, own.host));
   const right = "another address than the one that the balancer listens on";
-  return itself && badly("server", formatAddress(itself), right);
+  return itself && bad("server", formatAddress(itself), right).message;
 }
-
-const badly = (what: string, text: string, right: string): string =>
-  `Bad ${what} ${JSON.stringify(text)}: expected ${right}`;
-const misused = (...what: Parameters<typeof badly>) => new UsageError(badly(...what));
 
 /** Whether who connects to `host` may reach a socket that listens on `own`. */
 function meets(host: string, own: string): boolean {
@@ -2638,43 +2624,10 @@ function meets(host: string, own: string): boolean {
   return host === own || (everywhere.includes(own) && isHere(host));
 }
 
-export function sweepPeriod(times: { idleTimeout: number; slowStart: number }): number {
-  const watched = [times.idleTimeout, times.slowStart].filter((time) => time > 0);
-  return Math.min(SWEEP, ...watched.map((time) => time / 4));
-}
-
-/** The key under which a client's connections are counted: of IPv6 a network of 64 bits. */
-function addressKey(address: string): string {
-  if (isIP(address) !== 6) return address;
-  const host = address.replace(/%.*/, "");
-  const zeros = 8 - host.split(":").filter(Boolean).length;
-  const full = host.replace("::", `:${"0:".repeat(zeros)}`);
-  const groups = full.split(":").filter(Boolean);
-  return `${groups.slice(0, 4).join(":")}::/64`;
-}
-
 const codeOf = (error: Error): string => ("code" in error ? String(error.code) : "");
 /** EADDRNOTAVAIL from a server never reached: this machine has no IPv6; later: no port is left. */
 const isOurShortage = (code: string, { reached }: HealthState): boolean =>
   OUR_SHORTAGES.includes(code) || (code === "EADDRNOTAVAIL" && reached);
-type RuleOption = "check" | "checkPort" | "checkInterval" | "fall" | "rise";
-export function healthSettings(options: Pick<Given, RuleOption>): HealthSettings {
-  const { check, checkPort, checkInterval, fall, rise } = options;
-  const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
-  // which silence a client's first byte refutes: see the table of sights
-  let clears: HealthRules["clears"] = asks(check) ? "nothing" : "any silence";
-  if (check.text === "ping") clears = "a closed check";
-  if (elsewhere) clears = "nothing";
-  return {
-    interval: checkInterval,
-    fall,
-    rise,
-    onlyWhoFailed: check.kind === "none",
-    clears,
-    asks: asks(check),
-    elsewhere,
-  };
-}
 
 /** A shortage of ours tells nothing; a refusal at another port, that the server is silent. */
 function judged(result: CheckResult, { address }: CheckOrder, server: Server): CheckResult {
@@ -2806,8 +2759,7 @@ export class Log {
 
 type Answer = { readonly code: number; readonly type: string; readonly body: string };
 const ok = (type: string, body: string): Answer => ({ code: 200, type, body });
-const json = (value: unknown): Answer =>
-  ok("application/json; charset=utf-8", JSON.stringify(value));
+const json = (what: unknown): Answer => ok("application/json; charset=utf-8", JSON.stringify(what));
 const TEXT = "text/plain; charset=utf-8";
 const plain = (code: number, text: string): Answer => ({ code, type: TEXT, body: `${text}\n` });
 const PATHS =
@@ -2900,7 +2852,7 @@ async function startAdmin(balancer: LoadBalancer, wanted: Address): Promise<Addr
     keepAliveTimeout: 3000,
     connectionsCheckingInterval: 500,
   };
-  const server = createHttpServer(limits, inTurn(answer));
+  const server = http.createServer(limits, inTurn(answer));
   server.maxConnections = ADMIN_CONNECTIONS;
   server.maxRequestsPerSocket = 100; // they may come all at once
   server.timeout = 3000; // without a byte either way: nobody reads the answer
@@ -2998,7 +2950,6 @@ function histograms({ servers }: LoadBalancer, what: "connect" | "turn", help: s
 // ─── Command line ────────────────────────────────────────────────────────────
 // Options, signals, the files and names that the servers come from, and the limits of this machine.
 
-const seconds = amount("seconds");
 const serverList: Kind<readonly ServerSpec[]> = {
   expected: "host:port[*weight][ backup],...",
   read: (text) => parseServers(text.split(",")),
@@ -3014,7 +2965,7 @@ export const option = <T>(kind: Kind<T>, value: string, fallback: string) => ({
 export const given = <T>(kind: Kind<T>, value: string) => ({
   help: (help: string) => ({ kind, value, help }),
 });
-const time = (fallback: string, kind = seconds) => option(kind, "SECONDS", fallback);
+const time = (fallback: string, kind = amount("seconds")) => option(kind, "SECONDS", fallback);
 
 export const OPTIONS = {
   host: option(hostName, "HOST", "127.0.0.1").help("address to listen on"),
@@ -3047,9 +2998,7 @@ export const OPTIONS = {
   check: option(readCheck, "CHECK", "tcp").help(
     "tcp, ping, http[s][:[PORT][/PATH]], SEND=>EXPECT, or none",
   ),
-  checkPort: given(wholeNumber(1, 65535), "PORT").help(
-    "where checks go, when not to the server's own port",
-  ),
+  checkPort: given(serverPort, "PORT").help("where checks go, when not to the server's own port"),
   checkInterval: time("2", someSeconds).help("between two checks of a server"),
   fall: option(wholeNumber(1), "N", "3").help("failures in a row that take a server down"),
   rise: option(wholeNumber(1), "N", "2").help("checks passed in a row that bring it up again"),
@@ -3164,10 +3113,10 @@ function inheritedSocket(env: NodeJS.ProcessEnv): number | undefined {
     console.error(`The inherited socket is for process ${LISTEN_PID}, and this is ${process.pid}`);
     return undefined;
   }
-  if (LISTEN_FDS !== "1") throw new RunError(badly("LISTEN_FDS", LISTEN_FDS, "one socket"));
+  if (LISTEN_FDS !== "1") throw new RunError(bad("LISTEN_FDS", LISTEN_FDS, "one socket").message);
   const surplus = process.argv.find((word) => /^--(host|port|reuse-port)(=|$)/.test(word));
   if (surplus === undefined) return 3; // systemd's sockets begin behind the standard streams
-  throw misused("option", surplus, "none beside LISTEN_FDS");
+  throw bad("option", surplus, "none beside LISTEN_FDS");
 }
 
 /** Before anything is awaited: process 1 of a container does not die of an unhandled signal. */
@@ -3195,13 +3144,13 @@ async function main([name, extra]: string[], options: Given): Promise<number> {
   const { servers, serversFile, check, checkPort, reusePort } = options;
   const algorithm = ALGORITHMS.find((known) => known === name);
   if (name === undefined) throw new UsageError("");
-  if (extra !== undefined) throw misused("argument", extra, "one algorithm and options");
+  if (extra !== undefined) throw bad("argument", extra, "one algorithm and options");
   if (algorithm === undefined)
     throw new UsageError(`Unknown algorithm ${JSON.stringify(name)}: expected ${KNOWN}`);
   if (servers !== undefined && serversFile !== undefined)
-    throw misused("--servers-file", serversFile, "either --servers or --servers-file");
+    throw bad("--servers-file", serversFile, "either --servers or --servers-file");
   if (checkPort !== undefined && ownPortOf(check) !== undefined)
-    throw misused("--check", check.text, "no port in it beside --check-port");
+    throw bad("--check", check.text, "no port in it beside --check-port");
   const { node } = process.versions;
   const [major = 0, minor = 0] = node.split(".").map(Number);
   if (reusePort && (major < 22 || (major === 22 && minor < 12)))
@@ -3232,8 +3181,7 @@ async function runAsProgram(algorithm: Algorithm, options: Given): Promise<numbe
     void balancer.stop(1).then(() => leave(1));
   });
   balancer.log.announce("listening", address, (where) => `Listening on ${where}`);
-  if (admin !== undefined)
-    balancer.log.announce("admin", admin, (where) => `Admin on http://${where}/`);
+  if (admin) balancer.log.announce("admin", admin, (where) => `Admin on http://${where}/`);
   await stopAsked;
   const cut = await balancer.drain(options.drainDelay, options.drainTimeout);
   const were = cut === 1 ? "connection was" : "connections were";

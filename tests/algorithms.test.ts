@@ -13,12 +13,12 @@ import {
   asked,
   type Candidate,
   costOf,
-  failed,
   forgotten,
   hash,
   homeOf,
   newCost,
   type Picker,
+  took,
 } from "../load_balancer.ts";
 import { candidate } from "./queues.ts";
 
@@ -557,7 +557,7 @@ latency("tries nobody again who was picked not long ago", () => {
   const servers = shown(0, 0.02, 0.05);
   const pick = picker("least-latency", 1, () => now);
   assert.equal(picks(pick, servers, 1), ["a"]);
-  failed(servers[0]!.cost, 15, 60, 16);
+  took(servers[0]!.cost, 15, 60, 16);
   servers[1]!.cost.pickedAt = 30;
   now = 30;
   assert.equal(picks(pick, servers, 1), ["b"]);
@@ -572,7 +572,7 @@ latency("believes the outcome of that one, good or bad", () => {
   assert.ok(costOf(well!.cost, 25.01, 0) > 4);
   answered(well!.cost, 25, 25.02);
   close(costOf(well!.cost, 25.02, 0), 0.02 + (25.02 - 25 - 0.02));
-  failed(ill!.cost, 25, 2, 25.02);
+  took(ill!.cost, 25, 2, 25.02);
   close(costOf(ill!.cost, 25.02, 0), 2);
   answered(well!.cost, 25.1, 25.6); // and then as before: the slower at once
   close(costOf(well!.cost, 25.6, 0), 0.5);
@@ -580,7 +580,7 @@ latency("believes the outcome of that one, good or bad", () => {
 
 latency("takes a failed connect for a slow one", () => {
   const servers = shown(0, 0.02, 0.05);
-  failed(servers[0]!.cost, 0, 2, 0);
+  took(servers[0]!.cost, 0, 2, 0);
   assert.equal(picks(picker("least-latency"), servers, 3), ["b", "b", "b"]);
 });
 

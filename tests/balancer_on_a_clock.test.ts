@@ -264,7 +264,7 @@ counted(
       const options = optionsFor([DEAD[0]], { checkInterval });
       const balancer = new LoadBalancer(options, new Log("none"));
       later(() => balancer.stop(0));
-      return balancer.settings.hold;
+      return balancer.health.hold;
     };
     assert.equal([holdOf(2), holdOf(0.1)], [0.2, 0.05]);
   },

@@ -12,7 +12,6 @@ import {
   type Owner,
   parseServers,
   ReadBuffers,
-  type RelaySettings,
   type Server,
   type Wire,
 } from "../load_balancer.ts";
@@ -315,7 +314,7 @@ interface Hopes {
 class Play implements Owner {
   readonly buffers = BUFFERS;
   readonly turnTimes = { bounds: [], counts: [], sum: 0 };
-  readonly settings: RelaySettings;
+  readonly options: { readonly abortOnClose: boolean };
   readonly scene: Scene;
   readonly client: Recorder;
   readonly connection: Connection;
@@ -343,7 +342,7 @@ class Play implements Owner {
   constructor(scene: Scene, choices: Choices) {
     this.scene = scene;
     this.#choices = choices;
-    this.settings = { abortOnClose: scene.abortOnClose, hold: HOLD };
+    this.options = { abortOnClose: scene.abortOnClose };
     this.client = new Recorder("client", scene.client, () => this.#now);
     if (scene.start === "greeting") this.client.header = GREETING;
     this.connection = new Connection(this, this.client, { host: "192.0.2.1", port: 1 });
@@ -421,6 +420,7 @@ class Play implements Owner {
   }
 
   readonly health = {
+    hold: HOLD,
     caresForFirstBytes: (): boolean => true,
     saw: (server: Server): void => {
       must(this.#held.has(server), "the first byte of a server where it has no place");
