@@ -2057,7 +2057,6 @@ export abstract class Dispatcher<T extends Traveller> {
     if (others > 0) this.#addresses.set(client.countedAs, others);
     else this.#addresses.delete(client.countedAs);
     this.open.delete(client);
-    this.patients.forget(client);
   }
 
   protected refused(server: Server, why: string, dialledAt: number): void {
@@ -2206,7 +2205,7 @@ class Patients<T extends Traveller> {
   }
 
   served(client: T): void {
-    if (this.#patience.delete(client)) this.#release();
+    if (this.#patience.delete(client) || this.#scout === client) this.#release();
   }
 
   forget(client: T): void {

@@ -5,7 +5,8 @@
 import { once } from "node:events";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { cidrList } from "../load_balancer.ts";
+import { cidrList, Dispatcher, type LoadBalancerOptions, newServer } from "../load_balancer.ts";
+import type { Server, Traveller } from "../load_balancer.ts";
 import { readValue } from "../lib.ts";
 import {
   ask,
@@ -16,6 +17,7 @@ import {
   dial,
   echoing,
   listening,
+  optionsFor,
   outcomeOf,
   serving,
   startBalancer,
@@ -64,6 +66,89 @@ patience("ends with no_server when nobody comes in time", async () => {
   const { balancer, port } = await startBalancer([DEAD[0], DEAD[1]], { retryFor: 0.2 });
   assert.match(await outcomeOf(await dial(port)), BROKEN);
   await assertEnded(balancer, { no_server: 1 });
+});
+
+/** A dispatch whose dials go nowhere, until a test says how they went; its clock is the test's. */
+class Standing extends Dispatcher<Traveller> {
+  readonly dialled: Traveller[] = [];
+
+  constructor(options: LoadBalancerOptions, pass: (pass: (seconds: number) => void) => void) {
+    let time = 0;
+    const due: { readonly at: number; readonly action: () => void }[] = [];
+    const after = (seconds: number, action: () => void) => {
+      due.push({ at: time + seconds, action });
+      return () => undefined;
+    };
+    const clock = { now: () => time, after };
+    super(options, clock, clock);
+    pass((seconds) => {
+      time += seconds;
+      for (const one of due.splice(0)) {
+        if (one.at <= time) one.action();
+        else due.push(one);
+      }
+    });
+    this.servers = options.servers.map((spec) => newServer(spec, 0));
+    this.places.setServers(this.servers);
+    this.setAlgorithm(options.algorithm);
+  }
+
+  protected dial(client: Traveller, server: Server): void {
+    client.server = server;
+    client.stage = "dialling";
+    this.dialled.push(client);
+  }
+
+  protected probe(): () => void {
+    return () => undefined;
+  }
+
+  failed(client: Traveller): void {
+    const server = client.server!;
+    client.tried = [{ server, why: "connection refused" }];
+    client.server = undefined;
+    this.left(client, server);
+    this.place(client);
+  }
+
+  connected(client: Traveller): void {
+    this.patients.served(client);
+  }
+
+  retry(): void {
+    this.sweep();
+  }
+}
+
+patience("releases the others when the first is served after its own patience is over", () => {
+  let pass: (seconds: number) => void = () => undefined;
+  const options = optionsFor(["127.0.0.1:1"], { retryFor: 10, checkInterval: 1000 });
+  const dispatch = new Standing(options, (given) => (pass = given));
+  const ends: string[] = [];
+  const come = (name: string): Traveller => {
+    const client: Traveller = {
+      clientAddress: "127.0.0.1",
+      tried: [],
+      stage: "queued",
+      server: undefined,
+      countedAs: "",
+      ranShort: false,
+      queue: () => (client.stage = "queued"),
+      close: (reason) => ends.push(`${name}: ${reason}`),
+    };
+    dispatch.place(client);
+    dispatch.failed(client);
+    return client;
+  };
+  const first = come("first");
+  pass(9.5);
+  const second = come("second");
+  dispatch.retry();
+  assert.is(dispatch.dialled.at(-1), first);
+  pass(1); // while it dials
+  dispatch.connected(first);
+  assert.is(dispatch.dialled.at(-1), second);
+  assert.equal(ends, []);
 });
 
 patience("waits no longer than the queue's time-out", async () => {
