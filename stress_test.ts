@@ -30,7 +30,15 @@ import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from 
 import { reasonOf, RunError, UsageError } from "./lib.ts";
 import { ALGORITHMS, answered, asked, asks, type Attempt, type Clock } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
-import { completed, Dispatcher, firstCheckIn, forgotten, given, option } from "./load_balancer.ts";
+import {
+  completed,
+  Deadlines,
+  Dispatcher,
+  firstCheckIn,
+  forgotten,
+  given,
+  option,
+} from "./load_balancer.ts";
 import { type LoadBalancerOptions, newServer, type Probe, type Server } from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
 import { sweepPeriod, type Traveller } from "./load_balancer.ts";
@@ -976,30 +984,6 @@ class Agenda {
   }
 }
 
-/** First in, first out, without those that wait no longer; `shift` would move all that stand behind. */
-class Line<T> {
-  readonly #waits: (item: T) => boolean;
-  #items: T[] = [];
-  #head = 0;
-
-  constructor(waits: (item: T) => boolean) {
-    this.#waits = waits;
-  }
-
-  add(item: T): void {
-    const isMostlyPast = 2 * this.#head > this.#items.length;
-    if (isMostlyPast) this.#items = this.#items.slice(this.#head);
-    if (isMostlyPast) this.#head = 0;
-    this.#items.push(item);
-  }
-
-  get first(): T | undefined {
-    while (this.#head < this.#items.length && !this.#waits(this.#items[this.#head]!))
-      this.#head += 1;
-    return this.#items[this.#head];
-  }
-}
-
 // --- servers ---
 
 const PONG = "PONG!";
@@ -1036,7 +1020,8 @@ class VirtualServer {
   readonly #run: VirtualRun;
   readonly #setup: ServerSetup;
   readonly #random: () => number; // for the sleeps of pings without a number
-  readonly #line = new Line<Call>(({ isGone, hasSlot }) => !isGone && !hasSlot);
+  readonly #line = new Set<Call>(); // who waits for a slot, in order
+  readonly #turns = this.#line.values(); // a new iterator would pass by all those that have gone
   #busy = 0; // slots
   #startedAt = 0;
   #hangsUntil = 0;
@@ -1086,11 +1071,14 @@ class VirtualServer {
   }
 
   #release(call: Call): void {
+    this.#line.delete(call);
     if (!call.hasSlot) return;
     call.hasSlot = false;
     this.#busy -= 1;
-    const { first } = this.#line;
-    if (first !== undefined) this.#serve(first);
+    if (this.#line.size === 0) return; // an iterator that came to its end would stay there
+    const first = this.#turns.next().value!;
+    this.#line.delete(first);
+    this.#serve(first);
   }
 
   hang(until: number): void {
@@ -1103,6 +1091,7 @@ class VirtualServer {
     this.#hangsUntil = 0;
     this.#busy = 0;
     this.calls.clear();
+    this.#line.clear();
     for (const call of calls) {
       call.isGone = true;
       call.hasSlot = false;
@@ -1380,7 +1369,6 @@ type Visitor = {
   readonly account: Account;
   left: number; // requests that are neither answered nor have failed
   since: number; // when it made its present one
-  deadline: number; // when it gives that up; Infinity: it has its answer
   connection: Passage | undefined;
 };
 
@@ -1398,10 +1386,7 @@ export class VirtualRun {
   readonly #balancers: VirtualBalancer[] = []; // none in the baseline
   readonly #nextChoice: () => number;
   readonly #tally: Tally;
-  readonly #asked = new Line<{ readonly visitor: Visitor; readonly deadline: number }>(
-    ({ visitor, deadline }) => visitor.deadline === deadline,
-  );
-  #isWatched = false;
+  readonly #asked: Deadlines<Visitor>; // who waits for an answer
   #isStopped = false;
 
   constructor(setup: VirtualSetup) {
@@ -1410,6 +1395,7 @@ export class VirtualRun {
     this.setup = setup;
     const planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
     this.#tally = new Tally({ clients: plan.requests.length, planned });
+    this.#asked = new Deadlines(setup.timeout, agenda.clock, (visitor) => this.#givesUp(visitor));
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
     this.#nextChoice = mulberry32(nextSeed());
@@ -1459,7 +1445,6 @@ export class VirtualRun {
       account: this.#tally.arrives(plan.requests[client]!),
       left: plan.requests[client]!,
       since: at,
-      deadline: Infinity,
       connection: undefined,
     });
   }
@@ -1481,24 +1466,12 @@ export class VirtualRun {
     visitor.connection = connection;
     connection.isAsking = true;
     connection.number = visitor.nextNumber();
-    visitor.deadline = visitor.since + this.setup.timeout;
-    this.#asked.add({ visitor, deadline: visitor.deadline });
-    if (!this.#isWatched) this.#watch();
+    this.#asked.add(visitor);
   }
 
-  /** All wait equally long: the first to ask is the first to give up, and one event serves all. */
-  #watch(): void {
-    const { first } = this.#asked;
-    this.#isWatched = first !== undefined;
-    if (first === undefined) return;
-    this.agenda.at(first.deadline, () => {
-      for (let { first } = this.#asked; first; { first } = this.#asked) {
-        if (first.deadline > this.agenda.time) break;
-        first.visitor.connection?.leave();
-        this.failed(first.visitor, "timeout");
-      }
-      this.#watch();
-    });
+  #givesUp(visitor: Visitor): void {
+    visitor.connection?.leave();
+    this.failed(visitor, "timeout");
   }
 
   answered(visitor: Visitor, connection: Passage): void {
@@ -1530,7 +1503,7 @@ export class VirtualRun {
   }
 
   #endRequest(visitor: Visitor): void {
-    visitor.deadline = Infinity;
+    this.#asked.delete(visitor);
     visitor.left -= 1;
   }
 
