@@ -39,9 +39,9 @@ import {
   given,
   option,
 } from "./load_balancer.ts";
-import { type LoadBalancerOptions, newServer, type Probe, type Server } from "./load_balancer.ts";
+import { type LoadBalancerOptions, newServer, parseServers, type Probe } from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
-import { sweepPeriod, type Traveller } from "./load_balancer.ts";
+import { type Server, type ServerSpec, sweepPeriod, type Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
@@ -469,12 +469,9 @@ export function secondsLeft(progress: Progress, lastArrival: number): number {
 // Sockets: a plan carried out. Each client talks by itself; what they did is counted in one place,
 // the run.
 
-/** Answers that the running median of the live line looks back on. */
-const RECENT = 500;
-/**
- * A client that our timer started less than this late, in ms, is timed from its start: the delay is
- * a timer's coarseness. More is a delay that whoever waits behind us would feel, and counts.
- */
+const RECENT = 500; // answers that the running median of the live line looks back on
+/** A client that our timer started less late than this is timed from its start: the delay is a
+ *  timer's coarseness. More is a delay that whoever waits behind us would feel, and counts. */
 const COARSE_MS = 2;
 
 /** Watches the event loop until the returned function is called. */
@@ -1015,6 +1012,7 @@ abstract class Call {
 /** A server with slots, as in server.ts: a connection keeps its slot until it leaves. */
 class VirtualServer {
   readonly place: number;
+  readonly spec: ServerSpec; // with an address, by which `source-hash` tells servers apart
   readonly calls = new Set<Call>(); // everybody who is connected to it
   isListening = true;
   readonly #run: VirtualRun;
@@ -1030,6 +1028,8 @@ class VirtualServer {
     this.#run = run;
     this.place = place;
     this.#setup = run.setup.servers[place]!;
+    const address = `10.0.${place >> 8}.${place & 255}:65433`;
+    this.spec = parseServers([`${address}*${this.#setup.weight}`])[0]!;
     this.#random = mulberry32(seed);
   }
 
@@ -1242,16 +1242,6 @@ class Passage extends Call implements Traveller {
 }
 const NOT_TRIED: readonly Attempt[] = [];
 
-/** Servers have addresses, by which `source-hash` tells them apart. */
-const specOf = (weight: number, place: number) => ({
-  host: `10.0.${place >> 8}.${place & 255}`,
-  port: 65433,
-  weight,
-  backup: false,
-  configuredHost: "",
-  resolved: true,
-});
-
 /** The balancer's own dispatch, before simulated servers. */
 class VirtualBalancer extends Dispatcher<Passage> {
   readonly #run: VirtualRun;
@@ -1263,9 +1253,7 @@ class VirtualBalancer extends Dispatcher<Passage> {
     const { check, checkInterval, slowStart, retryFor } = options;
     this.#run = run;
     this.#question = virtualQuestion(check);
-    const serverAt = (place: number): Server =>
-      newServer(specOf(run.setup.servers[place]!.weight, place), 0);
-    this.#targets = new Map(run.targets.map((target) => [serverAt(target.place), target]));
+    this.#targets = new Map(run.targets.map((target) => [newServer(target.spec, 0), target]));
     this.servers = [...this.#targets.keys()];
     for (const [place, server] of this.servers.entries())
       this.health.watch(server, firstCheckIn(place / this.servers.length, checkInterval));
@@ -1393,8 +1381,7 @@ export class VirtualRun {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    const planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
-    this.#tally = new Tally({ clients: plan.requests.length, planned });
+    this.#tally = new Tally({ clients: plan.requests.length, planned: sumOf(plan.requests) });
     this.#asked = new Deadlines(setup.timeout, agenda.clock, (visitor) => this.#givesUp(visitor));
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
