@@ -505,9 +505,8 @@ function sourceOf(client: number, addresses = 1): { localAddress?: string } {
   return { localAddress: `127.1.${Math.floor(place / 250)}.${1 + (place % 250)}` };
 }
 
-/** What came of one client's requests. */
-type Account = { readonly place: number; readonly times: number[] };
-type Failure = Pick<RequestError, "kind" | "message">;
+/** What came of one client's requests; `left` of them have neither an answer nor failed. */
+type Account = Numbers<"place" | "requests"> & { readonly times: number[]; left: number };
 
 /** What has become of a run's clients so far. */
 class Tally {
@@ -530,7 +529,7 @@ class Tally {
 
   /** A client that will make `requests`. */
   arrives(requests: number): Account {
-    const account = { place: this.arrived, times: [] };
+    const account = { place: this.arrived, requests, times: [], left: requests };
     this.#times.push(account.times);
     this.arrived += 1;
     if (this.clients < Infinity) return account;
@@ -542,15 +541,18 @@ class Tally {
     return account;
   }
 
-  answered({ times }: Account, seconds: number): void {
+  answered(account: Account, seconds: number): void {
+    const { times } = account;
+    account.left -= 1;
     if (times.length === 0) this.#talking += 1;
     times.push(Math.round(seconds * 1e6) / 1e6);
     this.#recent[this.#answered % RECENT] = seconds;
     this.#answered += 1;
   }
 
-  failed({ place }: Account, isFirst: boolean, { kind, message }: Failure): void {
-    if (isFirst) this.#firstFailed.push(place);
+  failed(account: Account, kind: FailureKind, message: string): void {
+    if (account.left === account.requests) this.#firstFailed.push(account.place);
+    account.left -= 1;
     this.errors[kind] += 1;
     if (kind !== "interrupted") this.#firstFailure ??= message;
   }
@@ -668,7 +670,7 @@ export class Run {
         tally.answered(account, await client.request(i === 0 ? since : undefined, nextNumber()));
       } catch (error) {
         if (!(error instanceof RequestError)) throw error;
-        tally.failed(account, i === 0, error);
+        tally.failed(account, error.kind, error.message);
       }
       if (reconnect) client.close();
     }
@@ -1163,8 +1165,7 @@ class VirtualCheck extends Call {
     if (this.#isOver) return this.letGo();
     this.#answers += 1;
     const judgement = judge(this.#question.check, Buffer.from(PONG.repeat(this.#answers)));
-    if (judgement === "passed") return this.#finish(PASSED);
-    if (judgement === "wrong") return this.#finish(WRONG);
+    if (judgement !== "more") return this.#finish(judgement === "passed" ? PASSED : WRONG);
     this.#ask();
     this.target?.see(this);
   }
@@ -1208,7 +1209,7 @@ class Passage extends Call implements Traveller {
     super();
     this.#run = run;
     this.visitor = visitor;
-    this.clientAddress = run.setup.addressOf(visitor.client);
+    this.clientAddress = run.setup.addressOf(visitor.account.place);
   }
 
   queue(): void {
@@ -1295,7 +1296,7 @@ class VirtualBalancer extends Dispatcher<Passage> {
       // not at once: whoever this releases would be released again on the way
       agenda.at(dialledAt, () => this.patients.served(connection));
     this.accepted(server, dialledAt);
-    setup.met?.(connection.visitor.client, target.place);
+    setup.met?.(connection.visitor.account.place, target.place);
     this.asks(connection);
     connection.enter(target);
   }
@@ -1351,11 +1352,9 @@ class VirtualBalancer extends Dispatcher<Passage> {
 
 /** A client that carries out its part of the plan, one request after the other. */
 type Visitor = {
-  readonly client: number;
   readonly balancer: VirtualBalancer | undefined; // the baseline has none
   readonly nextNumber: () => number;
   readonly account: Account;
-  left: number; // requests that are neither answered nor have failed
   since: number; // when it made its present one
   connection: Passage | undefined;
 };
@@ -1421,16 +1420,14 @@ export class VirtualRun {
 
   #arrive(at: number): void {
     const { plan, numbers } = this.setup;
-    const client = this.#tally.arrived;
+    const account = this.#tally.arrives(plan.requests[this.#tally.arrived]!);
     const choices = this.#balancers.length;
     const choice = choices > 1 ? Math.floor(this.#nextChoice() * choices) : 0;
     this.agenda.time = at;
     this.#connect({
-      client,
       balancer: this.#balancers[choice],
-      nextNumber: numbers(client),
-      account: this.#tally.arrives(plan.requests[client]!),
-      left: plan.requests[client]!,
+      nextNumber: numbers(account.place),
+      account,
       since: at,
       connection: undefined,
     });
@@ -1438,13 +1435,13 @@ export class VirtualRun {
 
   /** It makes its next request on a new connection. */
   #connect(visitor: Visitor): void {
-    const { client, balancer } = visitor;
+    const { account, balancer } = visitor;
     const connection = new Passage(this, visitor);
     this.#ask(visitor, connection);
     if (balancer !== undefined) return balancer.accept(connection);
     const server = this.targets[0]!;
     if (!server.isListening) return this.failed(visitor, "connect");
-    this.setup.met?.(client, server.place);
+    this.setup.met?.(account.place, server.place);
     connection.enter(server);
   }
 
@@ -1462,11 +1459,12 @@ export class VirtualRun {
   }
 
   answered(visitor: Visitor, connection: Passage): void {
-    this.#tally.answered(visitor.account, this.agenda.time - visitor.since);
-    this.#endRequest(visitor);
-    if (visitor.left === 0) {
+    const { account, since } = visitor;
+    this.#asked.delete(visitor);
+    this.#tally.answered(account, this.agenda.time - since);
+    if (account.left === 0) {
       connection.leave();
-      this.#tally.leaves(visitor.account);
+      this.#tally.leaves(account);
     } else if (this.setup.reconnect) {
       // the balancer hears of the new connection before the old one has ended on both sides
       this.#connect(visitor);
@@ -1480,18 +1478,12 @@ export class VirtualRun {
 
   /** Its request failed, and the connection is gone. The next one is on another. */
   failed(visitor: Visitor, kind: FailureKind): void {
-    const { client, left, account } = visitor;
-    const isFirst = left === this.setup.plan.requests[client];
+    const { account } = visitor;
     const message = FAILURE_WORDS[kind] ?? `No answer within ${this.setup.timeout} s`;
-    this.#tally.failed(account, isFirst, { kind, message });
-    this.#endRequest(visitor);
-    if (visitor.left === 0) this.#tally.leaves(account);
-    else this.agenda.at(this.agenda.time, () => this.#connect(visitor));
-  }
-
-  #endRequest(visitor: Visitor): void {
     this.#asked.delete(visitor);
-    visitor.left -= 1;
+    this.#tally.failed(account, kind, message);
+    if (account.left === 0) this.#tally.leaves(account);
+    else this.agenda.at(this.agenda.time, () => this.#connect(visitor));
   }
 
   /** Requests in flight fail as interrupted; those that nobody has made yet count as nothing. */
