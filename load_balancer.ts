@@ -2145,20 +2145,23 @@ class Deadlines<T> extends Map<T, number> {
   constructor(seconds: number, clock: Clock, expire: (item: T, late: number) => void) {
     super();
     let isAlarmSet = false;
+    let coming = this.entries(); // a new iterator would pass by all those that have gone
+    let first: [T, number] | undefined;
     const wakeIn = (wait: number): void => {
       isAlarmSet = true;
       clock.after(wait, look);
     };
     const look = (): void => {
       const now = clock.now();
-      for (const [item, deadline] of this) {
-        if (deadline > now) break;
+      for (first ??= coming.next().value; first; first = coming.next().value) {
+        const [item, deadline] = first;
+        if (this.get(item) !== deadline) continue;
+        if (deadline > now) return wakeIn(deadline - now);
         this.delete(item);
-        expire(item, now - deadline); // which may add to us: the next time is set below
+        expire(item, now - deadline); // which may add to us
       }
-      const [next] = this.values();
+      coming = this.entries();
       isAlarmSet = false;
-      if (next !== undefined) wakeIn(next - now);
     };
     this.add = (item) => {
       this.set(item, clock.now() + seconds);

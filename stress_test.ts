@@ -30,10 +30,18 @@ import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from 
 import { reasonOf, RunError, UsageError } from "./lib.ts";
 import { ALGORITHMS, answered, asked, asks, type Attempt, type Clock } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
-import { completed, Dispatcher, firstCheckIn, forgotten, given, option } from "./load_balancer.ts";
-import { type LoadBalancerOptions, newServer, type Probe, type Server } from "./load_balancer.ts";
+import {
+  completed,
+  Deadlines,
+  Dispatcher,
+  firstCheckIn,
+  forgotten,
+  given,
+  option,
+} from "./load_balancer.ts";
+import { type LoadBalancerOptions, newServer, parseServers, type Probe } from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
-import { sweepPeriod, type Traveller } from "./load_balancer.ts";
+import { type Server, type ServerSpec, sweepPeriod, type Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
@@ -461,12 +469,9 @@ export function secondsLeft(progress: Progress, lastArrival: number): number {
 // Sockets: a plan carried out. Each client talks by itself; what they did is counted in one place,
 // the run.
 
-/** Answers that the running median of the live line looks back on. */
-const RECENT = 500;
-/**
- * A client that our timer started less than this late, in ms, is timed from its start: the delay is
- * a timer's coarseness. More is a delay that whoever waits behind us would feel, and counts.
- */
+const RECENT = 500; // answers that the running median of the live line looks back on
+/** A client that our timer started less late than this is timed from its start: the delay is a
+ *  timer's coarseness. More is a delay that whoever waits behind us would feel, and counts. */
 const COARSE_MS = 2;
 
 /** Watches the event loop until the returned function is called. */
@@ -500,9 +505,8 @@ function sourceOf(client: number, addresses = 1): { localAddress?: string } {
   return { localAddress: `127.1.${Math.floor(place / 250)}.${1 + (place % 250)}` };
 }
 
-/** What came of one client's requests. */
-type Account = { readonly place: number; readonly times: number[] };
-type Failure = Pick<RequestError, "kind" | "message">;
+/** What came of one client's requests; `left` of them have neither an answer nor failed. */
+type Account = Numbers<"place" | "requests"> & { readonly times: number[]; left: number };
 
 /** What has become of a run's clients so far. */
 class Tally {
@@ -525,7 +529,7 @@ class Tally {
 
   /** A client that will make `requests`. */
   arrives(requests: number): Account {
-    const account = { place: this.arrived, times: [] };
+    const account = { place: this.arrived, requests, times: [], left: requests };
     this.#times.push(account.times);
     this.arrived += 1;
     if (this.clients < Infinity) return account;
@@ -537,15 +541,18 @@ class Tally {
     return account;
   }
 
-  answered({ times }: Account, seconds: number): void {
+  answered(account: Account, seconds: number): void {
+    const { times } = account;
+    account.left -= 1;
     if (times.length === 0) this.#talking += 1;
     times.push(Math.round(seconds * 1e6) / 1e6);
     this.#recent[this.#answered % RECENT] = seconds;
     this.#answered += 1;
   }
 
-  failed({ place }: Account, isFirst: boolean, { kind, message }: Failure): void {
-    if (isFirst) this.#firstFailed.push(place);
+  failed(account: Account, kind: FailureKind, message: string): void {
+    if (account.left === account.requests) this.#firstFailed.push(account.place);
+    account.left -= 1;
     this.errors[kind] += 1;
     if (kind !== "interrupted") this.#firstFailure ??= message;
   }
@@ -663,7 +670,7 @@ export class Run {
         tally.answered(account, await client.request(i === 0 ? since : undefined, nextNumber()));
       } catch (error) {
         if (!(error instanceof RequestError)) throw error;
-        tally.failed(account, i === 0, error);
+        tally.failed(account, error.kind, error.message);
       }
       if (reconnect) client.close();
     }
@@ -976,30 +983,6 @@ class Agenda {
   }
 }
 
-/** First in, first out, without those that wait no longer; `shift` would move all that stand behind. */
-class Line<T> {
-  readonly #waits: (item: T) => boolean;
-  #items: T[] = [];
-  #head = 0;
-
-  constructor(waits: (item: T) => boolean) {
-    this.#waits = waits;
-  }
-
-  add(item: T): void {
-    const isMostlyPast = 2 * this.#head > this.#items.length;
-    if (isMostlyPast) this.#items = this.#items.slice(this.#head);
-    if (isMostlyPast) this.#head = 0;
-    this.#items.push(item);
-  }
-
-  get first(): T | undefined {
-    while (this.#head < this.#items.length && !this.#waits(this.#items[this.#head]!))
-      this.#head += 1;
-    return this.#items[this.#head];
-  }
-}
-
 // --- servers ---
 
 const PONG = "PONG!";
@@ -1031,12 +1014,14 @@ abstract class Call {
 /** A server with slots, as in server.ts: a connection keeps its slot until it leaves. */
 class VirtualServer {
   readonly place: number;
+  readonly spec: ServerSpec; // with an address, by which `source-hash` tells servers apart
   readonly calls = new Set<Call>(); // everybody who is connected to it
   isListening = true;
   readonly #run: VirtualRun;
   readonly #setup: ServerSetup;
   readonly #random: () => number; // for the sleeps of pings without a number
-  readonly #line = new Line<Call>(({ isGone, hasSlot }) => !isGone && !hasSlot);
+  readonly #line = new Set<Call>(); // who waits for a slot, in order
+  readonly #turns = this.#line.values(); // a new iterator would pass by all those that have gone
   #busy = 0; // slots
   #startedAt = 0;
   #hangsUntil = 0;
@@ -1045,6 +1030,8 @@ class VirtualServer {
     this.#run = run;
     this.place = place;
     this.#setup = run.setup.servers[place]!;
+    const address = `10.0.${place >> 8}.${place & 255}:65433`;
+    this.spec = parseServers([`${address}*${this.#setup.weight}`])[0]!;
     this.#random = mulberry32(seed);
   }
 
@@ -1086,11 +1073,14 @@ class VirtualServer {
   }
 
   #release(call: Call): void {
+    this.#line.delete(call);
     if (!call.hasSlot) return;
     call.hasSlot = false;
     this.#busy -= 1;
-    const { first } = this.#line;
-    if (first !== undefined) this.#serve(first);
+    if (this.#line.size === 0) return; // an iterator that came to its end would stay there
+    const first = this.#turns.next().value!;
+    this.#line.delete(first);
+    this.#serve(first);
   }
 
   hang(until: number): void {
@@ -1103,6 +1093,7 @@ class VirtualServer {
     this.#hangsUntil = 0;
     this.#busy = 0;
     this.calls.clear();
+    this.#line.clear();
     for (const call of calls) {
       call.isGone = true;
       call.hasSlot = false;
@@ -1174,8 +1165,7 @@ class VirtualCheck extends Call {
     if (this.#isOver) return this.letGo();
     this.#answers += 1;
     const judgement = judge(this.#question.check, Buffer.from(PONG.repeat(this.#answers)));
-    if (judgement === "passed") return this.#finish(PASSED);
-    if (judgement === "wrong") return this.#finish(WRONG);
+    if (judgement !== "more") return this.#finish(judgement === "passed" ? PASSED : WRONG);
     this.#ask();
     this.target?.see(this);
   }
@@ -1219,7 +1209,7 @@ class Passage extends Call implements Traveller {
     super();
     this.#run = run;
     this.visitor = visitor;
-    this.clientAddress = run.setup.addressOf(visitor.client);
+    this.clientAddress = run.setup.addressOf(visitor.account.place);
   }
 
   queue(): void {
@@ -1253,16 +1243,6 @@ class Passage extends Call implements Traveller {
 }
 const NOT_TRIED: readonly Attempt[] = [];
 
-/** Servers have addresses, by which `source-hash` tells them apart. */
-const specOf = (weight: number, place: number) => ({
-  host: `10.0.${place >> 8}.${place & 255}`,
-  port: 65433,
-  weight,
-  backup: false,
-  configuredHost: "",
-  resolved: true,
-});
-
 /** The balancer's own dispatch, before simulated servers. */
 class VirtualBalancer extends Dispatcher<Passage> {
   readonly #run: VirtualRun;
@@ -1274,9 +1254,7 @@ class VirtualBalancer extends Dispatcher<Passage> {
     const { check, checkInterval, slowStart, retryFor } = options;
     this.#run = run;
     this.#question = virtualQuestion(check);
-    const serverAt = (place: number): Server =>
-      newServer(specOf(run.setup.servers[place]!.weight, place), 0);
-    this.#targets = new Map(run.targets.map((target) => [serverAt(target.place), target]));
+    this.#targets = new Map(run.targets.map((target) => [newServer(target.spec, 0), target]));
     this.servers = [...this.#targets.keys()];
     for (const [place, server] of this.servers.entries())
       this.health.watch(server, firstCheckIn(place / this.servers.length, checkInterval));
@@ -1318,7 +1296,7 @@ class VirtualBalancer extends Dispatcher<Passage> {
       // not at once: whoever this releases would be released again on the way
       agenda.at(dialledAt, () => this.patients.served(connection));
     this.accepted(server, dialledAt);
-    setup.met?.(connection.visitor.client, target.place);
+    setup.met?.(connection.visitor.account.place, target.place);
     this.asks(connection);
     connection.enter(target);
   }
@@ -1374,13 +1352,10 @@ class VirtualBalancer extends Dispatcher<Passage> {
 
 /** A client that carries out its part of the plan, one request after the other. */
 type Visitor = {
-  readonly client: number;
   readonly balancer: VirtualBalancer | undefined; // the baseline has none
   readonly nextNumber: () => number;
   readonly account: Account;
-  left: number; // requests that are neither answered nor have failed
   since: number; // when it made its present one
-  deadline: number; // when it gives that up; Infinity: it has its answer
   connection: Passage | undefined;
 };
 
@@ -1398,18 +1373,15 @@ export class VirtualRun {
   readonly #balancers: VirtualBalancer[] = []; // none in the baseline
   readonly #nextChoice: () => number;
   readonly #tally: Tally;
-  readonly #asked = new Line<{ readonly visitor: Visitor; readonly deadline: number }>(
-    ({ visitor, deadline }) => visitor.deadline === deadline,
-  );
-  #isWatched = false;
+  readonly #asked: Deadlines<Visitor>; // who waits for an answer
   #isStopped = false;
 
   constructor(setup: VirtualSetup) {
     const { plan, servers, entry, balancers, balancerSeed, fail, hang } = setup;
     const { agenda } = this;
     this.setup = setup;
-    const planned = plan.requests.reduce((sum, requests) => sum + requests, 0);
-    this.#tally = new Tally({ clients: plan.requests.length, planned });
+    this.#tally = new Tally({ clients: plan.requests.length, planned: sumOf(plan.requests) });
+    this.#asked = new Deadlines(setup.timeout, agenda.clock, (visitor) => this.#givesUp(visitor));
     // not the balancer's own stream, from which it picks
     const nextSeed = seedsFrom(balancerSeed ^ 0x2545f491);
     this.#nextChoice = mulberry32(nextSeed());
@@ -1448,31 +1420,28 @@ export class VirtualRun {
 
   #arrive(at: number): void {
     const { plan, numbers } = this.setup;
-    const client = this.#tally.arrived;
+    const account = this.#tally.arrives(plan.requests[this.#tally.arrived]!);
     const choices = this.#balancers.length;
     const choice = choices > 1 ? Math.floor(this.#nextChoice() * choices) : 0;
     this.agenda.time = at;
     this.#connect({
-      client,
       balancer: this.#balancers[choice],
-      nextNumber: numbers(client),
-      account: this.#tally.arrives(plan.requests[client]!),
-      left: plan.requests[client]!,
+      nextNumber: numbers(account.place),
+      account,
       since: at,
-      deadline: Infinity,
       connection: undefined,
     });
   }
 
   /** It makes its next request on a new connection. */
   #connect(visitor: Visitor): void {
-    const { client, balancer } = visitor;
+    const { account, balancer } = visitor;
     const connection = new Passage(this, visitor);
     this.#ask(visitor, connection);
     if (balancer !== undefined) return balancer.accept(connection);
     const server = this.targets[0]!;
     if (!server.isListening) return this.failed(visitor, "connect");
-    this.setup.met?.(client, server.place);
+    this.setup.met?.(account.place, server.place);
     connection.enter(server);
   }
 
@@ -1481,32 +1450,21 @@ export class VirtualRun {
     visitor.connection = connection;
     connection.isAsking = true;
     connection.number = visitor.nextNumber();
-    visitor.deadline = visitor.since + this.setup.timeout;
-    this.#asked.add({ visitor, deadline: visitor.deadline });
-    if (!this.#isWatched) this.#watch();
+    this.#asked.add(visitor);
   }
 
-  /** All wait equally long: the first to ask is the first to give up, and one event serves all. */
-  #watch(): void {
-    const { first } = this.#asked;
-    this.#isWatched = first !== undefined;
-    if (first === undefined) return;
-    this.agenda.at(first.deadline, () => {
-      for (let { first } = this.#asked; first; { first } = this.#asked) {
-        if (first.deadline > this.agenda.time) break;
-        first.visitor.connection?.leave();
-        this.failed(first.visitor, "timeout");
-      }
-      this.#watch();
-    });
+  #givesUp(visitor: Visitor): void {
+    visitor.connection?.leave();
+    this.failed(visitor, "timeout");
   }
 
   answered(visitor: Visitor, connection: Passage): void {
-    this.#tally.answered(visitor.account, this.agenda.time - visitor.since);
-    this.#endRequest(visitor);
-    if (visitor.left === 0) {
+    const { account, since } = visitor;
+    this.#asked.delete(visitor);
+    this.#tally.answered(account, this.agenda.time - since);
+    if (account.left === 0) {
       connection.leave();
-      this.#tally.leaves(visitor.account);
+      this.#tally.leaves(account);
     } else if (this.setup.reconnect) {
       // the balancer hears of the new connection before the old one has ended on both sides
       this.#connect(visitor);
@@ -1520,18 +1478,12 @@ export class VirtualRun {
 
   /** Its request failed, and the connection is gone. The next one is on another. */
   failed(visitor: Visitor, kind: FailureKind): void {
-    const { client, left, account } = visitor;
-    const isFirst = left === this.setup.plan.requests[client];
+    const { account } = visitor;
     const message = FAILURE_WORDS[kind] ?? `No answer within ${this.setup.timeout} s`;
-    this.#tally.failed(account, isFirst, { kind, message });
-    this.#endRequest(visitor);
-    if (visitor.left === 0) this.#tally.leaves(account);
+    this.#asked.delete(visitor);
+    this.#tally.failed(account, kind, message);
+    if (account.left === 0) this.#tally.leaves(account);
     else this.agenda.at(this.agenda.time, () => this.#connect(visitor));
-  }
-
-  #endRequest(visitor: Visitor): void {
-    visitor.deadline = Infinity;
-    visitor.left -= 1;
   }
 
   /** Requests in flight fail as interrupted; those that nobody has made yet count as nothing. */
