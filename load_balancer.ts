@@ -62,8 +62,6 @@ export class Server {
   }
 }
 
-export const newServer = (spec: ServerSpec, now: number): Server => new Server(spec, now);
-
 class Stats {
   total = 0;
   connectErrors = 0;
@@ -2140,7 +2138,7 @@ function healthSettings(options: LoadBalancerOptions): HealthSettings {
 }
 
 /** Things that wait equally long, and until when: the first in expires first, so one timer does. */
-class Deadlines<T> extends Map<T, number> {
+export class Deadlines<T> extends Map<T, number> {
   readonly add: (item: T) => void;
   constructor(seconds: number, clock: Clock, expire: (item: T, late: number) => void) {
     super();
@@ -2331,7 +2329,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
       const name = formatAddress(spec);
       const known = leaving.get(name);
       // one that was here within ten minutes is the same one
-      const server = known ?? this.#past.get(name)?.server ?? newServer(spec, this.now());
+      const server = known ?? this.#past.get(name)?.server ?? new Server(spec, this.now());
       const before = server.spec.weight;
       server.spec = spec;
       leaving.delete(name);

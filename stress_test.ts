@@ -39,9 +39,9 @@ import {
   given,
   option,
 } from "./load_balancer.ts";
-import { type LoadBalancerOptions, newServer, parseServers, type Probe } from "./load_balancer.ts";
+import { type LoadBalancerOptions, parseServers, type Probe } from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
-import { type Server, type ServerSpec, sweepPeriod, type Traveller } from "./load_balancer.ts";
+import { Server, type ServerSpec, sweepPeriod, type Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
@@ -1254,7 +1254,7 @@ class VirtualBalancer extends Dispatcher<Passage> {
     const { check, checkInterval, slowStart, retryFor } = options;
     this.#run = run;
     this.#question = virtualQuestion(check);
-    this.#targets = new Map(run.targets.map((target) => [newServer(target.spec, 0), target]));
+    this.#targets = new Map(run.targets.map((target) => [new Server(target.spec, 0), target]));
     this.servers = [...this.#targets.keys()];
     for (const [place, server] of this.servers.entries())
       this.health.watch(server, firstCheckIn(place / this.servers.length, checkInterval));

@@ -8,11 +8,10 @@ import { Socket } from "node:net";
 import { suite } from "uvu";
 import {
   Connection,
-  newServer,
   type Owner,
   parseServers,
   ReadBuffers,
-  type Server,
+  Server,
   type Wire,
 } from "../load_balancer.ts";
 
@@ -321,7 +320,7 @@ class Play implements Owner {
   readonly trace: string[] = [];
   /** Every socket to a server there was; only the last can still be in use. */
   readonly upstreams: Recorder[] = [];
-  readonly servers = SERVERS.map((spec) => newServer(spec, 1));
+  readonly servers = SERVERS.map((spec) => new Server(spec, 1));
   readonly #choices: Choices;
   readonly #held = new Set<Server>();
   readonly #resuming: Recorder[] = [];

@@ -12,10 +12,9 @@ import {
   type HealthSettings,
   HealthState,
   learn,
-  newServer,
   parseServers,
   type Probe,
-  type Server,
+  Server,
   type Sight,
 } from "../load_balancer.ts";
 
@@ -743,7 +742,7 @@ class World {
     this.#settings = { ...SETTINGS[check], ...rules };
     this.machine = new Machine(time, { ...ROOMY, ...nature });
     this.agent = new Machine(time, { ...ROOMY, answerSeconds: this.machine.nature.answerSeconds });
-    this.server = newServer(spec, 0);
+    this.server = new Server(spec, 0);
     const clock = {
       now: () => time.now,
       after: (seconds: number, action: () => void) => loop.after(seconds, action),
@@ -842,7 +841,7 @@ function byHand() {
   };
   const silent = { changed: () => undefined, stillDown: () => undefined };
   const health = new Health(SETTINGS.tcp, clock, probe, silent);
-  const server = newServer(parseServers(["127.0.0.1:1"])[0]!, 0);
+  const server = new Server(parseServers(["127.0.0.1:1"])[0]!, 0);
   health.watch(server, 0);
   time.run(0);
   return { time, asked, health, server };

@@ -3,10 +3,10 @@
  */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { type Guest, newServer, parseServers, Places, type Server } from "../load_balancer.ts";
+import { type Guest, parseServers, Places, Server } from "../load_balancer.ts";
 
 const serversOf = (...texts: string[]): Server[] =>
-  parseServers(texts.map((text) => `10.0.0.${text}`)).map((spec) => newServer(spec, 0));
+  parseServers(texts.map((text) => `10.0.0.${text}`)).map((spec) => new Server(spec, 0));
 
 /** A client that has failed at `tried`. */
 const guest = (...tried: readonly Server[]): Guest => ({

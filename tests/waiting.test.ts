@@ -5,8 +5,8 @@
 import { once } from "node:events";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { cidrList, Dispatcher, type LoadBalancerOptions, newServer } from "../load_balancer.ts";
-import type { Server, Traveller } from "../load_balancer.ts";
+import { cidrList, Dispatcher, type LoadBalancerOptions, Server } from "../load_balancer.ts";
+import type { Traveller } from "../load_balancer.ts";
 import { readValue } from "../lib.ts";
 import {
   ask,
@@ -88,7 +88,7 @@ class Standing extends Dispatcher<Traveller> {
         else due.push(one);
       }
     });
-    this.servers = options.servers.map((spec) => newServer(spec, 0));
+    this.servers = options.servers.map((spec) => new Server(spec, 0));
     this.places.setServers(this.servers);
     this.setAlgorithm(options.algorithm);
   }
