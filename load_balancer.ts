@@ -2085,17 +2085,18 @@ export abstract class Dispatcher<T extends Traveller> {
   protected healthChanged(server: Server, _: Teller): void {
     const { up } = server.health;
     if (up) server.warmSince = this.now();
-    else this.#resetConnectionsOf(server);
-    this.serversChanged();
+    this.serversChanged(); // first: nobody may be admitted where others are reset
     if (up) this.patients.retry();
+    else this.#resetConnectionsOf(server);
   }
 
   /** With `--on-down reset`, unless the server still gives bytes to somebody. */
   #resetConnectionsOf(server: Server): void {
     const { received, receivedBefore } = server.health;
     if (this.options.onDown !== "reset" || received > receivedBefore) return;
-    for (const client of this.open)
-      if (client.server === server && client.stage === "relaying") client.close("server_reset");
+    const isThere = (client: T) => client.server === server && client.stage === "relaying";
+    const those = [...this.open].filter(isThere); // and not who gets a place that they leave
+    for (const client of those) client.close("server_reset");
   }
 
   /** To be done now and then: see `sweepPeriod`. */

@@ -478,6 +478,27 @@ faults("connections of a server that goes down are reset where that is asked for
   assert.ok((failuresOf(lastMet(`${words} --on-down reset`, more).all)["reset"] ?? 0) > 30);
 });
 
+faults("whoever queues does not follow into the reset those whose server goes down", () => {
+  const words = "--check ping --check-interval 0.5 --fall 2 --server-connections 5 --on-down reset";
+  const more = {
+    hang: { from: 0.2, to: 20 },
+    timeout: 60,
+    servers: many(2, { ...server, mean: 0.3, sd: 0 }),
+  };
+  const all = simulate(setupOf(40, 1, 0, { entry: entry(`round-robin ${words}`), ...more }));
+  assert.equal(failuresOf(all), { reset: 5 });
+  assert.is(countOf(all), 35);
+  const alone = simulate(
+    setupOf(40, 1, 0, {
+      entry: entry(`random ${words}`),
+      ...more,
+      servers: more.servers.slice(1),
+      timeout: 1.5,
+    }),
+  );
+  assert.equal(failuresOf(alone), { timeout: 35, reset: 5 });
+});
+
 faults("an http check takes every ping server for silent, and all are tried then", () => {
   const { met, all } = lastMet("round-robin --check http --check-interval 1 --on-down reset", {});
   assert.ok(Math.min(...met.slice(5, 25)) > 10);
