@@ -30,18 +30,11 @@ import { isMain, onStopSignals, parseCommandLine, runScript, type Values } from 
 import { reasonOf, RunError, UsageError } from "./lib.ts";
 import { ALGORITHMS, answered, asked, asks, type Attempt, type Clock } from "./load_balancer.ts";
 import { type CheckResult, type CheckSpec, judge, ownPortOf, questionOf } from "./load_balancer.ts";
-import {
-  completed,
-  Deadlines,
-  Dispatcher,
-  firstCheckIn,
-  forgotten,
-  given,
-  option,
-} from "./load_balancer.ts";
-import { type LoadBalancerOptions, parseServers, type Probe } from "./load_balancer.ts";
+import { completed, Deadlines, Dispatcher, firstCheckIn, forgotten } from "./load_balancer.ts";
+import { given, type LoadBalancerOptions, option, parseServers } from "./load_balancer.ts";
 import { OPTIONS as BALANCER_OPTIONS, type Stage as ConnectionStage } from "./load_balancer.ts";
-import { Server, type ServerSpec, sweepPeriod, type Traveller } from "./load_balancer.ts";
+import { type Probe, Server, type ServerSpec, sweepPeriod } from "./load_balancer.ts";
+import type { Traveller } from "./load_balancer.ts";
 import { countPings, drawSleep, nothingAsked, type Slow, slowPhase } from "./server.ts";
 
 const MOST_CLIENTS = 100_000; // of a run; one without an end keeps as many for its file
@@ -519,7 +512,7 @@ class Tally {
   #answered = 0;
   #firstFailure: string | null = null;
   readonly #recent: number[] = [];
-  readonly #firstFailed: number[] = []; // places, in the order of arrival
+  readonly #firstFailed: number[] = []; // places, in the order in which they failed
   readonly #times: number[][] = []; // by place; of a run without an end, the last ones
   #dropped = 0; // places before them
   constructor({ clients, planned }: Pick<Visits, "clients" | "planned">) {

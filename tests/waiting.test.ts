@@ -5,7 +5,13 @@
 import { once } from "node:events";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { cidrList, Dispatcher, type LoadBalancerOptions, Server } from "../load_balancer.ts";
+import {
+  cidrList,
+  type Clock,
+  Dispatcher,
+  type LoadBalancerOptions,
+  Server,
+} from "../load_balancer.ts";
 import type { Traveller } from "../load_balancer.ts";
 import { readValue } from "../lib.ts";
 import {
@@ -68,26 +74,32 @@ patience("ends with no_server when nobody comes in time", async () => {
   await assertEnded(balancer, { no_server: 1 });
 });
 
-/** A dispatch whose dials go nowhere, until a test says how they went; its clock is the test's. */
+/** A clock that stands until a test moves it. */
+class StandingClock implements Clock {
+  #time = 0;
+  #due: { readonly at: number; readonly action: () => void }[] = [];
+
+  readonly now = (): number => this.#time;
+
+  readonly after = (seconds: number, action: () => void): (() => void) => {
+    this.#due.push({ at: this.#time + seconds, action });
+    return () => undefined;
+  };
+
+  pass(seconds: number): void {
+    this.#time += seconds;
+    const past = this.#due.filter(({ at }) => at <= this.#time);
+    this.#due = this.#due.filter(({ at }) => at > this.#time);
+    for (const { action } of past) action();
+  }
+}
+
+/** A dispatch whose dials go nowhere, until a test says how they went. */
 class Standing extends Dispatcher<Traveller> {
   readonly dialled: Traveller[] = [];
 
-  constructor(options: LoadBalancerOptions, pass: (pass: (seconds: number) => void) => void) {
-    let time = 0;
-    const due: { readonly at: number; readonly action: () => void }[] = [];
-    const after = (seconds: number, action: () => void) => {
-      due.push({ at: time + seconds, action });
-      return () => undefined;
-    };
-    const clock = { now: () => time, after };
+  constructor(options: LoadBalancerOptions, clock: Clock) {
     super(options, clock, clock);
-    pass((seconds) => {
-      time += seconds;
-      for (const one of due.splice(0)) {
-        if (one.at <= time) one.action();
-        else due.push(one);
-      }
-    });
     this.servers = options.servers.map((spec) => new Server(spec, 0));
     this.places.setServers(this.servers);
     this.setAlgorithm(options.algorithm);
@@ -121,9 +133,8 @@ class Standing extends Dispatcher<Traveller> {
 }
 
 patience("releases the others when the first is served after its own patience is over", () => {
-  let pass: (seconds: number) => void = () => undefined;
-  const options = optionsFor(["127.0.0.1:1"], { retryFor: 10, checkInterval: 1000 });
-  const dispatch = new Standing(options, (given) => (pass = given));
+  const clock = new StandingClock();
+  const dispatch = new Standing(optionsFor(["127.0.0.1:1"], { retryFor: 10 }), clock);
   const ends: string[] = [];
   const come = (name: string): Traveller => {
     const client: Traveller = {
@@ -141,11 +152,11 @@ patience("releases the others when the first is served after its own patience is
     return client;
   };
   const first = come("first");
-  pass(9.5);
+  clock.pass(9.5);
   const second = come("second");
   dispatch.retry();
   assert.is(dispatch.dialled.at(-1), first);
-  pass(1); // while it dials
+  clock.pass(1); // while it dials
   dispatch.connected(first);
   assert.is(dispatch.dialled.at(-1), second);
   assert.equal(ends, []);
