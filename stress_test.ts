@@ -74,9 +74,14 @@ function visitsFrom(max: number, rate: number, nextSeed: () => number): () => Vi
 }
 
 export function drawPlan(clients: number, max: number, rate: number, nextSeed: () => number): Plan {
-  const visits = Array.from({ length: clients }, visitsFrom(max, rate, nextSeed));
-  const requests = visits.map((visit) => visit.requests);
-  return { requests, arrivals: visits.map(({ arrival }) => arrival), luck: nextSeed() };
+  const nextVisit = visitsFrom(max, rate, nextSeed);
+  const [requests, arrivals]: [number[], number[]] = [[], []]; // no object stays for each client
+  while (requests.length < clients) {
+    const visit = nextVisit();
+    requests.push(visit.requests);
+    arrivals.push(visit.arrival);
+  }
+  return { requests, arrivals, luck: nextSeed() };
 }
 
 export function visitsOf({ requests, arrivals, luck }: Plan): Visits {
@@ -235,25 +240,40 @@ export function disturbances(run: Signs, stalls: ReadonlyMap<string, number>): s
 const percentiles = { p50: 0.5, p90: 0.9, p95: 0.95, p99: 0.99 };
 const names = ["p50", "p90", "p95", "p99"] as const;
 
-/** Who failed with its first request has none: no later one is it. */
-function timesOf(runs: readonly Observed[], isWanted: (isFirst: boolean) => boolean): number[] {
-  const chosen: number[] = []; // by push: flat() and flatMap() would make an object of each number
+/** Who failed with its first request has none of them: no later one is it. */
+function timesOf(runs: readonly Observed[]) {
+  const first: number[] = []; // by push: flat() and flatMap() would make an object of each number
+  const later: number[] = [];
   for (const { times, firstFailed } of runs) {
     const failed = new Set(firstFailed);
     times.forEach((of, client) =>
       of.forEach((seconds, place) => {
-        if (isWanted(place === 0 && !failed.has(client))) chosen.push(seconds);
+        const isFirst = place === 0 && !failed.has(client);
+        (isFirst ? first : later).push(seconds);
       }),
     );
   }
-  return chosen;
+  // sorted as numbers, without a call for each comparison
+  return { first: new Float64Array(first).sort(), later: new Float64Array(later).sort() };
+}
+
+/** All of two sorted lists, sorted. */
+function merged(one: Float64Array, other: Float64Array): Float64Array {
+  const all = new Float64Array(one.length + other.length);
+  let [i, j] = [0, 0];
+  while (i + j < all.length) {
+    const isOnes = j === other.length || one[i]! <= other[j]!;
+    all[i + j] = isOnes ? one[i]! : other[j]!;
+    if (isOnes) i += 1;
+    else j += 1;
+  }
+  return all;
 }
 
 type Spread = ReturnType<typeof spreadOf>;
 
-/** A figure is `null` where the sample does not carry it. */
-function spreadOf(times: readonly number[]) {
-  const sorted = new Float64Array(times).sort(); // as numbers, without a call for each comparison
+/** A figure is `null` where the sample, which is sorted, does not carry it. */
+function spreadOf(sorted: Float64Array) {
   const n = sorted.length;
   const at = (p: number): number | null => (carries(n, p) ? quantile(sorted, p) : null);
   return {
@@ -278,7 +298,8 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
   const most = (of: keyof Observed["tester"]) => Math.max(0, ...runs.map((run) => run.tester[of]));
   const errors = noErrors();
   for (const kind of failureKinds) errors[kind] = total((run) => run.errors[kind]);
-  const all = spreadOf(timesOf(runs, () => true));
+  const { first, later } = timesOf(runs);
+  const all = spreadOf(merged(first, later));
   const seconds = total((run) => run.seconds);
   const capacity = setup.servers ? capacityOf(setup.servers, plan.maxRequests) : 0;
   return {
@@ -301,8 +322,8 @@ export function summarise({ name, setup, plan, runsAsked, runs }: Measured) {
     seconds,
     requestsPerSecond: seconds > 0 ? all.n / seconds : 0,
     interrupted: runs.some(({ interrupted }) => interrupted),
-    first: spreadOf(timesOf(runs, (isFirst) => isFirst)),
-    later: spreadOf(timesOf(runs, (isFirst) => !isFirst)),
+    first: spreadOf(first),
+    later: spreadOf(later),
     all,
     bottleneck: runs.some(isBottleneck),
     tester: { utilization: most("utilization"), stall: most("stall"), startLag: most("startLag") },
@@ -1664,7 +1685,7 @@ function isWhole(folder: string, name: string): boolean {
 function store(measured: Measured, folder: string, session: string | undefined): string {
   const { name, runs } = measured;
   const file = join(folder, `${name}.json`);
-  const lines = runs.flatMap(({ times }) => times.map((of) => JSON.stringify(of)));
+  const lines = runs.flatMap(({ times }) => times.map((of) => `[${of.join()}]`));
   const text = `[\n${lines.join(",\n")}\n]\n`;
   const isPartial = runs.some(({ interrupted }) => interrupted) || !/\d/.test(text);
   if (isPartial && isWhole(folder, name)) {
