@@ -1685,7 +1685,7 @@ function isWhole(folder: string, name: string): boolean {
 function store(measured: Measured, folder: string, session: string | undefined): string {
   const { name, runs } = measured;
   const file = join(folder, `${name}.json`);
-  const lines = runs.flatMap(({ times }) => times.map((of) => `[${of.join()}]`));
+  const lines = runs.flatMap(({ times }) => times.map((of) => JSON.stringify(of)));
   const text = `[\n${lines.join(",\n")}\n]\n`;
   const isPartial = runs.some(({ interrupted }) => interrupted) || !/\d/.test(text);
   if (isPartial && isWhole(folder, name)) {
