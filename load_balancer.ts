@@ -15,7 +15,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { promises, readdirSync, readFileSync } from "node:fs";
+import { existsSync, promises, readdirSync, readFileSync } from "node:fs";
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
 import { BlockList, connect, createServer, isIP, SocketAddress } from "node:net";
 import type { Server as Listener, Socket, TcpNetConnectOpts } from "node:net";
@@ -467,8 +467,7 @@ function beginAt(phase: number, servers: readonly Candidate[]): void {
 const totalWeight = (servers: readonly Candidate[]): number =>
   servers.reduce((sum, { weight }) => sum + weight, 0);
 
-/** Draws places in a list by the weights there, in constant time however many there are: a table
- *  says for each of n equal parts of the total where to begin to look (Chen and Asau 1974). */
+/** Draws by weight in constant time: a table says where to begin to look (Chen and Asau 1974). */
 function newDraws() {
   let known: readonly Candidate[] = [];
   let ends = new Float64Array(0); // the sum of the weights up to and with each
@@ -1110,9 +1109,9 @@ class CheckRun {
   }
 
   #connected(): void {
-    const { spec, host, prefix, holdSeconds } = this.#order;
+    const { address, spec, host, prefix, holdSeconds } = this.#order;
     if (this.#isOver) return;
-    if (isSelfConnected(this.#plain)) return this.#failed(new Error(MET_ITSELF));
+    if (isSelfConnected(this.#plain, address.port)) return this.#failed(new Error(MET_ITSELF));
     this.#isAccepted = true;
     if (prefix !== "") this.#plain.write(prefix);
     if (!asks(spec) && holdSeconds === 0) return this.#finish(PASSED);
@@ -1160,9 +1159,15 @@ class CheckRun {
 }
 
 const MET_ITSELF = "connected to itself: nobody listens";
+const RANGE = "/proc/sys/net/ipv4/ip_local_port_range"; // from which this machine dials
+const range = existsSync(RANGE) ? readFileSync(RANGE, "utf8") : "0\t65535";
+const [lowest = 0, highest = 0] = range.split("\t").map(Number);
 /** On its way to a free port of this machine, a connection may meet itself (RFC 9293, 3.5). */
-const isSelfConnected = (socket: Socket): boolean =>
-  socket.localPort === socket.remotePort && socket.localAddress === socket.remoteAddress;
+const isSelfConnected = (socket: Socket, port: number): boolean =>
+  port >= lowest && // first: each word from the socket costs a call of the system
+  port <= highest &&
+  socket.localPort === port &&
+  socket.localAddress === socket.remoteAddress;
 
 // ─── Places ──────────────────────────────────────────────────────────────────
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
@@ -1312,8 +1317,7 @@ export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
-/** The header (version 1) that says that a client at `from` has connected to `to`. Of different
- *  families, as one of them was told to us, the IPv4 one is written as IPv6. */
+/** The header (version 1). Of two families, as one may have been told to us, both are IPv6's. */
 export function proxyHeader(from: Address, to: Address): string {
   const hosts = [from.host, to.host].map((host) => plainHost(host).replace(/%.*$/, "")); // no zone
   const families = hosts.map(isIP);
@@ -1352,8 +1356,7 @@ function beginsLike(bytes: Buffer, wanted: Buffer): boolean {
 }
 
 const isPort = (text: string): boolean => /^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 65535;
-/** Version 1 is a line: PROXY TCP4 192.0.2.1 192.0.2.2 51234 443, its words one space apart. Each
- *  is judged as it comes, the last one by what may still become of it. */
+/** A line, PROXY TCP4 192.0.2.1 192.0.2.2 51234 443: each word is judged as it comes. */
 function readV1(text: string): ProxyReading {
   if (text.length < SIGNATURE_V1.length) return MORE;
   const end = text.indexOf("\r\n");
@@ -1387,8 +1390,7 @@ function clientAt(address: string, port: number): Address {
 
 const HEAD_V2 = 16; // bytes before the addresses
 const ADDRESS_BYTES = [0, 12, 36, 216]; // by family: none, IPv4, IPv6, UNIX
-/** Version 2 is binary: the signature, version and command, family and transport, the length of the
- *  rest. Behind the addresses may stand more (TLVs), which is skipped. */
+/** Signature, version and command, family and transport, length, addresses; TLVs are skipped. */
 function readV2(bytes: Buffer): ProxyReading {
   const [command, transport] = bytes.subarray(SIGNATURE_V2.length);
   if (command === undefined) return MORE;
@@ -1867,7 +1869,7 @@ function onClose(this: Socket): void {
 function onConnect(this: Socket): void {
   const { connection } = this;
   if (connection === undefined) return;
-  if (!isSelfConnected(this)) return connection.connected();
+  if (!isSelfConnected(this, connection.server?.address.port ?? 0)) return connection.connected();
   this.resetAndDestroy(); // so that the port is free again at once
   connection.dialFailed(new Error(MET_ITSELF));
 }
@@ -2643,8 +2645,7 @@ const mostTelling = (results: readonly CheckResult[]): CheckResult =>
   results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
 
 // ─── Status and log ──────────────────────────────────────────────────────────
-// What people and programs are told: one object with everything, and a line for whatever happens.
-// Pure but for the writer of the lines.
+// What people and programs are told: one object with everything, and a line for what happens.
 
 export type Status = ReturnType<LoadBalancer["status"]>;
 export type ServerStatus = ReturnType<typeof statusOf>;
@@ -2767,8 +2768,7 @@ const PATHS =
   "/, /status.json, /metrics, /healthz, /algorithm/NAME or /servers/HOST:PORT/drain or /ready";
 const ADMIN_CONNECTIONS = 32;
 
-/** A request under another name than ours may come from a page whose name was pointed at us (DNS
- *  rebinding); one with a foreign origin comes from a page of another site. */
+/** Another site's page has a foreign origin, or a name that was pointed at us (DNS rebinding). */
 function isForeign({ headers: { host = "", origin }, method }: IncomingMessage, path: string) {
   const isPost = method === "POST";
   if (isPost && origin !== undefined && origin !== `http://${host}`) return true;
