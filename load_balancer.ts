@@ -15,7 +15,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { existsSync, promises, readdirSync, readFileSync } from "node:fs";
+import { promises, readdirSync, readFileSync } from "node:fs";
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
 import { BlockList, connect, createServer, isIP, SocketAddress } from "node:net";
 import type { Server as Listener, Socket, TcpNetConnectOpts } from "node:net";
@@ -330,8 +330,7 @@ export class Directory {
 
 type Seen = "name" | "hash" | "weight" | "open" | "credit" | "creditor" | "cost";
 export type Candidate = Pick<Server, Seen>; // what a picker sees of a server
-/** Picks one of `servers`, which is never empty, holds only servers that may be picked now, always
- *  in the same order, and is the same array until its members or their weights change. */
+/** Picks one of `servers`, never none: the same array, in the same order, until one changes. */
 export type Picker = <S extends Candidate>(servers: readonly S[], clientAddress: string) => S;
 /** What an algorithm may use: random numbers in [0, 1), and a monotonic clock in seconds. */
 export type Sources = { readonly random: () => number; readonly now: () => number };
@@ -580,12 +579,11 @@ export function forgotten(cost: Cost, began: number): void {
   if (cost.waiting > 0 && began >= cost.silentSince) cost.waiting -= 1;
 }
 
-/** Takes one turn into the peak EWMA (Finagle's): a slower one counts at once, a faster one by and
- *  by. The outcome of a trial replaces what was known before. */
+/** Takes one turn into the peak EWMA (Finagle's): slower counts at once, faster by and by. */
 export function took(cost: Cost, began: number, seconds: number, now: number): void {
   const kept = Math.exp((cost.shownAt - now) / DECAY);
   const decayed = cost.seconds * kept;
-  const isTrial = began >= cost.triedAt;
+  const isTrial = began >= cost.triedAt; // whose outcome replaces what was known before
   if (isTrial) cost.triedAt = Infinity;
   if (isTrial || seconds > decayed) cost.seconds = seconds;
   else cost.seconds = decayed + seconds * (1 - kept);
@@ -704,8 +702,7 @@ export interface HealthSettings {
 }
 export type HealthRules = Omit<HealthSettings, "asks" | "elsewhere">;
 
-/** What a check may tell. `answered`: at another port, and so not whether the server accepts;
- *  `silent`, one way or another; `queued`: no byte in time, but the server's line moves. */
+/** `answered`: at another port; `queued`: no byte in time, but the server's line moves. */
 type CheckSight =
   | { readonly kind: "passed" | "answered" | "queued" }
   | { readonly kind: "refused"; readonly why: string }
@@ -962,8 +959,7 @@ export function weigh(servers: readonly Server[], now: number, slowStart: number
 // What --check asks of a server, what counts as its answer, and one check of one server. Judging is
 // pure. `runCheck` alone touches a socket; what its outcome means is for the health section to say.
 
-/** What --check asks for; `text` is how it was written, `port` the one that it names. The answer
- *  must begin with `expect` where it `isAnchored`; else that may stand anywhere. */
+/** What --check asks for, written as `text`. An anchored `expect` is how the answer must begin. */
 export type CheckSpec = Readonly<
   { text: string } & (
     | { kind: "tcp" | "none" }
@@ -1159,15 +1155,22 @@ class CheckRun {
 }
 
 const MET_ITSELF = "connected to itself: nobody listens";
-const RANGE = "/proc/sys/net/ipv4/ip_local_port_range"; // from which this machine dials
-const range = existsSync(RANGE) ? readFileSync(RANGE, "utf8") : "0\t65535";
-const [lowest = 0, highest = 0] = range.split("\t").map(Number);
+const [lowest = 0, highest = 65535] = dialPorts();
 /** On its way to a free port of this machine, a connection may meet itself (RFC 9293, 3.5). */
 const isSelfConnected = (socket: Socket, port: number): boolean =>
   port >= lowest && // first: each word from the socket costs a call of the system
   port <= highest &&
   socket.localPort === port &&
   socket.localAddress === socket.remoteAddress;
+
+/** From the first to the last port that this machine dials from, where Linux tells us. */
+function dialPorts(): number[] {
+  try {
+    return readFileSync("/proc/sys/net/ipv4/ip_local_port_range", "utf8").split("\t").map(Number);
+  } catch {
+    return [];
+  }
+}
 
 // ─── Places ──────────────────────────────────────────────────────────────────
 // Who may go where: which servers take clients now, how many connections each has, and who waits in
@@ -1331,8 +1334,7 @@ export function proxyHeader(from: Address, to: Address): string {
   return `PROXY TCP${family} ${source} ${target} ${from.port} ${to.port}\r\n`;
 }
 
-/** What the first bytes of a connection amount to. `done`: the header takes `length` bytes, and
- *  names the `client`, or leaves the connection its own address (LOCAL, UNKNOWN, UDP, UNIX). */
+/** `done`: a header of `length` bytes; without a `client` it is whoever has connected. */
 export type ProxyReading =
   | { readonly kind: "more" }
   | { readonly kind: "bad" }
@@ -1887,8 +1889,7 @@ function onError(this: Socket, error: Error): void {
   else connection?.serverLost(error);
 }
 
-/** Before libuv 1.52 (Node 20, 22), a reset that arrives with data looks like a clean end. A write
- *  of nothing asks the kernel for the error; on a socket that has been ended, only a later read. */
+/** Before libuv 1.52 (Node 20, 22), a reset behind data looks like an end: writing nothing asks. */
 const [uvMajor = 0, uvMinor = 0] = (process.versions["uv"] ?? "").split(".").map(Number);
 const HIDES_RESETS = uvMajor === 1 && uvMinor < 52;
 /** Reading of a client must stop behind a chunk that is put back to be read once more. */
@@ -1966,9 +1967,8 @@ export class ReadBuffers {
 }
 
 // ─── Dispatch ────────────────────────────────────────────────────────────────
-// Where each client goes, and when: `Places` and `Health` decide, this carries it out, and keeps
-// those who wait. It sees no socket, so that virtual time can run it as the balancer does: whoever
-// extends it accepts clients, dials and checks servers, and says here how that went.
+// Where each client goes, and when, as `Places` and `Health` decide; who waits is kept here. No
+// socket is seen, so virtual time runs it too: whoever extends it accepts clients, dials, checks.
 
 /** What dispatch sees of a client's connection. */
 type Travels = "clientAddress" | "tried" | "stage" | "server" | "countedAs" | "ranShort" | "queue";
