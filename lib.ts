@@ -156,7 +156,7 @@ export async function runScript<O extends Options>(script: Script<O>): Promise<v
     stream.once("error", (error: NodeJS.ErrnoException) => {
       // whoever read us has gone, or the terminal has
       if (error.code === "EPIPE" || error.code === "EIO") return;
-      process.exitCode = 1;
+      process.exitCode ??= 1;
       console.error(`Cannot write the output: ${reasonOf(error)}`);
     });
   }

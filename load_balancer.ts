@@ -127,10 +127,13 @@ export function parseServers(texts: readonly string[]): ServerSpec[] {
   return [...specs.values()];
 }
 
-function addServer(specs: Map<string, ServerSpec>, text: string): void {
+type IsItself = (server: Address) => boolean; // the balancer, which would call itself for ever
+const NOT_ITSELF = "another address than the one that the balancer listens on";
+function addServer(specs: Map<string, ServerSpec>, text: string, isItself?: IsItself): void {
   const spec = readValue("server", serverSpec, text);
   const name = formatAddress(spec);
   if (specs.has(name)) throw bad("server", name, "each server once");
+  if (isItself?.(spec)) throw bad("server", name, NOT_ITSELF);
   specs.set(name, spec);
 }
 
@@ -140,13 +143,13 @@ const textOf = (file: string): Promise<string | RunError> =>
     .catch((error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`));
 
 /** The servers in the text of a file, one a line, `#` starts a comment; or what is wrong there. */
-function serversIn(file: string, text: string | RunError): ServerSpec[] | RunError {
+function serversIn(file: string, text: string | RunError, isItself?: IsItself) {
   if (text instanceof RunError) return text;
   const specs = new Map<string, ServerSpec>();
   for (const [index, line] of text.split("\n").entries()) {
     const entry = line.replace(/#.*/, "").trim();
     try {
-      if (entry !== "") addServer(specs, entry);
+      if (entry !== "") addServer(specs, entry, isItself);
     } catch (error) {
       return new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
@@ -172,6 +175,7 @@ const newName = (name: string) => ({
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
   readonly fileRead: (complaint: string | undefined) => void; // undefined: it is good again
+  readonly isItself: IsItself;
 };
 
 /** Seconds between two looks at the file, between two look-ups, and from which on one is slow. */
@@ -258,7 +262,7 @@ export class Directory {
       // the text, not its time of change: that misses a second one at once, and a turned link
       if (this.#isClosed || String(text) === this.#lastRead) continue;
       this.#lastRead = String(text);
-      const specs = serversIn(this.#file, text);
+      const specs = serversIn(this.#file, text, this.#listener?.isItself);
       const isBad = specs instanceof RunError;
       if (isBad) console.error(`${specs.message}; the servers stay as they were`);
       this.#listener?.fileRead(isBad ? specs.message : undefined);
@@ -672,7 +676,7 @@ export class HealthState {
   clearableSince = Infinity; // the first byte of who has dialled since proves that it answers
   dialCountedAt = -Infinity; // the last client's dial that counted as a failure
   received = 0; // bytes that it has given, counted by the relay
-  receivedBefore = 0; // before its row of failures began
+  receivedBefore = 0; // before its row of failures began; it is down: at the last check
   reached = false; // once: "address not available" is then our shortage and not its absence
   provedAt = -Infinity; // when it last gave a byte, as the sweep sees, or passed a check that asks
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
@@ -928,6 +932,7 @@ export class Health {
     if (hasPassed && leavesOpen) sight = { kind: "answered" };
     this.#learn(server, sight, "check");
     if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
+    if (!health.up) health.receivedBefore = health.received; // from now on others count
     this.#schedule(server);
   }
 
@@ -1593,7 +1598,7 @@ export class Connection implements Guest {
     if (this.#kept === NO_CHUNKS) this.#kept = [chunk];
     else this.#kept.push(chunk);
     this.#keptBytes += chunk.length;
-    if (this.#keptBytes >= BUFFER_SIZE) this.client.pause();
+    if (this.#keptBytes >= BUFFER_SIZE && stage !== "greeting") this.client.pause();
     if (stage === "relaying") this.#putOff();
     if (stage === "greeting") this.#readGreeting();
   }
@@ -2179,7 +2184,6 @@ class Patients<T extends Traveller> {
   readonly #patience: Deadlines<T>; // all of them, also while they dial
   readonly #spent = new WeakSet<T>();
   readonly waiting = new Set<T>();
-  #scout: T | undefined;
   constructor(seconds: number, owner: Dispatcher<T>, clock: Clock) {
     this.#owner = owner;
     this.#isAllowed = seconds > 0;
@@ -2193,7 +2197,6 @@ class Patients<T extends Traveller> {
   take(client: T): boolean {
     if (!this.#isAllowed || this.#spent.has(client)) return false;
     if (!this.#patience.has(client)) this.#patience.add(client);
-    if (this.#scout === client) this.#scout = undefined;
     this.waiting.add(client);
     client.queue();
     return true;
@@ -2201,25 +2204,21 @@ class Patients<T extends Traveller> {
 
   retry(): void {
     const [first] = this.waiting;
-    if (first === undefined || this.#scout !== undefined) return;
-    this.#scout = first;
+    if (first === undefined) return;
     this.#send(first);
-    const isInLine = first.stage === "queued" && !this.waiting.has(first);
-    if (isInLine) this.#release();
+    if (first.stage === "queued" && !this.waiting.has(first)) this.#release(); // it is in line
   }
 
   served(client: T): void {
-    if (this.#patience.delete(client) || this.#scout === client) this.#release();
+    if (this.#patience.delete(client) || this.#spent.has(client)) this.#release();
   }
 
   forget(client: T): void {
     this.#patience.delete(client);
     this.waiting.delete(client);
-    if (this.#scout === client) this.#scout = undefined;
   }
 
   #release(): void {
-    this.#scout = undefined;
     for (const client of [...this.waiting]) this.#send(client);
   }
 
@@ -2317,13 +2316,18 @@ export class LoadBalancer extends Dispatcher<Connection> {
     return this.#address;
   }
 
+  /** Whether who connects there comes to us. */
+  isItself({ host, port }: Address): boolean {
+    const own = this.#address;
+    return own !== undefined && port === own.port && meets(plainHost(host), plainHost(own.host));
+  }
+
   /** Who stays or returns is known. Changes nothing, and says why, if one is the balancer. */
-  setServers(specs: readonly ServerSpec[], by: Editor): string | undefined {
-    const problem = this.#address && complaintAboutItself(specs, this.#address);
-    if (problem !== undefined) {
-      this.fileError = problem;
-      console.error(`${problem}; the servers stay as they were`);
-      return problem;
+  setServers(specs: readonly ServerSpec[], by: Editor): void {
+    const itself = specs.find((spec) => this.isItself(spec));
+    if (itself !== undefined) {
+      const { message } = bad("server", formatAddress(itself), NOT_ITSELF);
+      return console.error(`${message}; the servers stay as they were`);
     }
     const leaving = new Map(this.servers.map((server) => [server.name, server]));
     const added: Server[] = [];
@@ -2340,7 +2344,8 @@ export class LoadBalancer extends Dispatcher<Connection> {
       if (known === undefined) added.push(server);
       else if (before !== spec.weight) {
         isReweighted = true;
-        const words = `weight ${spec.weight}`; // 0 drains, as the admin interface does
+        if (server.draining) return server; // as the admin interface has said
+        const words = `weight ${spec.weight}`; // 0 drains as well
         if (spec.weight === 0) this.#switched(server, "draining", by, words);
         else if (before === 0) this.#switched(server, "ready", by, words);
       }
@@ -2357,7 +2362,6 @@ export class LoadBalancer extends Dispatcher<Connection> {
     this.places.setServers(this.servers);
     if (isReweighted) this.setAlgorithm(this.algorithm);
     else this.serversChanged();
-    return undefined;
   }
 
   #switched(server: Server, state: "draining" | "ready", by: Editor, why: string): void {
@@ -2611,18 +2615,12 @@ export class LoadBalancer extends Dispatcher<Connection> {
   }
 }
 
-function complaintAboutItself(specs: readonly ServerSpec[], own: Address): string | undefined {
-  const itself = specs.find(({ host, port }) => port === own.port && meets(host, own.host));
-  const right = "another address than the one that the balancer listens on";
-  return itself && bad("server", formatAddress(itself), right).message;
-}
-
 /** Whether who connects to `host` may reach a socket that listens on `own`. */
 function meets(host: string, own: string): boolean {
   const everywhere = ["0.0.0.0", "::"]; // as a target: this machine
   const interfaces = Object.values(networkInterfaces()).flatMap((addresses = []) => addresses);
   const isHere = (host: string): boolean =>
-    /^127\.|^::1$|^::ffff:127\./.test(host) || interfaces.some(({ address }) => address === host);
+    /^127\.|^::1$/.test(host) || interfaces.some(({ address }) => address === host);
   if (everywhere.includes(host)) return everywhere.includes(own) || isHere(own);
   return host === own || (everywhere.includes(own) && isHere(host));
 }
@@ -3046,24 +3044,26 @@ type SomeOptions = Partial<Given> & Pick<LoadBalancerOptions, "algorithm" | "inh
 /** With its admin pages if they are wanted. Throws RunError or UsageError. */
 export async function startLoadBalancer(wanted: SomeOptions) {
   const options = completed(wanted);
-  const { servers, serversFile, inherited, admin } = options;
+  const { servers, serversFile, admin } = options;
   const isListed = serversFile === undefined;
   const directory = isListed ? new Directory(servers) : await Directory.ofFile(serversFile);
   const { specs } = directory;
-  const problem = inherited === undefined ? complaintAboutItself(specs, options) : undefined;
-  if (problem !== undefined) throw isListed ? new UsageError(problem) : new RunError(problem);
   const others = specs.length + (admin === undefined ? 0 : ADMIN_CONNECTIONS);
   const maxConnections = allowedConnections(options.maxConnections, others);
   const settings = { ...options, servers: specs, maxConnections };
   const balancer = new LoadBalancer(settings, new Log(options.log));
   try {
     const address = await balancer.listen();
+    const itself = specs.find((spec) => balancer.isItself(spec));
+    const problem = itself && bad("server", formatAddress(itself), NOT_ITSELF);
+    if (problem) throw isListed ? problem : new RunError(`${serversFile}: ${problem.message}`);
     const page = admin && (await startAdmin(balancer, admin));
     directory.follow({
       changed: (specs, by) => balancer.setServers(specs, by),
       fileRead(complaint) {
         balancer.fileError = complaint ?? null;
       },
+      isItself: (server) => balancer.isItself(server),
     });
     balancer.onStopped.push(() => directory.close());
     return { balancer, directory, address, admin: page };

@@ -106,6 +106,7 @@ function following(directory: Directory): {
   directory.follow({
     changed: (specs, by) => heard.changes.push(`${by}: ${specs.map(shortly).join(", ")}`),
     fileRead: (complaint) => heard.complaints.push(complaint),
+    isItself: () => false,
   });
   return { ...heard, said };
 }

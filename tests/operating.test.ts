@@ -172,16 +172,19 @@ files("that comes to hold the balancer itself changes nothing, and that is said"
   await until(() => output.stderr.endsWith("\n"), "the complaint");
   assert.is(
     output.stderr,
-    `Bad server "127.0.0.1:${port}": expected another address than the one that the balancer listens on; the servers stay as they were\n`,
+    `${file}:2: Bad server "127.0.0.1:${port}": expected another address than the one that the balancer listens on; the servers stay as they were\n`,
   );
   for (let i = 0; i < 3; i += 1) assert.is(await ask(port), server);
-  const { fileError, servers } = JSON.parse(await pageOf(Number(admin), "/status.json"));
-  assert.match(fileError, /^Bad server/);
-  assert.is(servers.length, 1);
+  const status = async () => JSON.parse(await pageOf(Number(admin), "/status.json"));
+  assert.match((await status()).fileError, /servers\.txt:2: Bad server/);
+  const said = output.stderr;
+  child.kill("SIGHUP"); // reads it again: it is as bad as before
+  await until(() => output.stderr === said + said, "the complaint once more");
+  assert.match((await status()).fileError, /servers\.txt:2: Bad server/);
+  assert.is((await status()).servers.length, 1);
   await replace(file, `${server}*2\n`);
   child.kill("SIGHUP");
-  const isTaken = async (): Promise<boolean> =>
-    JSON.parse(await pageOf(Number(admin), "/status.json")).fileError === null;
+  const isTaken = async (): Promise<boolean> => (await status()).fileError === null;
   while (!(await isTaken())) continue;
 });
 
@@ -205,7 +208,7 @@ files("that holds the balancer itself at the start gets one line and no balancer
     {
       code: 1,
       stdout: "",
-      stderr: `Bad server "127.0.0.1:${port}": expected another address than the one that the balancer listens on\n`,
+      stderr: `${file}: Bad server "127.0.0.1:${port}": expected another address than the one that the balancer listens on\n`,
     },
   );
 });
@@ -261,6 +264,7 @@ names(
     directory.follow({
       changed: (specs, by) => void balancer.setServers(specs, by),
       fileRead: () => undefined,
+      isItself: () => false,
     });
     await until(() => states()[0] === `${address} up 0`, "the name having an address");
     assert.is(await ask(port), "hello");
@@ -428,11 +432,9 @@ changes("a server of weight 0 is drained by configuration", async () => {
 changes("a list that holds the balancer itself changes nothing", async () => {
   const a = await naming();
   const { balancer, port } = await startBalancer([a]);
-  for (const itself of [`127.0.0.1:${port}`, `0.0.0.0:${port}`]) {
-    assert.is(
-      balancer.setServers(parseServers([a, itself]), "file"),
-      `Bad server "${itself}": expected another address than the one that the balancer listens on`,
-    );
+  for (const host of ["127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]"]) {
+    balancer.setServers(parseServers([a, `${host}:${port}`]), "names");
+    assert.is(balancer.fileError, null, "nothing is wrong with a file");
   }
   assert.equal(
     balancer.status().servers.map(({ server }) => server),
