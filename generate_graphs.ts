@@ -615,12 +615,12 @@ export function verdict(setups: readonly Setup[]): string {
   return `${sentence}${isVirtual ? " Both are simulated." : ""}${disturbance([fast, slow])}`;
 }
 
-/** How much later than the fastest each other is that may be compared with it: all hold at once. */
+/** How much later each comparable set-up is than the fastest, which the data choose: all at once. */
 export function laterThanFastest(setups: readonly Setup[]): Map<Setup, Interval> {
   const [fastest, ...others] = setups.length > 2 ? ranking(setups) : [];
   if (!fastest) return new Map();
   const fair = others.filter((other) => objectionTo(fastest, other) === undefined);
-  const level = 1 - 0.05 / fair.length; // Bonferroni
+  const level = 1 - 0.1 / (fair.length * (fair.length + 1)); // Bonferroni: of all pairs
   return new Map(fair.map((other) => [other, tInterval(differences(fastest, other), level)]));
 }
 

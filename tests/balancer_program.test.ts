@@ -204,8 +204,10 @@ usage("says in one line that its port is in use, and exits with 1", async () => 
 usage("refuses itself as a server, by whatever address of this machine it is named", async () => {
   const { port, server: free } = await listening(() => undefined);
   await new Promise((resolve) => free.close(resolve)); // it was free, and is again
-  const hosts = ["127.0.0.1", "127.0.0.1", "0.0.0.0"];
-  const itself = ["127.0.0.1", "0.0.0.0", "127.0.0.9"].map((host) => `${host}:${port}`);
+  const hosts = ["127.0.0.1", "127.0.0.1", "0.0.0.0", "localhost", "127.1", "127.0.0.1"];
+  const itself = [
+    ...["127.0.0.1", "0.0.0.0", "127.0.0.9", "127.0.0.1", "127.0.0.1", "[::ffff:127.0.0.1]"],
+  ].map((host) => `${host}:${port}`);
   const results = await runEach(
     itself.map((server, place) => [
       ...[SCRIPT, "random", "--host", hosts[place] ?? "", "--port", String(port)],
@@ -583,7 +585,8 @@ sockets("for another process is left alone", async () => {
   assert.match(stderr, /\nCannot listen on .*: address already in use\n$/);
 });
 
-/** Runs the program twice, one after the other, on a socket of a parent that accepts nobody. */
+/** Runs the program twice, one after the other, on a socket of a parent that accepts nobody. In
+ *  `server`, PORT stands for the port of that socket. */
 function inherited(server: string): Running {
   const words = shellWords(["random", "--check", "none", "--servers", server]);
   const command = `echo pid $$; LISTEN_FDS=1 LISTEN_PID=$$ exec ${words}`;
@@ -591,7 +594,8 @@ function inherited(server: string): Running {
     const server = require("node:net").createServer().listen(0, "127.0.0.1", () => {
       const stdio = ["ignore", "inherit", "inherit", server._handle.fd];
       for (const life of ["first", "second"]) {
-        const { status } = spawnSync("sh", ["-c", ${JSON.stringify(command)}], { stdio });
+        const command = ${JSON.stringify(command)}.replace("PORT", server.address().port);
+        const { status } = spawnSync("sh", ["-c", command], { stdio });
         console.log("end of the", life, "with", status);
       }
       process.exit();
@@ -613,6 +617,13 @@ function inherited(server: string): Running {
   ends(second);
   await printed(/\nend of the second with 0\n/);
   assert.is(await within(exited, "the parent's end"), 0);
+});
+
+(hasShell ? sockets : sockets.skip)("is none of the balancer's own servers", async () => {
+  const { exited, output } = inherited("127.0.0.1:PORT");
+  assert.is(await within(exited, "the parent's end", 30), 0);
+  assert.match(output.stdout, /\nend of the first with 2\n/);
+  assert.match(output.stderr, /^Bad server "127\.0\.0\.1:\d+": expected another address than/);
 });
 
 sockets.run();

@@ -81,6 +81,21 @@ intervals("makes simultaneous intervals wider, the more there are", () => {
   );
 });
 
+intervals("hold at once for equals, of whom the data choose the fastest", () => {
+  const random = mulberry32(7);
+  const equals = (): graphs.Setup[] =>
+    Array.from({ length: 5 }, (_, place) => {
+      const times = Array.from({ length: 6 }, () => 0.08 + normal(random) / 1000);
+      return measured(`Equal${place}`, runsOf(times));
+    });
+  let wrong = 0;
+  for (let experiment = 0; experiment < 600; experiment++) {
+    const later = [...graphs.laterThanFastest(equals()).values()];
+    if (later.some(({ low }) => low > 0)) wrong += 1;
+  }
+  assert.ok(wrong <= 600 * 0.05, `${wrong} of 600 claim a difference`);
+});
+
 intervals("compares only three or more with the fastest, and Baseline with nobody", () => {
   assert.is(graphs.laterThanFastest([roundRobin(), least()]).size, 0);
   const baseline = measured("Baseline", runsOf(FAST));

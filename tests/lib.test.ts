@@ -216,6 +216,27 @@ lines("says in one line that its output cannot be written, and goes on", async (
   assert.ok(existsSync(picture));
 });
 
+lines("an exit code that stands is not changed by last words that cannot be written", () => {
+  if (!existsSync("/dev/full")) return;
+  const full = openSync("/dev/full", "w");
+  later(() => closeSync(full));
+  const code = `import { runScript } from "${new URL("../lib.ts", import.meta.url)}";
+    const main = async () => {
+      process.exitCode = 0;
+      console.log("last words");
+      return 0;
+    };
+    void runScript({ usage: "", options: {}, main });`;
+  const words = ["--import", "tsx", "--input-type=module", "-e", code];
+  const { status, stderr } = spawnSync(process.execPath, words, {
+    stdio: ["ignore", full, "pipe"],
+    encoding: "utf8",
+    timeout: 20_000,
+  });
+  assert.is(stderr, "Cannot write the output: no space left on device\n");
+  assert.is(status, 0);
+});
+
 lines.run();
 
 // ─── Addresses ───────────────────────────────────────────────────────────────

@@ -429,6 +429,19 @@ changes("a server of weight 0 is drained by configuration", async () => {
   assert.equal(new Set([await ask(port), await ask(port)]), new Set([a, b]));
 });
 
+changes("a weight of 0 and back leaves a server drained that the admin page drained", async () => {
+  const [a, b] = [await naming(), await naming()];
+  const { balancer } = await startBalancer([a, b]);
+  balancer.setDraining(a, true);
+  const said: string[] = [];
+  balancer.log.server = (server, state) => void said.push(`${server.name} ${state}`);
+  balancer.setServers(parseServers([`${a}*0`, b]), "file");
+  balancer.setServers(parseServers([`${a}*5`, b]), "file");
+  assert.equal(said, [], "for nothing has changed");
+  assert.is(balancer.status().servers[0]?.state, "draining");
+  assert.is(balancer.setDraining(a, false), "done");
+});
+
 changes("a list that holds the balancer itself changes nothing", async () => {
   const a = await naming();
   const { balancer, port } = await startBalancer([a]);
@@ -670,6 +683,18 @@ for (const [what, bytes] of [
     assert.is(server.count(), 0);
   });
 }
+
+accepting("may be as long as version 2 allows", async () => {
+  const { balancer, port, server } = await wanting("127.0.0.0");
+  const client = await dial(port);
+  const head = Buffer.from("\r\n\r\n\0\r\nQUIT\n\x21\x00\xff\xff", "latin1"); // and of no family
+  client.socket.end(Buffer.concat([head, Buffer.alloc(65_535, 1), Buffer.from("hello")]));
+  const talk = await server.next();
+  assert.is(await outcomeOf(talk), "end");
+  assert.is(talk.bytes().toString(), "hello");
+  talk.socket.end();
+  await assertEnded(balancer, { ok: 1 });
+});
 
 accepting("are waited for no longer than a connect may take", async () => {
   const { balancer, port } = await wanting("127.0.0.0", { connectTimeout: 0.1 });

@@ -130,13 +130,13 @@ class Standing extends Dispatcher<Traveller> {
   retry(): void {
     this.sweep();
   }
-}
 
-patience("releases the others when the first is served after its own patience is over", () => {
-  const clock = new StandingClock();
-  const dispatch = new Standing(optionsFor(["127.0.0.1:1"], { retryFor: 10 }), clock);
-  const ends: string[] = [];
-  const come = (name: string): Traveller => {
+  serverUp(): void {
+    this.healthChanged(this.servers[0]!, "check");
+  }
+
+  /** A client comes, and the server refuses it; `ends` takes in how it ends. */
+  come(name: string, ends: string[]): Traveller {
     const client: Traveller = {
       clientAddress: "127.0.0.1",
       tried: [],
@@ -147,13 +147,37 @@ patience("releases the others when the first is served after its own patience is
       queue: () => (client.stage = "queued"),
       close: (reason) => ends.push(`${name}: ${reason}`),
     };
-    dispatch.place(client);
-    dispatch.failed(client);
+    this.place(client);
+    this.failed(client);
     return client;
-  };
-  const first = come("first");
+  }
+}
+
+for (const [word, again] of [
+  ["each second", (dispatch: Standing) => dispatch.retry()],
+  ["when a server comes up", (dispatch: Standing) => dispatch.serverUp()],
+] as const)
+  patience(`one dials ${word}, though another's dial has not ended`, () => {
+    const dispatch = new Standing(
+      optionsFor(["127.0.0.1:1"], { retryFor: 10 }),
+      new StandingClock(),
+    );
+    const [first, second, third] = ["a", "b", "c"].map((name) => dispatch.come(name, []));
+    dispatch.retry();
+    assert.is(dispatch.dialled.at(-1), first);
+    again(dispatch);
+    assert.is(dispatch.dialled.at(-1), second);
+    dispatch.connected(second!);
+    assert.is(dispatch.dialled.at(-1), third, "released by the second's success");
+  });
+
+patience("releases the others when the first is served after its own patience is over", () => {
+  const clock = new StandingClock();
+  const dispatch = new Standing(optionsFor(["127.0.0.1:1"], { retryFor: 10 }), clock);
+  const ends: string[] = [];
+  const first = dispatch.come("first", ends);
   clock.pass(9.5);
-  const second = come("second");
+  const second = dispatch.come("second", ends);
   dispatch.retry();
   assert.is(dispatch.dialled.at(-1), first);
   clock.pass(1); // while it dials
@@ -388,11 +412,12 @@ for (const onDown of ["reset", "keep"] as const) {
   });
 }
 
-falling("reset spares the connections of a server that still gives bytes", async () => {
+falling("reset spares those of a server that gives bytes, for as long as it does", async () => {
+  const ticking: NodeJS.Timeout[] = [];
   const { address } = await listening((socket) => {
     socket.on("data", (chunk) => {
       if (chunk.toString().startsWith("PING")) return;
-      setInterval(() => socket.write("tick"), 10).unref();
+      ticking.push(setInterval(() => socket.write("tick"), 10).unref());
     });
   });
   const { balancer, port } = await startBalancer([address], {
@@ -406,7 +431,9 @@ falling("reset spares the connections of a server that still gives bytes", async
   await until(() => balancer.status().servers[0]?.state === "down", "its going down");
   const size = client.size();
   await until(() => client.size() > size + 40, "more bytes");
-  client.socket.destroy();
+  for (const timer of ticking) clearInterval(timer);
+  assert.match(await outcomeOf(client), BROKEN);
+  await assertEnded(balancer, { server_reset: 1 });
 });
 
 falling.run();
