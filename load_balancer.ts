@@ -2127,7 +2127,7 @@ function addressKey(address: string): string {
   return `${full.split(":").filter(Boolean).slice(0, 4).join(":")}::/64`;
 }
 
-function healthSettings(options: LoadBalancerOptions): HealthSettings {
+export function healthSettings(options: LoadBalancerOptions): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
   const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
   // which silence a client's first byte refutes: see the table of sights

@@ -184,4 +184,18 @@ faults("hands its place to the next when a queued client times out", async () =>
   next.socket.destroy();
 });
 
+faults("takes a server for one whose port it happens to dial from", async () => {
+  const { port } = await echoing();
+  const alike: World["connect"] = (wanted) =>
+    connect({ ...wanted, localPort: port, localAddress: "127.0.0.2" });
+  const options = optionsFor([`127.0.0.1:${port}`], {});
+  const { clock } = refusingAfter(0);
+  const balancer = new LoadBalancer(options, new Log("none"), { clock, connect: alike });
+  later(() => balancer.stop(0));
+  const client = await dial((await balancer.listen()).port);
+  client.socket.end("hello");
+  assert.is(await outcomeOf(client), "end");
+  assert.is(client.bytes().toString(), "hello");
+});
+
 faults.run();

@@ -4,7 +4,7 @@
  */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type { LoadBalancer } from "../load_balancer.ts";
+import { healthSettings, type LoadBalancer } from "../load_balancer.ts";
 import { startServer } from "../server.ts";
 import {
   ask,
@@ -20,6 +20,7 @@ import {
   later,
   type Listening,
   listening,
+  optionsFor,
   outcomeOf,
   serving,
   start,
@@ -672,6 +673,19 @@ doubt(
     assertNeverChanged(balancer);
   },
 );
+
+doubt("of a silent server is cleared by a client's byte as far as a check hears the same", () => {
+  const clears = (check: string, checkPort?: number): string =>
+    healthSettings(optionsFor(["127.0.0.1:1"], { check: checkOf(check), checkPort })).clears;
+  assert.is(clears("tcp"), "any silence", "such a check asks nothing that a byte would not answer");
+  assert.is(clears("ping"), "a closed check", "a busy server may close a check");
+  assert.is(clears("x=>y"), "nothing", "what a client is told is no answer to this");
+  assert.equal(
+    [clears("tcp", 80), clears("ping", 80), clears("http:80")],
+    ["nothing", "nothing", "nothing"],
+    "nor is it the word of another port",
+  );
+});
 
 doubt.run();
 

@@ -84,6 +84,13 @@ free("who has failed somewhere and waits holds up no newcomer", () => {
   assert.not.ok(places.admit());
 });
 
+free("who has failed at a server does not get its free place", () => {
+  const [first, second] = serversOf("1:80", "2:80") as [Server, Server];
+  const places = freely([first, second], 2);
+  enters(places, guest(), first);
+  enters(places, guest(first), second);
+});
+
 free.run();
 
 const sticky = suite("places of a sticky algorithm");
@@ -155,6 +162,19 @@ sticky("only those in a server's line are asked about when it has room", () => {
   places.leave(second);
   admits(places, second, visitors[3]!, second);
   assert.equal(asked, ["second's"]);
+});
+
+sticky("who waits for a full server holds up nobody who belongs to another", () => {
+  const [first, second] = serversOf("1:80", "2:80") as [Server, Server];
+  const places = new Places<Guest>(1);
+  places.setServers([first, second]);
+  places.setPicker((candidates, client) => candidates[client === "second's" ? 1 : 0]!, true);
+  const visitors = ["first's", "second's", "first's", "second's"].map((clientAddress) => {
+    return { clientAddress, tried: [] };
+  });
+  for (const visitor of visitors) places.enter(visitor);
+  places.leave(second);
+  assert.ok(places.admit()?.guest === visitors[3]);
 });
 
 sticky.run();

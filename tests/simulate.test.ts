@@ -276,6 +276,82 @@ clients("somebody may look on, and end it: requests in flight are interrupted", 
   assert.equal(run.observed().times, [[1], [], []]);
 });
 
+clients("to end a run that is over changes nothing", () => {
+  const run = new VirtualRun(setupOf(3, 1, 0));
+  while (!run.advance(1_000)) continue;
+  run.stop();
+  assert.not(run.observed().interrupted);
+});
+
+clients(
+  "what a run tells while it goes on, and of who failed, holds when nobody was answered",
+  () => {
+    const sleeps = [10, 10, 1];
+    const plan = { requests: [3, 1], arrivals: [0, 100] };
+    const run = new VirtualRun(
+      setupOf(1, 1, 0, { plan, sleep: () => sleeps.shift() ?? 10, timeout: 5 }),
+    );
+    while (!run.advance(1_000)) continue;
+    const { waiting, talking, done } = run.progress;
+    assert.equal([waiting, talking, done], [0, 0, 2]);
+    assert.equal(run.observed().firstFailed, [0, 1]);
+  },
+);
+
+clients("who failed first is told in the order of the plan", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1, 1], arrivals: [0, 0] },
+      entry: entry("random --server-connections 1 --queue-timeout 1"),
+      servers: [server],
+      sleep: () => 10,
+      timeout: 5,
+    }),
+  );
+  assert.equal(observed.firstFailed, [0, 1]);
+});
+
+clients("the running median is of the last 500 answers", () => {
+  let asked = 0;
+  const plan = { requests: [1100], arrivals: [0] };
+  const run = new VirtualRun(setupOf(1, 1, 0, { plan, sleep: () => (asked++ < 600 ? 1 : 2) }));
+  while (!run.advance(1_000)) continue;
+  assert.is(Math.round(run.progress.p50 * 1e6) / 1e6, 2);
+});
+
+clients("who arrives at the moment of an answer arrives before it", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1, 1], arrivals: [0, 1] },
+      entry: entry("random --max-connections 1"),
+      sleep: () => 1,
+    }),
+  );
+  assert.equal(failuresOf(observed), { reset: 1 });
+});
+
+clients("who has given up in a server's line is passed over when its turn comes", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [3, 1, 1], arrivals: [0, 0, 8] },
+      entry: entry("baseline"),
+      servers: [{ ...server, slots: 1 }],
+      sleep: () => 3,
+      timeout: 5,
+    }),
+  );
+  assert.equal(observed.times, [[3, 3, 3], [], [4]]);
+});
+
+clients("whoever waits for a moment finds it past, however late it is", () => {
+  const { agenda } = new VirtualRun(setupOf(1, 1, 0, { entry: entry("baseline") }));
+  agenda.time = 1e6;
+  let at = 0;
+  agenda.clock.after(1e-12, () => (at = agenda.clock.now()));
+  agenda.step();
+  assert.ok(at > 1e6);
+});
+
 clients.run();
 
 // ─── Balancers ───────────────────────────────────────────────────────────────
@@ -395,6 +471,17 @@ balancers(
     }
   },
 );
+
+balancers("an address has all its places again when its connections have ended", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: many(4, 1), arrivals: [0, 10, 10, 10] },
+      entry: entry("random --client-connections 2"),
+      addressOf: () => "127.0.0.1",
+    }),
+  );
+  assert.equal(observed.firstFailed, [3]);
+});
 
 balancers.run();
 
@@ -623,6 +710,89 @@ faults("the slot of who gave up while a server hung is free afterwards", () => {
     }),
   );
   assert.equal(observed.times, [[], [], [0.5]]);
+});
+
+faults("a server that comes back has all its slots, and nobody in its line", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: many(4, 1), arrivals: [0, 0, 2, 4] },
+      entry: entry("baseline"),
+      servers: [{ ...server, slots: 1 }],
+      fail: { from: 0.5, to: 1 },
+      sleep: () => 1,
+    }),
+  );
+  assert.equal(failuresOf(observed), { closed: 2 });
+  assert.equal(observed.times, [[], [], [1], [1]]);
+});
+
+faults("a server that dies hangs no longer, and a dead one cannot hang", () => {
+  const fail = { from: 5, to: 6 };
+  for (const from of [4.5, 5.5]) {
+    const observed = simulate(
+      setupOf(1, 1, 0, {
+        plan: { requests: [1], arrivals: [7] },
+        entry: entry("baseline"),
+        fail,
+        hang: { from, to: 20 },
+        sleep: () => 1,
+      }),
+    );
+    assert.equal(observed.times, [[1]], String(from));
+  }
+});
+
+faults("a slow phase counts from the start of the server that was started again", () => {
+  const slow = { from: 1, to: 2, mean: 0.5 };
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1, 1], arrivals: [6.5, 7.5] },
+      entry: entry("baseline"),
+      servers: [{ ...server, sd: 0, slow }],
+      fail: { from: 5, to: 6 },
+    }),
+  );
+  assert.equal(observed.times, [[0.05], [0.5]]);
+});
+
+faults("a check of several pings has all their answers, one after the other", () => {
+  const words = "round-robin --check PING!PING!=>PONG!PONG! --check-interval 1 --fall 2";
+  const { met } = lastMet(words, { hang: { from: 5, to: 15 } });
+  assert.ok(Math.min(...met.slice(0, 5)) > 10);
+  assert.equal(met.slice(9, 15), many(6, 0), "only the one that hangs is down");
+});
+
+faults("who comes while the only server is down is reset when one more check has failed", () => {
+  const observed = simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [1], arrivals: [10.5] },
+      entry: entry("random --check ping --check-interval 1 --fall 2 --on-down reset"),
+      servers: [server],
+      hang: { from: 1, to: 20 },
+    }),
+  );
+  assert.equal(failuresOf(observed), { reset: 1 });
+});
+
+faults("a server that answers clients and no check is down: those are dialled after it", () => {
+  const sleep: VirtualSetup["sleep"] = (place, number) =>
+    number === undefined && place === 2 ? 100 : 0.05;
+  const { met } = lastMet("round-robin --check ping --check-interval 1 --fall 2", { sleep });
+  assert.equal(met.slice(9, 15), many(6, 0));
+});
+
+faults("a full server whose one client goes on and on has a line that does not move", () => {
+  const met: number[] = [];
+  simulate(
+    setupOf(1, 1, 0, {
+      plan: { requests: [40, 1, 1, 1, 1], arrivals: [0, 6, 7, 8, 9] },
+      entry: entry("round-robin --check ping --check-interval 1 --fall 2"),
+      servers: many(2, { ...server, slots: 1 }),
+      sleep: (_, number) => (number === undefined ? 0 : 0.3),
+      met: (client, place) => (met[client] = place),
+    }),
+  );
+  assert.equal(met.slice(1), many(4, 1 - met[0]!));
 });
 
 faults.run();

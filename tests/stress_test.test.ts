@@ -501,6 +501,16 @@ summaries(
   },
 );
 
+summaries("one run of several is enough for what is told of them all", () => {
+  const tester = { ...idle, utilization: 0.99 };
+  const other = { address: "127.0.0.1:2", interrupted: true, firstFailure: "Lost", tester };
+  const runs = [outcomeOf([[1]]), outcomeOf([[1], [2]], other)];
+  const summary = summarise(measured(runs, { plan: { ...plan, clients: 0 } }));
+  const { clients, address, interrupted, firstFailure, bottleneck } = summary;
+  assert.equal([clients, address, interrupted], [2, "127.0.0.1:2", true]);
+  assert.equal([firstFailure, bottleneck], ["Lost", true]);
+});
+
 summaries.run();
 
 // ─── Runs ────────────────────────────────────────────────────────────────────
@@ -704,6 +714,16 @@ runs("a run that was stopped before it started ends at once", async () => {
   const run = runOf(1, burst(5));
   run.stop();
   assert.equal((await within(run.start(), "the run")).times, [[]]);
+});
+
+runs("what Ctrl-C interrupts is counted, and is no failure to be told", async () => {
+  const { port } = await listening(() => undefined);
+  const run = runOf(port, burst(1));
+  const outcome = run.start();
+  await until(() => run.progress.waiting === 1, "its question");
+  run.stop();
+  const { errors, firstFailure } = await within(outcome, "the run");
+  assert.equal([errors.interrupted, firstFailure], [1, null]);
 });
 
 runs.run();

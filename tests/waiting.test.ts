@@ -8,9 +8,11 @@ import * as assert from "uvu/assert";
 import {
   cidrList,
   type Clock,
+  Deadlines,
   Dispatcher,
   type LoadBalancerOptions,
   Server,
+  sweepPeriod,
 } from "../load_balancer.ts";
 import type { Traveller } from "../load_balancer.ts";
 import { readValue } from "../lib.ts";
@@ -108,6 +110,7 @@ class Standing extends Dispatcher<Traveller> {
   protected dial(client: Traveller, server: Server): void {
     client.server = server;
     client.stage = "dialling";
+    this.open.add(client);
     this.dialled.push(client);
   }
 
@@ -135,10 +138,23 @@ class Standing extends Dispatcher<Traveller> {
     this.healthChanged(this.servers[0]!, "check");
   }
 
-  /** A client comes, and the server refuses it; `ends` takes in how it ends. */
-  come(name: string, ends: string[]): Traveller {
+  refuses(server: Server, dialledAt: number): void {
+    this.refused(server, "connection refused", dialledAt);
+  }
+
+  accepts(server: Server, dialledAt: number): void {
+    this.accepted(server, dialledAt);
+  }
+}
+
+/** A dispatch before a clock that stands, the clients who come to it, and how they ended. */
+function stand(servers: readonly string[], options: Partial<LoadBalancerOptions>) {
+  const clock = new StandingClock();
+  const dispatch = new Standing(optionsFor(servers, options), clock);
+  const ends: string[] = [];
+  const come = (name: string, clientAddress = "127.0.0.1"): Traveller => {
     const client: Traveller = {
-      clientAddress: "127.0.0.1",
+      clientAddress,
       tried: [],
       stage: "queued",
       server: undefined,
@@ -147,10 +163,17 @@ class Standing extends Dispatcher<Traveller> {
       queue: () => (client.stage = "queued"),
       close: (reason) => ends.push(`${name}: ${reason}`),
     };
-    this.place(client);
-    this.failed(client);
+    dispatch.place(client);
     return client;
-  }
+  };
+  /** Clients that have come in turn, and failed. */
+  const patients = (...names: string[]): Traveller[] =>
+    names.map((name) => {
+      const client = come(name);
+      dispatch.failed(client);
+      return client;
+    });
+  return { clock, dispatch, ends, come, patients };
 }
 
 for (const [word, again] of [
@@ -158,11 +181,8 @@ for (const [word, again] of [
   ["when a server comes up", (dispatch: Standing) => dispatch.serverUp()],
 ] as const)
   patience(`one dials ${word}, though another's dial has not ended`, () => {
-    const dispatch = new Standing(
-      optionsFor(["127.0.0.1:1"], { retryFor: 10 }),
-      new StandingClock(),
-    );
-    const [first, second, third] = ["a", "b", "c"].map((name) => dispatch.come(name, []));
+    const { dispatch, patients } = stand(["127.0.0.1:1"], { retryFor: 10 });
+    const [first, second, third] = patients("first", "second", "third");
     dispatch.retry();
     assert.is(dispatch.dialled.at(-1), first);
     again(dispatch);
@@ -172,18 +192,85 @@ for (const [word, again] of [
   });
 
 patience("releases the others when the first is served after its own patience is over", () => {
-  const clock = new StandingClock();
-  const dispatch = new Standing(optionsFor(["127.0.0.1:1"], { retryFor: 10 }), clock);
-  const ends: string[] = [];
-  const first = dispatch.come("first", ends);
+  const { clock, dispatch, ends, patients } = stand(["127.0.0.1:1"], { retryFor: 10 });
+  const [first] = patients("first");
   clock.pass(9.5);
-  const second = dispatch.come("second", ends);
+  const [second] = patients("second");
   dispatch.retry();
   assert.is(dispatch.dialled.at(-1), first);
   clock.pass(1); // while it dials
-  dispatch.connected(first);
+  dispatch.connected(first!);
   assert.is(dispatch.dialled.at(-1), second);
   assert.equal(ends, []);
+});
+
+patience("lasts from the first failure on, however often one has tried again", () => {
+  const { clock, dispatch, ends, patients } = stand(["127.0.0.1:1"], { retryFor: 10 });
+  const [client] = patients("one");
+  clock.pass(9);
+  dispatch.retry();
+  dispatch.failed(client!);
+  clock.pass(1.5);
+  assert.equal(ends, ["one: no_server"]);
+});
+
+patience("is over for who fails after it, while it was dialling", () => {
+  const { clock, dispatch, ends, patients } = stand(["127.0.0.1:1"], { retryFor: 10 });
+  const [client] = patients("one");
+  clock.pass(9.5);
+  dispatch.retry();
+  clock.pass(1);
+  assert.equal(ends, []);
+  dispatch.failed(client!);
+  assert.equal(ends, ["one: no_server"]);
+});
+
+patience("goes on while who was served first is still there", () => {
+  const { dispatch, patients } = stand(["127.0.0.1:1"], { retryFor: 10 });
+  const [first, second] = patients("first", "second");
+  dispatch.retry();
+  dispatch.connected(first!);
+  dispatch.failed(second!);
+  dispatch.dialled.length = 0;
+  dispatch.retry();
+  assert.is(dispatch.dialled.length, 1);
+});
+
+patience("releases the others when anybody is served, also one that was released", () => {
+  const { dispatch, patients } = stand(["127.0.0.1:1"], { retryFor: 10 });
+  const [first, second, third] = patients("first", "second", "third");
+  dispatch.retry();
+  dispatch.connected(first!);
+  dispatch.failed(second!);
+  dispatch.dialled.length = 0;
+  dispatch.connected(third!);
+  assert.is(dispatch.dialled.length, 1);
+});
+
+patience("has all stand in line when the first of them has to", () => {
+  const options = { retryFor: 10, serverConnections: 1 };
+  const { dispatch, come, patients } = stand(["127.0.0.1:1"], options);
+  const waiting = patients("first", "second");
+  const holder = come("holder");
+  dispatch.retry();
+  const newcomer = come("newcomer");
+  for (const left of [holder, ...waiting]) dispatch.left(left, left.server!);
+  assert.ok(dispatch.dialled.at(-1) === newcomer, "who came last is the last");
+  assert.equal(
+    dispatch.dialled.slice(-3, -1).map((client) => waiting.indexOf(client)),
+    [0, 1],
+  );
+});
+
+patience("tries again each second while a slow start goes on, too", () => {
+  const options = { retryFor: 10, slowStart: 100 };
+  const { clock, dispatch, patients } = stand(["127.0.0.1:1"], options);
+  dispatch.servers[0]!.warmSince = 0;
+  patients("one");
+  dispatch.dialled.length = 0;
+  clock.pass(8);
+  dispatch.retry();
+  assert.is(dispatch.dialled.length, 1);
 });
 
 patience("waits no longer than the queue's time-out", async () => {
@@ -213,6 +300,74 @@ patience("lets clients wait until a drained server is made ready", async () => {
 });
 
 patience.run();
+
+// ─── Deadlines, and who is admitted ──────────────────────────────────────────
+
+const waiting = suite("who waits");
+
+/** Deadlines of 10 s on a clock that stands, and what has expired, with the time. */
+function tenSeconds() {
+  const clock = new StandingClock();
+  const late: string[] = [];
+  const deadlines = new Deadlines<string>(10, clock, (item) => late.push(`${item} ${clock.now()}`));
+  return { clock, late, deadlines };
+}
+
+waiting("has a new deadline when it waits anew, and ends in time behind others", () => {
+  const { clock, late, deadlines } = tenSeconds();
+  deadlines.add("first");
+  clock.pass(4);
+  deadlines.add("second");
+  deadlines.add("third");
+  clock.pass(6);
+  clock.pass(2);
+  for (const item of ["third", "second"]) deadlines.delete(item);
+  for (const item of ["second", "third"]) deadlines.add(item);
+  clock.pass(2);
+  assert.equal(late, ["first 10"]);
+  clock.pass(8);
+  assert.equal(late, ["first 10", "second 22", "third 22"]);
+});
+
+waiting("ends in time, who came a while after the first as well", () => {
+  const { clock, late, deadlines } = tenSeconds();
+  deadlines.add("first");
+  clock.pass(4);
+  deadlines.add("second");
+  clock.pass(6);
+  clock.pass(4);
+  assert.equal(late, ["first 10", "second 14"]);
+});
+
+waiting("is told how late it is, for which nobody else may be to blame", () => {
+  const clock = new StandingClock();
+  const lateness: number[] = [];
+  const deadlines = new Deadlines<string>(10, clock, (_, late) => lateness.push(late));
+  deadlines.add("first");
+  clock.pass(13);
+  assert.equal(lateness, [3]);
+});
+
+waiting("is admitted when servers change, as many as there is room for", () => {
+  const { dispatch, come } = stand(["127.0.0.1:1", "127.0.0.1:2"], { serverConnections: 2 });
+  const second = dispatch.servers[1]!;
+  second.draining = true;
+  dispatch.setAlgorithm("random"); // tells it, as whatever changes servers does
+  for (const name of ["one", "two", "three", "four"]) come(name);
+  assert.is(dispatch.dialled.length, 2);
+  second.draining = false;
+  dispatch.setAlgorithm("round-robin");
+  assert.is(dispatch.dialled.length, 4);
+});
+
+waiting("is looked at often enough for short times: four times in each", () => {
+  const periodOf = (options: Partial<LoadBalancerOptions>): number =>
+    sweepPeriod(optionsFor(["127.0.0.1:1"], options));
+  assert.equal([periodOf({ slowStart: 0.4 }), periodOf({ idleTimeout: 0.8 })], [0.1, 0.2]);
+  assert.is(periodOf({ slowStart: 0, idleTimeout: 0 }), 1);
+});
+
+waiting.run();
 
 // ─── A client that ends its side ─────────────────────────────────────────────
 
@@ -288,6 +443,28 @@ addresses("counts whom a PROXY header names, of IPv6 a whole network", async () 
   assert.is(balancer.status().refusedByAddress, 1);
   for (const { socket } of [first, neighbour]) socket.end();
   await assertEnded(balancer, { ok: 2, limit: 1 });
+});
+
+addresses("whoever is placed anew is counted once, and who has gone is not any more", () => {
+  const options = { clientConnections: 2 };
+  const { dispatch, ends, come } = stand(["127.0.0.1:1", "127.0.0.1:2"], options);
+  const one = come("one");
+  dispatch.failed(one);
+  come("two");
+  assert.equal(ends, []);
+  dispatch.gone(one);
+  come("three");
+  assert.equal(ends, []);
+  come("four");
+  assert.equal(ends, ["four: limit"]);
+});
+
+addresses("of IPv6 the network is the first 64 bits, also where zeros are left out of them", () => {
+  const { ends, come } = stand(["127.0.0.1:1"], { clientConnections: 1 });
+  come("one", "2001::1:2:3:4:5"); // 2001:0:0:1
+  come("neighbour", "2001:0:0:1::9");
+  come("other", "2001:0:1:2::9");
+  assert.equal(ends, ["neighbour: limit"]);
 });
 
 addresses.run();
@@ -434,6 +611,39 @@ falling("reset spares those of a server that gives bytes, for as long as it does
   for (const timer of ticking) clearInterval(timer);
   assert.match(await outcomeOf(client), BROKEN);
   await assertEnded(balancer, { server_reset: 1 });
+});
+
+falling("reset spares whoever is still dialling the server: another one may take it", () => {
+  const options = { onDown: "reset", fall: 1 } as const;
+  const { dispatch, ends, come } = stand(["127.0.0.1:1"], options);
+  const [dialling, relaying] = [come("dialling"), come("relaying")];
+  relaying.stage = "relaying";
+  const server = dispatch.servers[0]!;
+  dispatch.health.watch(server, 0);
+  dispatch.refuses(server, 0);
+  assert.equal(ends, ["relaying: server_reset"]);
+  dispatch.rest(dialling);
+});
+
+falling("what a dial tells that began before the server came up counts for nothing", () => {
+  const { clock, dispatch } = stand(["127.0.0.1:1"], {});
+  const server = dispatch.servers[0]!;
+  dispatch.health.watch(server, 0);
+  clock.pass(10);
+  server.health.since = 5;
+  dispatch.refuses(server, 4);
+  assert.is(server.health.refused, 0);
+  dispatch.refuses(server, 6);
+  assert.is(server.health.refused, 1);
+  dispatch.accepts(server, 4);
+  assert.is(server.health.refused, 1);
+  dispatch.accepts(server, 6);
+  assert.is(server.health.refused, 0);
+  dispatch.refuses(server, 6);
+  clock.pass(10);
+  dispatch.refuses(server, 6);
+  dispatch.accepts(server, 6);
+  assert.is(server.health.refused, 0, "also when it has been reached before");
 });
 
 falling.run();
