@@ -9,9 +9,9 @@
  *   tsx load_balancer.ts least-connections --port 8080 --servers 10.0.0.1:80,10.0.0.2:80*2
  *
  * How to read it: `Server` says what is known of a server, and who writes it. Algorithms, Health
- * and Places decide and touch nothing: read any of them alone. Relay is the life of one connection,
+ * and Places decide and see no socket: read any of them alone. Relay is the life of one connection,
  * from stage to stage. Dispatch ties them together, without a socket; Balancer adds sockets and
- * timers. A time-out is an option or a constant of its section. README.md lists what it promises.
+ * time-outs. Options are declared in Command line, and used elsewhere. README.md says what it does.
  */
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
@@ -673,10 +673,10 @@ export class HealthState {
   passed = 0; // checks in a row
   failing = false; // the last check failed
   wrong = false; // a check got other bytes than it wants, which nothing clears but a pass
-  clearableSince = Infinity; // the first byte of who has dialled since proves that it answers
+  clearableSince = Infinity; // the first byte of a client who has dialled since clears `silent`
   dialCountedAt = -Infinity; // the last client's dial that counted as a failure
   received = 0; // bytes that it has given, counted by the relay
-  receivedBefore = 0; // before its row of failures began; it is down: at the last check
+  receivedBefore = 0; // `received` as its row of failures began; while down: at the last check
   reached = false; // once: "address not available" is then our shortage and not its absence
   provedAt = -Infinity; // when it last gave a byte, as the sweep sees, or passed a check that asks
   lastCheck: { readonly result: string; readonly at: number } | undefined = undefined;
@@ -684,7 +684,7 @@ export class HealthState {
   hurriedAt = -Infinity; // when the last one began that a suspicion had made due
   suspected = false; // it closed at once, or let a client wait: the next check looks closely
   lookedClosely = false; // the last check did
-  lineMoved = false; // since the last check began, a connection dialled before got its first byte
+  lineMoved = false; // since the last check began: first byte on a connection dialled before it
   overtaken = false; // and one dialled after it did
   cancelCheck: (() => void) | undefined = undefined; // of the one under way
   cancelTimer: (() => void) | undefined = undefined; // of the next one; none: it is not watched
@@ -732,7 +732,7 @@ export function learn(state: HealthState, sight: Sight, now: number, rules: Heal
   return goesDown ? "down" : undefined;
 }
 
-/** While a server is down, clients' sights count for nothing; a dial from before never does. */
+/** Clients' sights count only while the server is up, and only of dials since it came up. */
 function takeIn(state: HealthState, sight: Sight, now: number, rules: HealthRules): void {
   const isOfClient = "dialledAt" in sight;
   const counts = !isOfClient || (state.up && sight.dialledAt >= state.since);
@@ -925,11 +925,11 @@ export class Health {
     if (!hasPassed) server.stats.checkFailures += 1;
     if (hasPassed && asks) health.provedAt = now;
     if ((beside || !elsewhere) && result.kind !== "refused") health.reached = true;
-    const leavesOpen = elsewhere && !beside && health.refused > 0;
+    const isAcceptUntested = elsewhere && !beside && health.refused > 0;
     const isFull = asks && !elsewhere && health.lineMoved && !health.overtaken;
     const isQueued = isFull && result.kind === "silent" && result.by === "time-out";
     let sight: Sight = isQueued ? { kind: "queued" } : result;
-    if (hasPassed && leavesOpen) sight = { kind: "answered" };
+    if (hasPassed && isAcceptUntested) sight = { kind: "answered" };
     this.#learn(server, sight, "check");
     if (wasDown && !health.up && !hasPassed) this.#events.stillDown(server);
     if (!health.up) health.receivedBefore = health.received; // from now on others count
@@ -1185,9 +1185,9 @@ export type Attempt = { readonly server: Server; readonly why: string }; // a di
 /** A client that wants a place, and where it has failed already. */
 export type Guest = { readonly clientAddress: string; readonly tried: readonly Attempt[] };
 const MOST_TRIED = 8; // servers are tried for one client; then there is none for it
-const isOpen = ({ draining, spec }: Server): boolean =>
+const isEnabled = ({ draining, spec }: Server): boolean =>
   !draining && spec.weight > 0 && spec.resolved;
-const takesClients = (server: Server): boolean => server.health.up && isOpen(server);
+const takesClients = (server: Server): boolean => server.health.up && isEnabled(server);
 
 export class Places<G extends Guest> {
   #primaries: readonly Server[] = [];
@@ -1280,7 +1280,7 @@ export class Places<G extends Guest> {
     this.#lines.set(server, line.add(guest));
   }
 
-  /** A server, which may be full: then `guest` waits for it; or else for `anybody` of several. */
+  /** One server: go there or, if full, wait for it. `anybody`: all are full, and any will do. */
   #choose(guest: G): Server | "anybody" | "none" {
     const serving = this.#servingFor(guest);
     if (serving.length === 0 || guest.tried.length >= MOST_TRIED) return "none";
@@ -1310,8 +1310,8 @@ export class Places<G extends Guest> {
     let serving = isLastTry ? among(this.#backups, takesClients) : [];
     if (serving.length === 0) serving = among(this.#primaries, takesClients);
     if (serving.length === 0) serving = among(this.#backups, takesClients);
-    if (serving.length === 0) serving = among(this.#primaries, isOpen);
-    if (serving.length === 0) serving = among(this.#backups, isOpen);
+    if (serving.length === 0) serving = among(this.#primaries, isEnabled);
+    if (serving.length === 0) serving = among(this.#backups, isEnabled);
     if (tried.length === 0) this.#serving = serving;
     return serving;
   }
@@ -1972,8 +1972,8 @@ export class ReadBuffers {
 }
 
 // ─── Dispatch ────────────────────────────────────────────────────────────────
-// Where each client goes, and when, as `Places` and `Health` decide; who waits is kept here. No
-// socket is seen, so virtual time runs it too: whoever extends it accepts clients, dials, checks.
+// Where each client goes, as `Places` and `Health` decide; limits of an address, waits, and who is
+// reset with a server. No socket is seen: whoever extends it (virtual time, too) accepts and dials.
 
 /** What dispatch sees of a client's connection. */
 type Travels = "clientAddress" | "tried" | "stage" | "server" | "countedAs" | "ranShort" | "queue";
@@ -2092,7 +2092,7 @@ export abstract class Dispatcher<T extends Traveller> {
   protected healthChanged(server: Server, _: Teller): void {
     const { up } = server.health;
     if (up) server.warmSince = this.now();
-    this.serversChanged(); // first: nobody may be admitted where others are reset
+    this.serversChanged(); // first, or who waits would get the places that the reset frees
     if (up) this.patients.retry();
     else this.#resetConnectionsOf(server);
   }
@@ -2130,7 +2130,7 @@ function addressKey(address: string): string {
 export function healthSettings(options: LoadBalancerOptions): HealthSettings {
   const { check, checkPort, checkInterval, fall, rise } = options;
   const elsewhere = (checkPort ?? ownPortOf(check)) !== undefined;
-  // which silence a client's first byte refutes: see the table of sights
+  // which silence a client's first byte refutes: see `takeIn`
   let clears: HealthSettings["clears"] = asks(check) ? "nothing" : "any silence";
   if (check.text === "ping") clears = "a closed check";
   if (elsewhere) clears = "nothing";
@@ -2230,8 +2230,8 @@ class Patients<T extends Traveller> {
 }
 
 // ─── Balancer ────────────────────────────────────────────────────────────────
-// Dispatch with sockets, timers and a log: accepts clients, dials, checks, and knows when to stop.
-// What changes while it runs is here, in dispatch, in a `Connection`, in `Places` or in a `Server`.
+// Dispatch with sockets, timers and a log: accepts, dials, checks, stops; connect, idle and drain
+// time-outs. What changes while it runs is here, in dispatch, `Connection`, `Places` or `Server`.
 
 type Dial = TcpNetConnectOpts & { readonly highWaterMark?: number };
 export type World = { readonly clock: Clock; readonly connect: (options: Dial) => Socket };
@@ -2285,7 +2285,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   readonly #listener: Listener;
   #address: Address | undefined; // where it listens, once it does
   readonly #startedAt = this.now();
-  readonly #greeting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
+  readonly #connecting: Deadlines<Connection>; // they await a PROXY header, or a server to accept
   readonly #resets = newResets(this.now);
   readonly #sweeper = setInterval(() => this.sweep(), sweepPeriod(this.options) * 1000);
   #later: (Connection | Wire)[] = [];
@@ -2297,7 +2297,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     super(options, world.clock, patientClock);
     this.log = log;
     this.#world = world;
-    this.#greeting = new Deadlines(options.connectTimeout, patientClock, (connection, late) => {
+    this.#connecting = new Deadlines(options.connectTimeout, patientClock, (connection, late) => {
       if (connection.stage === "greeting") return connection.close("bad_proxy");
       connection.dialFailed(late > STOOD_STILL ? LATE : new Error("no answer in time"));
     });
@@ -2417,7 +2417,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     if (client.remoteAddress === undefined) return connection.close("client_reset"); // but whose?
     if (!isWithin(acceptProxy, host)) return this.place(connection);
     connection.greet();
-    this.#greeting.add(connection);
+    this.#connecting.add(connection);
   }
 
   protected dial(connection: Connection, server: Server): void {
@@ -2426,7 +2426,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
     const upstream = this.#world.connect({ ...this.#dialOptions, host, port });
     handled(upstream, connection).on("connect", onConnect);
     connection.dial(server, upstream);
-    this.#greeting.add(connection);
+    this.#connecting.add(connection);
   }
 
   headerFor({ source, client }: Connection): string {
@@ -2436,7 +2436,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   }
 
   override rest(connection: Connection): void {
-    this.#greeting.delete(connection);
+    this.#connecting.delete(connection);
     super.rest(connection);
   }
 
@@ -2450,7 +2450,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   dialFailed(connection: Connection, server: Server, error: Error): boolean {
     const { dialledAt } = connection;
     const why = reasonOf(error);
-    this.#greeting.delete(connection);
+    this.#connecting.delete(connection);
     if (isOurShortage(codeOf(error), server.health)) {
       this.#shortage = { why, at: this.now() };
       return true;
@@ -2462,7 +2462,7 @@ export class LoadBalancer extends Dispatcher<Connection> {
   connected(connection: Connection, server: Server): void {
     const { dialledAt, connectedAt } = connection;
     const { stats } = server;
-    this.#greeting.delete(connection);
+    this.#connecting.delete(connection);
     this.patients.served(connection);
     stats.connectTime = smooth(stats.connectTime, connectedAt - dialledAt);
     count(stats.connectTimes, connectedAt - dialledAt);
@@ -2643,7 +2643,7 @@ const mostTelling = (results: readonly CheckResult[]): CheckResult =>
   results.reduce((a, b) => (TELLING.indexOf(b.kind) < TELLING.indexOf(a.kind) ? b : a));
 
 // ─── Status and log ──────────────────────────────────────────────────────────
-// What people and programs are told: one object with everything, and a line for what happens.
+// What people and programs are told: a server's row of `status()`, and a line for what happens.
 
 export type Status = ReturnType<LoadBalancer["status"]>;
 export type ServerStatus = ReturnType<typeof statusOf>;
@@ -2653,7 +2653,7 @@ const NONE_PENDING: Pending = { unanswered: 0, oldestUnanswered: null };
 type ServerState = "up" | "down" | "draining" | "removed";
 function stateOf(server: Server): ServerState {
   if (!server.health.up) return "down";
-  return isOpen(server) ? "up" : "draining";
+  return isEnabled(server) ? "up" : "draining";
 }
 
 function statusOf(server: Server, state: ServerState, now: number, pending = NONE_PENDING) {
