@@ -127,13 +127,13 @@ export function parseServers(texts: readonly string[]): ServerSpec[] {
   return [...specs.values()];
 }
 
-type IsItself = (server: Address) => boolean; // the balancer, which would call itself for ever
-const NOT_ITSELF = "another address than the one that the balancer listens on";
-function addServer(specs: Map<string, ServerSpec>, text: string, isItself?: IsItself): void {
+type Objection = LoadBalancer["objectionTo"];
+function addServer(specs: Map<string, ServerSpec>, text: string, objectionTo?: Objection): void {
   const spec = readValue("server", serverSpec, text);
   const name = formatAddress(spec);
   if (specs.has(name)) throw bad("server", name, "each server once");
-  if (isItself?.(spec)) throw bad("server", name, NOT_ITSELF);
+  const objection = objectionTo?.([spec]);
+  if (objection !== undefined) throw objection;
   specs.set(name, spec);
 }
 
@@ -143,13 +143,13 @@ const textOf = (file: string): Promise<string | RunError> =>
     .catch((error: unknown) => new RunError(`Cannot read ${file}: ${reasonOf(error)}`));
 
 /** The servers in the text of a file, one a line, `#` starts a comment; or what is wrong there. */
-function serversIn(file: string, text: string | RunError, isItself?: IsItself) {
+function serversIn(file: string, text: string | RunError, objectionTo?: Objection) {
   if (text instanceof RunError) return text;
   const specs = new Map<string, ServerSpec>();
   for (const [index, line] of text.split("\n").entries()) {
     const entry = line.replace(/#.*/, "").trim();
     try {
-      if (entry !== "") addServer(specs, entry, isItself);
+      if (entry !== "") addServer(specs, entry, objectionTo);
     } catch (error) {
       return new RunError(`${file}:${index + 1}: ${reasonOf(error)}`);
     }
@@ -175,7 +175,7 @@ const newName = (name: string) => ({
 export type DirectoryListener = {
   readonly changed: (specs: readonly ServerSpec[], by: "file" | "names") => void;
   readonly fileRead: (complaint: string | undefined) => void; // undefined: it is good again
-  readonly isItself: IsItself;
+  readonly objectionTo: Objection;
 };
 
 /** Seconds between two looks at the file, between two look-ups, and from which on one is slow. */
@@ -262,7 +262,7 @@ export class Directory {
       // the text, not its time of change: that misses a second one at once, and a turned link
       if (this.#isClosed || String(text) === this.#lastRead) continue;
       this.#lastRead = String(text);
-      const specs = serversIn(this.#file, text, this.#listener?.isItself);
+      const specs = serversIn(this.#file, text, this.#listener?.objectionTo);
       const isBad = specs instanceof RunError;
       if (isBad) console.error(`${specs.message}; the servers stay as they were`);
       this.#listener?.fileRead(isBad ? specs.message : undefined);
@@ -1325,7 +1325,7 @@ export const PROXY_UNKNOWN = "PROXY UNKNOWN\r\n";
 /** `::ffff:10.0.0.1` is 10.0.0.1, as a socket that listens on both families has it. */
 export const plainHost = (host: string): string => host.replace(/^::ffff:(?=\d+\.)/i, "");
 
-/** The header (version 1). Of two families, as one may have been told to us, both are IPv6's. */
+/** The header (version 1). Where the families differ, the IPv4 address is written as IPv6. */
 export function proxyHeader(from: Address, to: Address): string {
   const hosts = [from.host, to.host].map((host) => plainHost(host).replace(/%.*$/, "")); // no zone
   const families = hosts.map(isIP);
@@ -2316,19 +2316,18 @@ export class LoadBalancer extends Dispatcher<Connection> {
     return this.#address;
   }
 
-  /** Whether who connects there comes to us. */
-  isItself({ host, port }: Address): boolean {
+  /** To one of them that is the balancer, which would call itself for ever. */
+  objectionTo(specs: readonly Address[]): UsageError | undefined {
     const own = this.#address;
-    return own !== undefined && port === own.port && meets(plainHost(host), plainHost(own.host));
+    const itself = specs.find(({ host, port }) => port === own?.port && meets(host, own.host));
+    const right = "another address than the one that the balancer listens on";
+    return itself && bad("server", formatAddress(itself), right);
   }
 
   /** Who stays or returns is known. Changes nothing, and says why, if one is the balancer. */
   setServers(specs: readonly ServerSpec[], by: Editor): void {
-    const itself = specs.find((spec) => this.isItself(spec));
-    if (itself !== undefined) {
-      const { message } = bad("server", formatAddress(itself), NOT_ITSELF);
-      return console.error(`${message}; the servers stay as they were`);
-    }
+    const objection = this.objectionTo(specs);
+    if (objection) return console.error(`${objection.message}; the servers stay as they were`);
     const leaving = new Map(this.servers.map((server) => [server.name, server]));
     const added: Server[] = [];
     let isReweighted = false;
@@ -2615,8 +2614,9 @@ export class LoadBalancer extends Dispatcher<Connection> {
   }
 }
 
-/** Whether who connects to `host` may reach a socket that listens on `own`. */
-function meets(host: string, own: string): boolean {
+/** Whether who connects to `target` may reach a socket that listens on `listening`. */
+function meets(target: string, listening: string): boolean {
+  const [host = "", own = ""] = [target, listening].map(plainHost);
   const everywhere = ["0.0.0.0", "::"]; // as a target: this machine
   const interfaces = Object.values(networkInterfaces()).flatMap((addresses = []) => addresses);
   const isHere = (host: string): boolean =>
@@ -3054,16 +3054,16 @@ export async function startLoadBalancer(wanted: SomeOptions) {
   const balancer = new LoadBalancer(settings, new Log(options.log));
   try {
     const address = await balancer.listen();
-    const itself = specs.find((spec) => balancer.isItself(spec));
-    const problem = itself && bad("server", formatAddress(itself), NOT_ITSELF);
-    if (problem) throw isListed ? problem : new RunError(`${serversFile}: ${problem.message}`);
+    const objection = balancer.objectionTo(specs);
+    if (objection && isListed) throw objection;
+    if (objection) throw new RunError(`${serversFile}: ${objection.message}`);
     const page = admin && (await startAdmin(balancer, admin));
     directory.follow({
       changed: (specs, by) => balancer.setServers(specs, by),
       fileRead(complaint) {
         balancer.fileError = complaint ?? null;
       },
-      isItself: (server) => balancer.isItself(server),
+      objectionTo: (specs) => balancer.objectionTo(specs),
     });
     balancer.onStopped.push(() => directory.close());
     return { balancer, directory, address, admin: page };

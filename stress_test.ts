@@ -75,7 +75,8 @@ function visitsFrom(max: number, rate: number, nextSeed: () => number): () => Vi
 
 export function drawPlan(clients: number, max: number, rate: number, nextSeed: () => number): Plan {
   const nextVisit = visitsFrom(max, rate, nextSeed);
-  const [requests, arrivals]: [number[], number[]] = [[], []]; // no object stays for each client
+  const requests: number[] = []; // two lists of numbers: no object stays for each client
+  const arrivals: number[] = [];
   while (requests.length < clients) {
     const visit = nextVisit();
     requests.push(visit.requests);
@@ -260,11 +261,12 @@ function timesOf(runs: readonly Observed[]) {
 /** All of two sorted lists, sorted. */
 function merged(one: Float64Array, other: Float64Array): Float64Array {
   const all = new Float64Array(one.length + other.length);
-  let [i, j] = [0, 0];
+  let i = 0;
+  let j = 0;
   while (i + j < all.length) {
-    const isOnes = j === other.length || one[i]! <= other[j]!;
-    all[i + j] = isOnes ? one[i]! : other[j]!;
-    if (isOnes) i += 1;
+    const isFromOne = j === other.length || one[i]! <= other[j]!;
+    all[i + j] = isFromOne ? one[i]! : other[j]!;
+    if (isFromOne) i += 1;
     else j += 1;
   }
   return all;

@@ -204,20 +204,24 @@ usage("says in one line that its port is in use, and exits with 1", async () => 
 usage("refuses itself as a server, by whatever address of this machine it is named", async () => {
   const { port, server: free } = await listening(() => undefined);
   await new Promise((resolve) => free.close(resolve)); // it was free, and is again
-  const hosts = ["127.0.0.1", "127.0.0.1", "0.0.0.0", "localhost", "127.1", "127.0.0.1"];
-  const itself = [
-    ...["127.0.0.1", "0.0.0.0", "127.0.0.9", "127.0.0.1", "127.0.0.1", "[::ffff:127.0.0.1]"],
-  ].map((host) => `${host}:${port}`);
+  const cases = [
+    { host: "127.0.0.1", server: `127.0.0.1:${port}` },
+    { host: "127.0.0.1", server: `0.0.0.0:${port}` },
+    { host: "127.0.0.1", server: `[::ffff:127.0.0.1]:${port}` },
+    { host: "0.0.0.0", server: `127.0.0.9:${port}` },
+    { host: "localhost", server: `127.0.0.1:${port}` },
+    { host: "127.1", server: `127.0.0.1:${port}` },
+  ];
   const results = await runEach(
-    itself.map((server, place) => [
-      ...[SCRIPT, "random", "--host", hosts[place] ?? "", "--port", String(port)],
+    cases.map(({ host, server }) => [
+      ...[SCRIPT, "random", "--host", host, "--port", String(port)],
       ...["--servers", `127.0.0.1:9,${server}`],
     ]),
   );
   const expected = "expected another address than the one that the balancer listens on";
   assert.equal(
     results,
-    itself.map((server) => usageError(`Bad server "${server}": ${expected}\n`)),
+    cases.map(({ server }) => usageError(`Bad server "${server}": ${expected}\n`)),
   );
 });
 

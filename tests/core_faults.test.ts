@@ -50,6 +50,15 @@ function refusingAfter(ms: number): World {
   };
 }
 
+/** A balancer whose dials to the server at `port` are made by `connect`, and a client of it. */
+async function dialledBy(connect: World["connect"], port: number) {
+  const options = optionsFor([`127.0.0.1:${port}`], {});
+  const { clock } = refusingAfter(0);
+  const balancer = new LoadBalancer(options, new Log("none"), { clock, connect });
+  later(() => balancer.stop(0));
+  return { balancer, client: await dial((await balancer.listen()).port) };
+}
+
 for (const ms of [1, 20, 45, 120]) {
   faults(`ends a connection whose dial fails ${ms} ms after its client has reset`, async () => {
     const options = optionsFor([DEAD[0], DEAD[1]], { maxConnections: 30 });
@@ -106,11 +115,7 @@ faults("does not take its own socket for a server", async () => {
   const { port } = await startBalancer([`127.0.0.1:${gone}`], {});
   const itself: World["connect"] = () =>
     connect({ port: gone, host: "127.0.0.1", localPort: gone });
-  const options = optionsFor([`127.0.0.1:${gone}`], {});
-  const { clock } = refusingAfter(0);
-  const balancer = new LoadBalancer(options, new Log("none"), { clock, connect: itself });
-  later(() => balancer.stop(0));
-  const client = await dial((await balancer.listen()).port);
+  const { balancer, client } = await dialledBy(itself, gone);
   client.socket.write("hello?");
   assert.match(await outcomeOf(client), /ECONNRESET|EPIPE/);
   assert.is(client.bytes().toString(), "", "its own bytes do not come back");
@@ -188,11 +193,7 @@ faults("takes a server for one whose port it happens to dial from", async () => 
   const { port } = await echoing();
   const alike: World["connect"] = (wanted) =>
     connect({ ...wanted, localPort: port, localAddress: "127.0.0.2" });
-  const options = optionsFor([`127.0.0.1:${port}`], {});
-  const { clock } = refusingAfter(0);
-  const balancer = new LoadBalancer(options, new Log("none"), { clock, connect: alike });
-  later(() => balancer.stop(0));
-  const client = await dial((await balancer.listen()).port);
+  const { client } = await dialledBy(alike, port);
   client.socket.end("hello");
   assert.is(await outcomeOf(client), "end");
   assert.is(client.bytes().toString(), "hello");

@@ -106,7 +106,7 @@ function following(directory: Directory): {
   directory.follow({
     changed: (specs, by) => heard.changes.push(`${by}: ${specs.map(shortly).join(", ")}`),
     fileRead: (complaint) => heard.complaints.push(complaint),
-    isItself: () => false,
+    objectionTo: () => undefined,
   });
   return { ...heard, said };
 }

@@ -196,30 +196,32 @@ lines("a reader that leaves early is no crash", async () => {
   assert.is(output.stderr, "");
 });
 
-lines("says in one line that its output cannot be written, and goes on", async () => {
-  if (!existsSync("/dev/full")) return; // not on every system
+/** Runs `words` under tsx, with a standard output that takes nothing. */
+function runIntoFull(words: readonly string[]) {
   const full = openSync("/dev/full", "w");
   later(() => closeSync(full));
+  return spawnSync(process.execPath, ["--import", "tsx", ...words], {
+    stdio: ["ignore", full, "pipe"],
+    encoding: "utf8",
+    timeout: 20_000,
+  });
+}
+const full = existsSync("/dev/full") ? lines : lines.skip; // not on every system
+
+full("says in one line that its output cannot be written, and goes on", async () => {
   const picture = join(await temporaryFolder(), "a.svg");
-  for (const args of [
+  for (const words of [
     ["client.ts", "--help"],
     ["generate_graphs.ts", "--out", picture], // it has more to do then
   ]) {
-    const { status, stderr } = spawnSync(process.execPath, ["--import", "tsx", ...args], {
-      stdio: ["ignore", full, "pipe"],
-      encoding: "utf8",
-      timeout: 20_000,
-    });
+    const { status, stderr } = runIntoFull(words);
     assert.match(stderr, /^Cannot write the output: no space left on device\n$/);
     assert.is(status, 1);
   }
   assert.ok(existsSync(picture));
 });
 
-lines("an exit code that stands is not changed by last words that cannot be written", () => {
-  if (!existsSync("/dev/full")) return;
-  const full = openSync("/dev/full", "w");
-  later(() => closeSync(full));
+full("an exit code that stands is not changed by last words that cannot be written", () => {
   const code = `import { runScript } from "${new URL("../lib.ts", import.meta.url)}";
     const main = async () => {
       process.exitCode = 0;
@@ -227,12 +229,7 @@ lines("an exit code that stands is not changed by last words that cannot be writ
       return 0;
     };
     void runScript({ usage: "", options: {}, main });`;
-  const words = ["--import", "tsx", "--input-type=module", "-e", code];
-  const { status, stderr } = spawnSync(process.execPath, words, {
-    stdio: ["ignore", full, "pipe"],
-    encoding: "utf8",
-    timeout: 20_000,
-  });
+  const { status, stderr } = runIntoFull(["--input-type=module", "-e", code]);
   assert.is(stderr, "Cannot write the output: no space left on device\n");
   assert.is(status, 0);
 });

@@ -262,9 +262,9 @@ names(
     assert.equal(states(), [`later.invalid:${serverPort} down 0`]);
     book.set("later.invalid", ["127.0.0.1"]);
     directory.follow({
-      changed: (specs, by) => void balancer.setServers(specs, by),
+      changed: (specs, by) => balancer.setServers(specs, by),
       fileRead: () => undefined,
-      isItself: () => false,
+      objectionTo: () => undefined,
     });
     await until(() => states()[0] === `${address} up 0`, "the name having an address");
     assert.is(await ask(port), "hello");
@@ -446,7 +446,13 @@ changes("a list that holds the balancer itself changes nothing", async () => {
   const a = await naming();
   const { balancer, port } = await startBalancer([a]);
   for (const host of ["127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]"]) {
-    balancer.setServers(parseServers([a, `${host}:${port}`]), "names");
+    const itself = `${host}:${port}`;
+    const specs = parseServers([a, itself]);
+    assert.is(
+      balancer.objectionTo(specs)?.message,
+      `Bad server "${itself}": expected another address than the one that the balancer listens on`,
+    );
+    balancer.setServers(specs, "names");
     assert.is(balancer.fileError, null, "nothing is wrong with a file");
   }
   assert.equal(

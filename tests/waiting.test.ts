@@ -13,8 +13,8 @@ import {
   type LoadBalancerOptions,
   Server,
   sweepPeriod,
+  type Traveller,
 } from "../load_balancer.ts";
-import type { Traveller } from "../load_balancer.ts";
 import { readValue } from "../lib.ts";
 import {
   ask,
